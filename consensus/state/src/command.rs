@@ -1,0 +1,219 @@
+//! What can be proposed to the log, and what comes of it.
+
+use alloc::string::String;
+use core::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
+
+pub use crate::refusal::Refusal;
+
+use crate::{
+    UnixMs,
+    id::{ClusterId, Generation, Incarnation, NodeId, OpId, VmId},
+    node::Facts,
+    operation::MoveReport,
+    vm::{Desired, StopCause, VmSpec},
+};
+
+/// One entry of the log. `id` makes it idempotent: applied twice, it changes the state once and answers the same. That
+/// holds for refusals too: whoever wants to ask again after a "no" makes a new proposal.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Proposal {
+    /// Chosen at random by the proposer; kept through retries.
+    pub id: OpId,
+    /// Who proposes. The node that appends it checks this against the certificate it came with.
+    pub by: NodeId,
+    /// When, by the proposer's clock.
+    pub at: UnixMs,
+    /// What.
+    pub command: Command,
+}
+
+/// What can be proposed. Those that change who may run a VM compare its generation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Command {
+    /// The first entry of a cluster's log. Outcome: [`Outcome::Joined`] with the first node.
+    Found {
+        /// The cluster's identity.
+        cluster: ClusterId,
+        /// The first node's name.
+        name: String,
+        /// Where it listens.
+        address: SocketAddr,
+        /// SHA-256 of its public key.
+        key: [u8; 32],
+    },
+    /// Let a node called `node_name` join, once, until `expires`.
+    AddToken {
+        /// SHA-256 of the token's secret.
+        secret_hash: [u8; 32],
+        /// The name it is bound to.
+        node_name: String,
+        /// When it ends.
+        expires: UnixMs,
+    },
+    /// A node shows its token. Outcome: [`Outcome::Joined`].
+    Join {
+        /// SHA-256 of the secret it showed.
+        secret_hash: [u8; 32],
+        /// The name it gave.
+        name: String,
+        /// Where it will listen.
+        address: SocketAddr,
+        /// SHA-256 of its public key.
+        key: [u8; 32],
+    },
+    /// `by`'s daemon started. Outcome: [`Outcome::Incarnation`]. Every earlier incarnation of `by` is dead from here on.
+    StartIncarnation {
+        /// The life it follows, as it read. A late proposal of a process that is no more ends no living one.
+        after: Incarnation,
+        /// Where it listens now.
+        address: SocketAddr,
+        /// What it found.
+        facts: Facts,
+    },
+    /// A new VM, stopped or to be started, on `home`. Outcome: [`Outcome::Created`].
+    CreateVm {
+        /// What it is.
+        spec: VmSpec,
+        /// Where.
+        home: NodeId,
+        /// Whether to start it.
+        desired: Desired,
+    },
+    /// A user wants the VM running or stopped. `home` moves it (only while it is stopped).
+    SetDesired {
+        /// Which.
+        vm: VmId,
+        /// What.
+        desired: Desired,
+        /// Where to start it, if elsewhere than before.
+        home: Option<NodeId>,
+    },
+    /// Forget a stopped VM.
+    DeleteVm {
+        /// Which.
+        vm: VmId,
+    },
+    /// `by` starts the VM from nothing: generation + 1. Allowed on its home, when it is wanted running, and it is stopped
+    /// or its owner is an earlier incarnation of `by`. A move that was under way has then failed.
+    Claim {
+        /// Which.
+        vm: VmId,
+        /// The generation the claimant knows.
+        expect: Generation,
+        /// The claimant's life; must be the node's current one.
+        incarnation: Incarnation,
+    },
+    /// The owner gives up the right to run: generation + 1. Committed before QEMU is ended, so that a stop is never
+    /// mistaken for a death. A guest's power-off also makes it wanted stopped. While the VM arrives its owner is the target:
+    /// the move has then failed, and the source's older copy is not used.
+    Release {
+        /// Which.
+        vm: VmId,
+        /// The generation the owner knows.
+        expect: Generation,
+        /// Its life: the owning one, or a later one of the same node (the guest is gone with the earlier).
+        incarnation: Incarnation,
+        /// Why.
+        cause: StopCause,
+    },
+    /// Start a live migration. The proposal's id is the operation's. Outcome: [`Outcome::Accepted`].
+    BeginMove {
+        /// Which.
+        vm: VmId,
+        /// The generation the user saw.
+        expect: Generation,
+        /// Where to.
+        to: NodeId,
+        /// Longest blackout wished for, in milliseconds.
+        blackout_ms_max: u32,
+    },
+    /// The target has every byte and wants the right to run: generation + 1.
+    Switchover {
+        /// Which.
+        vm: VmId,
+        /// The operation it belongs to.
+        op: OpId,
+        /// The generation the target knows.
+        expect: Generation,
+        /// Its life.
+        incarnation: Incarnation,
+    },
+    /// The target runs the guest: the move is done. The generation stays.
+    Arrived {
+        /// Which.
+        vm: VmId,
+        /// The operation it belongs to.
+        op: OpId,
+        /// The generation its switchover made.
+        expect: Generation,
+        /// What it cost.
+        report: MoveReport,
+    },
+    /// The target won but cannot run it: the source may again, generation + 1. Also proposed by a later incarnation of the
+    /// target, whose copy died with the earlier.
+    GiveBack {
+        /// Which.
+        vm: VmId,
+        /// The operation it belongs to.
+        op: OpId,
+        /// The generation its switchover made.
+        expect: Generation,
+        /// What went wrong.
+        reason: String,
+    },
+    /// The move is off; the source keeps the right it never lost. Proposed by source or target.
+    AbortMove {
+        /// Which.
+        vm: VmId,
+        /// The operation it belongs to.
+        op: OpId,
+        /// The generation both know.
+        expect: Generation,
+        /// What went wrong.
+        reason: String,
+    },
+    /// A named operator says that a target which won and fell silent is dead: the source may run again, generation + 1.
+    TakeBack {
+        /// Which.
+        vm: VmId,
+        /// The generation the operator saw.
+        expect: Generation,
+        /// Who says so.
+        operator: String,
+    },
+    /// A user wants an operation to end early.
+    Cancel {
+        /// Which.
+        op: OpId,
+    },
+}
+
+/// What applying an entry did.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Outcome {
+    /// It changed what it said.
+    Done,
+    /// `Found`, `Join`: the node's id.
+    Joined(NodeId),
+    /// `StartIncarnation`: the life that began.
+    Incarnation(Incarnation),
+    /// `CreateVm`: its id.
+    Created(VmId),
+    /// `BeginMove`: the operation runs.
+    Accepted(OpId),
+    /// An ownership change: the generation it made (or kept).
+    Owned(Generation),
+    /// Nothing changed.
+    Refused(Refusal),
+}
+
+/// What applying an entry did, and at which place in the log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Applied {
+    /// Index in the log.
+    pub index: u64,
+    /// What came of it.
+    pub outcome: Outcome,
+}

@@ -1,0 +1,49 @@
+//! Every limit of what a cluster remembers (DESIGN, rule 20). Sizes of text are in bytes. Together they keep the largest
+//! state there can be below [`pollux_wire::limits::STATE_BYTES_MAX`], which a test builds and measures.
+
+/// Members, the dead included: a node is never removed in this version.
+pub const NODES_MAX: usize = 256;
+/// VMs.
+pub const VMS_MAX: usize = 4096;
+/// Join tokens. Expired ones make room for new ones.
+pub const TOKENS_MAX: usize = 64;
+/// Operations remembered, running ones included. Finished ones make room for new ones, the earliest accepted first.
+pub const OPERATIONS_MAX: usize = 256;
+/// Events remembered. The oldest make room for new ones.
+pub const EVENTS_MAX: usize = 1024;
+/// Proposals whose outcome is remembered. A proposal repeated after this many others is taken for a new one, which the
+/// comparison of generations then refuses.
+pub const OUTCOMES_MAX: usize = 8192;
+
+/// The name of a node or of a VM.
+pub const NAME_MAX: usize = 40;
+/// A path.
+pub const PATH_MAX: usize = 4096;
+/// A kernel command line.
+pub const APPEND_MAX: usize = 2048;
+/// The name of a bridge: what Linux allows an interface.
+pub const BRIDGE_MAX: usize = 15;
+/// A QEMU machine type.
+pub const MACHINE_MAX: usize = 40;
+/// A QEMU CPU model with its switches.
+pub const CPU_MAX: usize = 128;
+/// Network cards of one VM.
+pub const NICS_MAX: usize = 8;
+/// Guest memory in MiB, least and most.
+pub const MEMORY_MIB: core::ops::RangeInclusive<u64> = 32..=1_048_576;
+/// Virtual processors, least and most.
+pub const VCPUS: core::ops::RangeInclusive<u32> = 1..=64;
+/// Longest blackout that can be wished for, in milliseconds, least and most.
+pub const BLACKOUT_MS: core::ops::RangeInclusive<u32> = 10..=60_000;
+
+/// A reason, a cause, a sentence. Longer ones are cut.
+pub const TEXT_MAX: usize = 512;
+/// One of the facts a node reports about itself. Longer ones are cut.
+pub const FACT_MAX: usize = 256;
+/// Bridges a node reports. Further ones are left out.
+pub const BRIDGES_MAX: usize = 256;
+/// Facts a node reports under [`crate::node::Facts::extra`]. Further ones are left out.
+pub const EXTRA_FACTS_MAX: usize = 16;
+
+/// A VM whose QEMU ended by itself after at least this many milliseconds had been started well.
+pub const STEADY_RUN_MS: u64 = 60_000;

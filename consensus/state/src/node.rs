@@ -1,0 +1,67 @@
+//! Nodes and the tokens with which they join.
+
+use alloc::{collections::BTreeMap, string::String, vec::Vec};
+use core::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    UnixMs,
+    id::{Incarnation, NodeId},
+};
+
+/// A member of the cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Node {
+    /// Minted when it joined, never reused.
+    pub id: NodeId,
+    /// Unique; chosen by whoever made the token.
+    pub name: String,
+    /// Where its daemon listens (QUIC over UDP).
+    pub address: SocketAddr,
+    /// SHA-256 of the public key (SPKI) in its certificate.
+    pub key: [u8; 32],
+    /// The life its daemon is in; 0 until it first started.
+    pub incarnation: Incarnation,
+    /// What its daemon found about the host when it started.
+    pub facts: Facts,
+    /// When it joined.
+    pub joined: UnixMs,
+    /// Holds the cluster's CA key, so it can admit others.
+    pub authority: bool,
+}
+
+/// What a host can do, as its daemon found it at its start.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Facts {
+    /// `pollux` version.
+    pub version: String,
+    /// `uname -r`.
+    pub kernel: String,
+    /// QEMU's full version line, which two nodes compare for equality of builds; empty: no QEMU here.
+    pub qemu: String,
+    /// `tcg` or `kvm`.
+    pub accelerator: String,
+    /// Memory of the host in MiB.
+    pub memory_mib: u64,
+    /// Logical processors.
+    pub processors: u32,
+    /// Names of the bridges VMs can be attached to.
+    pub bridges: Vec<String>,
+    /// Why guests cannot be tracked, and so not moved, from here; empty: they can.
+    pub tracking_refused: String,
+    /// Anything newer versions add.
+    pub extra: BTreeMap<String, String>,
+}
+
+/// A single-use, name-bound permission to join. The secret itself is never stored.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JoinToken {
+    /// The name its bearer will have.
+    pub node_name: String,
+    /// Refused from this moment on.
+    pub expires: UnixMs,
+    /// Who used it: the SHA-256 of the joiner's public key, and the id it got. The same key may ask again (its first
+    /// answer may have been lost); any other is refused.
+    pub used: Option<([u8; 32], NodeId)>,
+}

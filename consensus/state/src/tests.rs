@@ -1,0 +1,11 @@
+//! Stories about the whole state machine. Every entry of every story is followed by both checks of [`crate::invariant`].
+
+mod bounds;
+mod controls;
+mod format;
+mod joining;
+mod moves;
+mod ownership;
+mod property;
+mod wishes;
+mod world;

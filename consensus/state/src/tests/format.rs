@@ -1,0 +1,203 @@
+//! The log is on disk for years: its format is pinned here, and the state survives being written down.
+
+use alloc::{
+    format,
+    string::{String, ToString},
+    vec,
+    vec::Vec,
+};
+
+use pollux_wire::{codec, limits::Limit};
+
+use super::world::*;
+use crate::{
+    ClusterState, Command, Outcome, Proposal, Refusal,
+    event::Event,
+    id::{Generation, Incarnation, MacAddr, NodeId, VmId},
+    limits::*,
+    node::{Facts, JoinToken, Node},
+    operation::OperationResult,
+    vm::{Desired, Nic, StopCause, Vm, VmSpec},
+};
+
+/// One proposal per kind of command, in the order of their declaration. The `match` is here to not compile when a command is
+/// added: add one here, and a line to the pinned format.
+pub(super) fn one_of_each() -> Vec<Proposal> {
+    let op = op_id(0xabcd);
+    let commands = vec![
+        found(),
+        token(N2, NOON + 1),
+        join(N2),
+        start_incarnation(N1, FIRST_LIFE),
+        create("web", N1, Desired::Running),
+        Command::SetDesired { vm: WEB, desired: Desired::Stopped { force: true }, home: Some(N2) },
+        Command::DeleteVm { vm: WEB },
+        claim(6, Incarnation(3)),
+        release(7, Incarnation(3), StopCause::QemuEnded("signal 9".to_string())),
+        begin_move(7, N2),
+        switchover(op, 7, Incarnation(4)),
+        arrived(op, 8),
+        give_back(op, 8),
+        abort_move(op, 7),
+        take_back(8),
+        Command::Cancel { op },
+    ];
+    for command in &commands {
+        match command {
+            Command::Found { .. }
+            | Command::AddToken { .. }
+            | Command::Join { .. }
+            | Command::StartIncarnation { .. }
+            | Command::CreateVm { .. }
+            | Command::SetDesired { .. }
+            | Command::DeleteVm { .. }
+            | Command::Claim { .. }
+            | Command::Release { .. }
+            | Command::BeginMove { .. }
+            | Command::Switchover { .. }
+            | Command::Arrived { .. }
+            | Command::GiveBack { .. }
+            | Command::AbortMove { .. }
+            | Command::TakeBack { .. }
+            | Command::Cancel { .. } => {}
+        }
+    }
+    let number = |(at, command): (usize, Command)| Proposal { id: op_id(at as u64), by: N1, at: NOON, command };
+    commands.into_iter().enumerate().map(number).collect()
+}
+
+/// A cluster with a VM in every phase, a token used and one unused, moves that ended in every way, and answers of many kinds.
+fn one_of_everything() -> ClusterState {
+    let mut world = World::with_web_running();
+    let begin = |world: &mut World, generation| {
+        let outcome = world.accept(N3, begin_move(generation, N2));
+        let Outcome::Accepted(op) = outcome else { panic!("accepted, not {outcome:?}") };
+        op
+    };
+    let op = begin(&mut world, 1);
+    world.accept(N1, abort_move(op, 1));
+    let op = begin(&mut world, 1);
+    world.accept(N3, Command::Cancel { op });
+    world.accept(N1, abort_move(op, 1));
+    let op = begin(&mut world, 1);
+    world.accept(N2, switchover(op, 1, FIRST_LIFE));
+    world.accept(N2, arrived(op, 2));
+    world.accept(N1, token(NodeId(4), NOON + 1_000));
+
+    let create = |world: &mut World, name: &str| {
+        let outcome = world.accept(N1, create(name, N1, Desired::Running));
+        let Outcome::Created(vm) = outcome else { panic!("created, not {outcome:?}") };
+        vm
+    };
+    create(&mut world, "new");
+    for (name, switched) in [("moving", false), ("arriving", true)] {
+        let vm = create(&mut world, name);
+        world.accept(N1, Command::Claim { vm, expect: Generation(0), incarnation: FIRST_LIFE });
+        let begin = Command::BeginMove { vm, expect: Generation(1), to: N3, blackout_ms_max: 50 };
+        let Outcome::Accepted(op) = world.accept(N2, begin) else { panic!("accepted") };
+        if switched {
+            world.accept(N3, Command::Switchover { vm, op, expect: Generation(1), incarnation: FIRST_LIFE });
+        }
+    }
+    let vm = create(&mut world, "broken");
+    world.accept(N1, Command::Claim { vm, expect: Generation(0), incarnation: FIRST_LIFE });
+    let cause = StopCause::StartFailed("no kernel".to_string());
+    world.accept(N1, Command::Release { vm, expect: Generation(1), incarnation: FIRST_LIFE, cause });
+
+    world.refuse(N1, found());
+    world.refuse(N1, claim(9, FIRST_LIFE));
+    world.refuse(N1, claim(2, FIRST_LIFE));
+    world.refuse(N2, claim(2, Incarnation(7)));
+    world.refuse(N1, begin_move(2, NodeId(9)));
+    world.refuse(N1, Command::DeleteVm { vm: WEB });
+    world.refuse(N1, Command::Cancel { op });
+    world.refuse(N1, Command::Cancel { op: op_id(9_999) });
+    world.state
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn from_hex(digits: &str) -> Vec<u8> {
+    let pairs = (0..digits.len()).step_by(2).map(|at| &digits[at..at + 2]);
+    pairs.map(|pair| u8::from_str_radix(pair, 16).expect("hexadecimal digits")).collect()
+}
+
+/// If this fails, logs that exist can no longer be read: a change of the format needs a version of its own and a way from the
+/// previous one.
+#[test]
+fn the_format_of_the_log_is_what_it_was() {
+    let encode = |proposal: &Proposal| hex(&codec::encode(proposal, Limit::Small).expect("it can be written"));
+    let lines: Vec<String> = one_of_each().iter().map(encode).collect();
+    let pinned: Vec<&str> = include_str!("golden/proposals.hex").lines().collect();
+    assert!(lines == pinned, "the format changed; it is now:\n{}", lines.join("\n"));
+    for (proposal, pinned) in one_of_each().iter().zip(pinned) {
+        assert_eq!(&codec::decode::<Proposal>(&from_hex(pinned), Limit::Small).expect("it can be read"), proposal);
+    }
+}
+
+/// The same for snapshots. The wording of events and refusals may change; what was written down stays readable.
+#[test]
+fn a_snapshot_that_was_written_can_still_be_read() {
+    let now = one_of_everything();
+    let bytes = from_hex(include_str!("golden/state.hex").trim());
+    let fresh = || hex(&codec::encode(&now, Limit::State).expect("it can be written"));
+    let Ok(then) = codec::decode::<ClusterState>(&bytes, Limit::State) else {
+        panic!("it cannot be read; a new one is:\n{}", fresh())
+    };
+    assert_eq!(codec::encode(&then, Limit::State).as_deref(), Ok(&bytes[..]));
+    then.check().expect("sound");
+    assert_eq!((&then.cluster, &then.nodes, &then.tokens), (&now.cluster, &now.nodes, &now.tokens));
+    assert_eq!((&then.vms, &then.operations), (&now.vms, &now.operations));
+    assert!(then.outcomes.keys().eq(now.outcomes.keys()));
+}
+
+#[test]
+fn the_largest_state_there_can_be_fits_into_a_snapshot() {
+    let mut state = one_of_everything();
+    let fact = || "f".repeat(FACT_MAX);
+    let text = || "t".repeat(TEXT_MAX);
+    let facts = Facts {
+        version: fact(),
+        kernel: fact(),
+        qemu: fact(),
+        accelerator: fact(),
+        memory_mib: 1,
+        processors: 1,
+        bridges: vec!["b".repeat(BRIDGE_MAX); BRIDGES_MAX],
+        tracking_refused: fact(),
+        extra: (0..EXTRA_FACTS_MAX).map(|at| (format!("{at:0FACT_MAX$}"), fact())).collect(),
+    };
+    let node = Node { name: "n".repeat(NAME_MAX), facts, ..state.nodes[&N1].clone() };
+    state.nodes.extend((0..NODES_MAX as u64).map(|id| (NodeId(id), node.clone())));
+    let nic = Nic { mac: MacAddr([2; 6]), bridge: "b".repeat(BRIDGE_MAX) };
+    let spec = VmSpec {
+        name: "v".repeat(NAME_MAX),
+        kernel: "/".repeat(PATH_MAX),
+        initrd: "/".repeat(PATH_MAX),
+        append: "a".repeat(APPEND_MAX),
+        nics: vec![nic; NICS_MAX],
+        machine: "m".repeat(MACHINE_MAX),
+        cpu: "c".repeat(CPU_MAX),
+        ..spec("web")
+    };
+    let phase = stopped(StopCause::QemuEnded(text()));
+    let vm = Vm { spec, phase: phase.clone(), ..state.vms[&WEB].clone() };
+    state.vms.extend((0..VMS_MAX as u64).map(|id| (VmId(id), vm.clone())));
+    let refusal = Refusal::WrongPhase { vm: "v".repeat(NAME_MAX), why: text(), current: Generation(1), phase };
+    let ids = (0..OUTCOMES_MAX as u64).map(|number| op_id(1_000_000 + number));
+    state.outcomes =
+        ids.clone().map(|id| (id, crate::Applied { index: 1, outcome: Outcome::Refused(refusal.clone()) })).collect();
+    state.outcome_order = ids.collect();
+    let mut operation = state.operations.values().next().expect("there are some").clone();
+    operation.ended = Some((NOON, OperationResult::Failed { reason: text() }));
+    state.operations = (0..OPERATIONS_MAX as u64).map(|number| (op_id(number), operation.clone())).collect();
+    let event = Event { number: 1, at: NOON, node: Some(N1), vm: Some(WEB), op: Some(op_id(1)), text: text() };
+    state.events = vec![event; EVENTS_MAX].into();
+    let token = JoinToken { node_name: "n".repeat(NAME_MAX), expires: NOON, used: Some(([1; 32], N1)) };
+    state.tokens = (0..TOKENS_MAX as u64).map(|number| (bytes(NodeId(number)), token.clone())).collect();
+
+    let bytes = codec::encode(&state, Limit::State).expect("it fits");
+    assert_eq!(codec::decode::<ClusterState>(&bytes, Limit::State), Ok(state), "and is read back");
+}

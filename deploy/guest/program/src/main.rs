@@ -1,0 +1,149 @@
+//! The one program inside the test guest: a small service that keeps everything in memory, so that whatever a move loses shows.
+//!
+//! `/init` of the guest image starts it as its only child; it ends when the machine does. The client outside is `pollux-probe`,
+//! which keeps a ledger of what was acknowledged and of the gaps between answers.
+//!
+//! # TCP, port 7000: one line in, one line out, in order
+//!
+//! | request | answer | meaning |
+//! |---|---|---|
+//! | `PING` | `PONG` | alive |
+//! | `HELLO` | `boot <16 hex digits> counter <n>` | which boot this is, and the counter without raising it |
+//! | `INC` | `<n>` | raises the counter by one and tells its new value |
+//! | `GET` | `<n>` | the counter |
+//! | `PUT <key> <value>` | `OK <version>` | stores the value; the version rises with every `PUT` of any key |
+//! | `GET <key>` | `<value>` | the last value stored under the key |
+//! | `FILL <MiB> random\|text` | `OK <pages>` | makes the buffer that large and gives every page its contents |
+//! | `DIRTY <MiB> <MB/s>` | `OK <pages>` | makes the buffer that large and rewrites its pages at that rate; a rate of 0 stops |
+//! | `CHECK` | `OK <pages>` | reads the whole buffer and compares every word with what must be there |
+//! | `POWEROFF`, `REBOOT`, `PANIC` | `OK` | what it says, right after the answer |
+//!
+//! Anything else, and a request that cannot be met, is answered by `ERR <reason>`; no stored value begins with `ERR `. A line has
+//! at most [`LINE_BYTES_MAX`] bytes; a longer one ends the connection.
+//!
+//! # UDP, port 7001
+//!
+//! Every datagram comes back with ` <count> <16 hex digits>` appended: how many datagrams this boot has answered, this one
+//! included, and the boot's id. A guest that woke up with older memory counts backwards; one that booted afresh has another id.
+//!
+//! # Power button
+//!
+//! A press of the ACPI power button powers the machine off. The kernel tells of it through the event devices.
+
+mod memory;
+mod power;
+mod service;
+
+use std::{
+    fs::File,
+    io::{self, BufRead, BufReader, Read, Write},
+    net::{TcpListener, TcpStream, UdpSocket},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+};
+
+use service::{Answer, Service};
+
+/// Where the line protocol is served.
+const TCP_PORT: u16 = 7000;
+/// Where datagrams are echoed.
+const UDP_PORT: u16 = 7001;
+/// Longest request line, its newline included.
+const LINE_BYTES_MAX: u64 = 4096;
+/// Connections served at the same time; a further one is closed at once.
+const CONNECTIONS_MAX: usize = 64;
+/// Longest datagram answered whole; what is longer comes back cut.
+const DATAGRAM_BYTES_MAX: usize = 1400;
+
+fn main() -> io::Result<()> {
+    // `POWEROFF` means it. Outside the guest image this program must not run by mistake.
+    if std::env::var_os("POLLUX_GUEST").is_none() {
+        eprintln!(
+            "pollux-guest: this is the program of the Pollux test guest; it powers its machine off when told to."
+        );
+        eprintln!("pollux-guest: it runs only where /init of the guest image starts it (deploy/guest/build).");
+        std::process::exit(64);
+    }
+
+    let boot = boot_id()?;
+    let service = Arc::new(Service::new(boot));
+    let listener = TcpListener::bind(("0.0.0.0", TCP_PORT))?;
+    let socket = UdpSocket::bind(("0.0.0.0", UDP_PORT))?;
+
+    let buttons = power::watch_buttons();
+    thread::spawn(move || echo(&socket, boot));
+    let knob = Arc::clone(&service);
+    thread::spawn(move || knob.memory().dirty_for_ever());
+
+    println!("pollux-guest ready boot={boot:016x} buttons={buttons}");
+    serve(&listener, &service)
+}
+
+/// A number that no other boot has.
+fn boot_id() -> io::Result<u64> {
+    let mut bytes = [0; 8];
+    File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    Ok(u64::from_le_bytes(bytes))
+}
+
+fn serve(listener: &TcpListener, service: &Arc<Service>) -> io::Result<()> {
+    let open = Arc::new(AtomicUsize::new(0));
+    loop {
+        // A client that went away between its knock and our answer is its own affair.
+        let Ok((stream, _)) = listener.accept() else { continue };
+        if open.fetch_add(1, Ordering::SeqCst) >= CONNECTIONS_MAX {
+            open.fetch_sub(1, Ordering::SeqCst);
+            continue;
+        }
+        let (service, open) = (Arc::clone(service), Arc::clone(&open));
+        thread::Builder::new().stack_size(64 << 10).spawn(move || {
+            if let Err(error) = converse(stream, &service) {
+                println!("pollux-guest: a connection ended: {error}");
+            }
+            open.fetch_sub(1, Ordering::SeqCst);
+        })?;
+    }
+}
+
+/// Answers one connection's lines until it ends.
+fn converse(stream: TcpStream, service: &Service) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let mut reader = BufReader::new(stream.try_clone()?);
+    let mut writer = stream;
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        let length = (&mut reader).take(LINE_BYTES_MAX).read_until(b'\n', &mut line)?;
+        if length == 0 {
+            return Ok(());
+        }
+        if line.pop() != Some(b'\n') {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "a line without end"));
+        }
+        match service.answer(&String::from_utf8_lossy(&line)) {
+            Answer::Line(text) => writer.write_all(format!("{text}\n").as_bytes())?,
+            Answer::Power(action) => {
+                writer.write_all(b"OK\n")?;
+                power::carry_out(action)?;
+            }
+        }
+    }
+}
+
+/// Echoes datagrams with the count and the boot's id appended.
+fn echo(socket: &UdpSocket, boot: u64) {
+    let mut answered: u64 = 0;
+    let mut buffer = [0; DATAGRAM_BYTES_MAX];
+    loop {
+        // An unreachable client's ICMP answer comes back as an error here; it concerns none of the others.
+        let Ok((length, client)) = socket.recv_from(&mut buffer) else { continue };
+        answered += 1;
+        let mut answer = buffer[..length].to_vec();
+        answer.extend_from_slice(format!(" {answered} {boot:016x}").as_bytes());
+        // A datagram that cannot be sent is a lost one, which the client counts.
+        let _ = socket.send_to(&answer, client);
+    }
+}

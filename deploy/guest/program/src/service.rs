@@ -1,0 +1,165 @@
+//! What the requests mean: the counter, the register and the knob on memory, without a socket in sight.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use crate::{
+    memory::{Contents, DirtyMemory},
+    power::PowerAction,
+};
+
+/// Keys the register holds at most.
+const KEYS_MAX: usize = 65_536;
+
+/// What a request is answered by.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Answer {
+    /// One line.
+    Line(String),
+    /// `OK`, and then this.
+    Power(PowerAction),
+}
+
+/// The state behind the line protocol, one per boot.
+pub(crate) struct Service {
+    boot: u64,
+    counter: AtomicU64,
+    register: Mutex<Register>,
+    memory: DirtyMemory,
+}
+
+#[derive(Default)]
+struct Register {
+    version: u64,
+    values: BTreeMap<String, String>,
+}
+
+impl Service {
+    pub(crate) fn new(boot: u64) -> Self {
+        Self { boot, counter: AtomicU64::new(0), register: Mutex::default(), memory: DirtyMemory::default() }
+    }
+
+    pub(crate) fn memory(&self) -> &DirtyMemory {
+        &self.memory
+    }
+
+    /// Carries one request out and says what to answer.
+    pub(crate) fn answer(&self, line: &str) -> Answer {
+        let words: Vec<&str> = line.split_ascii_whitespace().collect();
+        let result = match words.as_slice() {
+            ["PING"] => Ok("PONG".to_owned()),
+            ["HELLO"] => Ok(format!("boot {:016x} counter {}", self.boot, self.counter.load(Ordering::SeqCst))),
+            ["INC"] => Ok((self.counter.fetch_add(1, Ordering::SeqCst) + 1).to_string()),
+            ["GET"] => Ok(self.counter.load(Ordering::SeqCst).to_string()),
+            ["GET", key] => self.register().values.get(*key).cloned().ok_or_else(|| "no such key".to_owned()),
+            ["PUT", key, value] => self.put(key, value),
+            ["FILL", size, contents] => self.fill(size, contents),
+            ["DIRTY", size, rate] => self.dirty(size, rate),
+            ["CHECK"] => self.memory.check().map(pages),
+            ["POWEROFF"] => return Answer::Power(PowerAction::Off),
+            ["REBOOT"] => return Answer::Power(PowerAction::Reboot),
+            ["PANIC"] => return Answer::Power(PowerAction::Panic),
+            _ => Err("not a request; see the documentation of pollux-guest".to_owned()),
+        };
+        Answer::Line(result.unwrap_or_else(|reason| format!("ERR {reason}")))
+    }
+
+    fn put(&self, key: &str, value: &str) -> Result<String, String> {
+        let mut register = self.register();
+        if register.values.len() >= KEYS_MAX && !register.values.contains_key(key) {
+            return Err(format!("the register holds {KEYS_MAX} keys and is full"));
+        }
+        if value == "ERR" {
+            return Err("this value would read like an error".to_owned());
+        }
+        register.values.insert(key.to_owned(), value.to_owned());
+        register.version += 1;
+        Ok(format!("OK {}", register.version))
+    }
+
+    fn fill(&self, size: &str, contents: &str) -> Result<String, String> {
+        let contents = match contents {
+            "random" => Contents::Random,
+            "text" => Contents::Text,
+            other => return Err(format!("contents are random or text, not {other}")),
+        };
+        self.memory.fill(number(size)?, contents).map(pages)
+    }
+
+    fn dirty(&self, size: &str, rate: &str) -> Result<String, String> {
+        self.memory.dirty(number(size)?, number(rate)?).map(pages)
+    }
+
+    fn register(&self) -> MutexGuard<'_, Register> {
+        // No code panics with the lock held, so what is behind a poisoned one is whole.
+        self.register.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn number(word: &str) -> Result<usize, String> {
+    word.parse().map_err(|_| format!("{word} is not a number"))
+}
+
+fn pages(count: usize) -> String {
+    format!("OK {count}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(service: &Service, request: &str) -> String {
+        match service.answer(request) {
+            Answer::Line(line) => line,
+            Answer::Power(action) => panic!("{request} would have done {action:?}"),
+        }
+    }
+
+    #[test]
+    fn the_counter_rises_by_one_and_is_told_with_the_boot() {
+        let service = Service::new(0xabc);
+        assert_eq!(line(&service, "PING"), "PONG");
+        assert_eq!(line(&service, "HELLO"), "boot 0000000000000abc counter 0");
+        assert_eq!(line(&service, "INC"), "1");
+        assert_eq!(line(&service, "INC"), "2");
+        assert_eq!(line(&service, "GET"), "2");
+        assert_eq!(line(&service, "HELLO\r"), "boot 0000000000000abc counter 2");
+    }
+
+    #[test]
+    fn the_register_gives_back_the_last_value() {
+        let service = Service::new(1);
+        assert_eq!(line(&service, "GET a"), "ERR no such key");
+        assert_eq!(line(&service, "PUT a one"), "OK 1");
+        assert_eq!(line(&service, "PUT b two"), "OK 2");
+        assert_eq!(line(&service, "PUT a three"), "OK 3");
+        assert_eq!(line(&service, "GET a"), "three");
+        assert_eq!(line(&service, "GET b"), "two");
+    }
+
+    #[test]
+    fn the_register_is_bounded_but_known_keys_stay_writable() {
+        let service = Service::new(1);
+        for key in 0..KEYS_MAX {
+            line(&service, &format!("PUT k{key} v"));
+        }
+        assert!(line(&service, "PUT another v").starts_with("ERR "));
+        assert!(line(&service, "PUT k0 w").starts_with("OK "));
+    }
+
+    #[test]
+    fn power_requests_are_told_apart_and_nonsense_is_refused() {
+        let service = Service::new(1);
+        assert_eq!(service.answer("POWEROFF"), Answer::Power(PowerAction::Off));
+        assert_eq!(service.answer("REBOOT"), Answer::Power(PowerAction::Reboot));
+        assert_eq!(service.answer("PANIC"), Answer::Power(PowerAction::Panic));
+        for nonsense in ["", "POWEROFF now", "inc", "PUT a", "PUT a ERR", "DIRTY 1", "DIRTY x 1", "FILL 1 water"] {
+            assert!(line(&service, nonsense).starts_with("ERR "), "{nonsense}");
+        }
+    }
+}

@@ -1,0 +1,57 @@
+//! What a port counts. Every frame that came in from either side is in exactly one of the figures of its direction.
+
+use serde::{Deserialize, Serialize};
+
+use crate::gate::Refusal;
+
+/// A port's figures since it started; they only ever grow. "Out" is from the guest to the bridge.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counters {
+    /// Frames of the guest that were written to the TAP.
+    pub frames_out: u64,
+    /// Their bytes, without the length prefix.
+    pub bytes_out: u64,
+    /// Frames of the guest refused because the gate was closed.
+    pub refused_closed: u64,
+    /// Frames of the guest refused because their generation is over.
+    pub refused_stale: u64,
+    /// Frames of the guest refused because their generation is not committed yet.
+    pub refused_ahead: u64,
+    /// Frames of the guest too short to have an Ethernet header.
+    pub malformed_out: u64,
+    /// Frames of the guest that passed the gate and that the kernel would not take (its queue was full, or the interface
+    /// was down).
+    pub lost_out: u64,
+    /// Frames from the bridge accepted for the guest: written to QEMU's socket, or next to be.
+    pub frames_in: u64,
+    /// Their bytes, without the length prefix.
+    pub bytes_in: u64,
+    /// Frames from the bridge dropped because the gate was closed.
+    pub dropped_in_closed: u64,
+    /// Frames from the bridge dropped because the guest did not read and the queue towards it was full.
+    pub dropped_in_full: u64,
+    /// Announcements written to the TAP.
+    pub announced: u64,
+}
+
+impl Counters {
+    /// All frames of the guest that the gate refused.
+    #[must_use]
+    pub const fn refused(&self) -> u64 {
+        self.refused_closed + self.refused_stale + self.refused_ahead
+    }
+
+    /// All frames of the guest, whatever became of them.
+    #[must_use]
+    pub const fn seen_out(&self) -> u64 {
+        self.frames_out + self.refused() + self.malformed_out + self.lost_out
+    }
+
+    pub(crate) const fn refuse(&mut self, reason: Refusal) {
+        match reason {
+            Refusal::Closed => self.refused_closed += 1,
+            Refusal::Stale { .. } => self.refused_stale += 1,
+            Refusal::Ahead { .. } => self.refused_ahead += 1,
+        }
+    }
+}

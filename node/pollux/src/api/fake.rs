@@ -1,0 +1,315 @@
+//! A daemon without a cluster, for the tests of the API and of the command line: VMs in a map, moves that a test advances.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use async_trait::async_trait;
+use tokio::sync::watch;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{
+    ApiError, Backend,
+    client::Client,
+    server,
+    types::{
+        ClusterView, CreateVm, Desired, EventView, MigrateVm, NicView, NodeView, OperationKind, OperationResult,
+        OperationView, Phase, Runtime, StartVm, StopVm, TakeBack, TokenRequest, TokenView, VmLog, VmView,
+    },
+};
+
+/// The id of the one operation there can be.
+pub(crate) const OPERATION: &str = "0123456789abcdef0123456789abcdef";
+
+/// What the fake holds.
+#[derive(Default)]
+pub(crate) struct Held {
+    pub(crate) vms: BTreeMap<String, VmView>,
+    pub(crate) operation: Option<OperationView>,
+    pub(crate) log: Vec<u8>,
+    pub(crate) events: Vec<EventView>,
+    /// Every change is answered with this, if it is there.
+    pub(crate) refuse: Option<ApiError>,
+    /// No change is ever answered.
+    pub(crate) hang: bool,
+    /// A guest that does not react to its power button.
+    pub(crate) deaf: bool,
+}
+
+/// The fake itself.
+pub(crate) struct Fake {
+    held: Mutex<Held>,
+    changed: watch::Sender<u64>,
+}
+
+impl Fake {
+    pub(crate) fn new() -> Arc<Self> {
+        Arc::new(Self { held: Mutex::default(), changed: watch::Sender::new(0) })
+    }
+
+    pub(crate) fn held(&self) -> MutexGuard<'_, Held> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Change what it holds, and say so.
+    pub(crate) fn change(&self, change: impl FnOnce(&mut Held)) {
+        change(&mut self.held());
+        self.changed.send_modify(|count| *count += 1);
+    }
+
+    /// Waits until somebody waits for a change: what a test does next is then noticed and not just found.
+    pub(crate) async fn somebody_waits(&self) {
+        while self.changed.receiver_count() == 0 {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    async fn may_change(&self) -> Result<(), ApiError> {
+        let (refuse, hang) = {
+            let held = self.held();
+            (held.refuse.clone(), held.hang)
+        };
+        if hang {
+            std::future::pending::<()>().await;
+        }
+        refuse.map_or(Ok(()), Err)
+    }
+
+    fn on_vm(&self, name: &str, change: impl FnOnce(&mut VmView)) -> Result<VmView, ApiError> {
+        let mut found = Err(no_vm(name));
+        self.change(|held| {
+            if let Some(vm) = held.vms.get_mut(name) {
+                change(vm);
+                found = Ok(vm.clone());
+            }
+        });
+        found
+    }
+}
+
+fn no_vm(name: &str) -> ApiError {
+    ApiError::not_found(format!("there is no VM {name}"))
+}
+
+/// A fake, served on a socket in a directory of its own. Ends with the test.
+pub(crate) struct Served {
+    pub(crate) fake: Arc<Fake>,
+    pub(crate) client: Client,
+    pub(crate) stop: CancellationToken,
+    pub(crate) tasks: TaskTracker,
+    dir: tempfile::TempDir,
+}
+
+impl Served {
+    pub(crate) async fn start() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let (fake, stop, tasks) = (Fake::new(), CancellationToken::new(), TaskTracker::new());
+        let socket = dir.path().join("api.sock");
+        let client = Client::new(&socket);
+        let (backend, token) = (Arc::clone(&fake), stop.clone());
+        tasks.spawn(async move { server::serve(backend, &socket, token).await });
+        let served = Self { fake, client, stop, tasks, dir };
+        while !served.socket().exists() {
+            tokio::task::yield_now().await;
+        }
+        served
+    }
+
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.dir.path().join("api.sock")
+    }
+
+    pub(crate) fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Stop serving, as the daemon does when it ends.
+    pub(crate) async fn end(&self) {
+        self.stop.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+/// What it takes to make a VM.
+pub(crate) fn web() -> CreateVm {
+    serde_json::from_str(r#"{"name":"web","kernel":"/boot/vmlinuz","nics":[{"bridge":"br0"}]}"#).unwrap()
+}
+
+#[async_trait]
+impl Backend for Fake {
+    fn changes(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    async fn cluster(&self) -> Result<ClusterView, ApiError> {
+        Err(ApiError::internal("the fake has no cluster"))
+    }
+
+    async fn events(&self, after: u64) -> Result<Vec<EventView>, ApiError> {
+        Ok(self.held().events.iter().filter(|event| event.number > after).cloned().collect())
+    }
+
+    async fn create_token(&self, request: TokenRequest) -> Result<TokenView, ApiError> {
+        self.may_change().await?;
+        Ok(TokenView { token: "pollux1.secret".into(), node: request.node, expires: request.ttl_s * 1000 })
+    }
+
+    async fn nodes(&self) -> Result<Vec<NodeView>, ApiError> {
+        Ok(Vec::new())
+    }
+
+    async fn node(&self, name: &str) -> Result<NodeView, ApiError> {
+        Err(ApiError::not_found(format!("there is no node {name}")))
+    }
+
+    async fn vms(&self) -> Result<Vec<VmView>, ApiError> {
+        Ok(self.held().vms.values().cloned().collect())
+    }
+
+    async fn vm(&self, name: &str) -> Result<VmView, ApiError> {
+        self.held().vms.get(name).cloned().ok_or_else(|| no_vm(name))
+    }
+
+    async fn create_vm(&self, request: CreateVm) -> Result<VmView, ApiError> {
+        self.may_change().await?;
+        let nics = request.nics.into_iter().map(|nic| NicView { mac: nic.mac.unwrap_or_default(), bridge: nic.bridge });
+        let vm = VmView {
+            id: 1,
+            name: request.name,
+            desired: if request.start { Desired::Running } else { Desired::Stopped },
+            phase: Phase::Stopped,
+            node: None,
+            peer: None,
+            home: request.node.unwrap_or_else(|| "n1".into()),
+            generation: 0,
+            runtime: Runtime::None,
+            memory_mib: request.memory_mib,
+            vcpus: request.vcpus,
+            nics: nics.collect(),
+            kernel: request.kernel,
+            initrd: request.initrd,
+            append: request.append,
+            machine: request.machine,
+            cpu: request.cpu,
+            autostart: request.autostart,
+            since: 0,
+            created: 0,
+            stop_cause: Some("never started".into()),
+            failed_starts: 0,
+            operation: None,
+        };
+        self.change(|held| {
+            held.vms.insert(vm.name.clone(), vm.clone());
+        });
+        Ok(vm)
+    }
+
+    async fn start_vm(&self, name: &str, request: StartVm) -> Result<VmView, ApiError> {
+        self.may_change().await?;
+        self.on_vm(name, |vm| {
+            vm.home = request.node.unwrap_or_else(|| vm.home.clone());
+            vm.desired = Desired::Running;
+            vm.phase = Phase::Running;
+            vm.node = Some(vm.home.clone());
+            vm.runtime = Runtime::Running;
+            vm.generation += 1;
+        })
+    }
+
+    async fn stop_vm(&self, name: &str, request: StopVm) -> Result<VmView, ApiError> {
+        self.may_change().await?;
+        let ends = request.force || !self.held().deaf;
+        self.on_vm(name, |vm| {
+            vm.desired = Desired::Stopped;
+            if ends {
+                vm.phase = Phase::Stopped;
+                vm.node = None;
+                vm.runtime = Runtime::None;
+                vm.generation += 1;
+            }
+        })
+    }
+
+    async fn delete_vm(&self, name: &str) -> Result<VmView, ApiError> {
+        self.may_change().await?;
+        let gone = self.held().vms.remove(name);
+        gone.ok_or_else(|| no_vm(name))
+    }
+
+    async fn migrate_vm(&self, name: &str, request: MigrateVm) -> Result<OperationView, ApiError> {
+        self.may_change().await?;
+        let vm = self.vm(name).await?;
+        let operation = OperationView {
+            id: OPERATION.into(),
+            kind: OperationKind::Migrate,
+            vm: vm.name,
+            from: vm.home,
+            to: request.to,
+            blackout_ms_max: request.blackout_ms_max,
+            cancel: false,
+            started: 0,
+            ended: None,
+            result: None,
+            reason: None,
+            report: None,
+            progress: None,
+        };
+        self.change(|held| held.operation = Some(operation.clone()));
+        Ok(operation)
+    }
+
+    async fn take_back_vm(&self, name: &str, request: TakeBack) -> Result<VmView, ApiError> {
+        self.may_change().await?;
+        let now = self.vm(name).await?;
+        if now.generation != request.generation {
+            return Err(ApiError::conflict(format!(
+                "VM {name} is at {}, not at {}",
+                now.generation, request.generation
+            )));
+        }
+        self.on_vm(name, |vm| {
+            vm.phase = Phase::Running;
+            vm.node = vm.peer.take();
+            vm.generation += 1;
+        })
+    }
+
+    async fn vm_log(&self, name: &str, from: u64) -> Result<VmLog, ApiError> {
+        self.vm(name).await?;
+        let held = self.held();
+        let from = usize::try_from(from).unwrap_or(usize::MAX);
+        let bytes = held.log.get(from..).unwrap_or(&held.log).to_vec();
+        Ok(VmLog { next: held.log.len() as u64, bytes })
+    }
+
+    async fn operations(&self) -> Result<Vec<OperationView>, ApiError> {
+        Ok(self.held().operation.iter().cloned().collect())
+    }
+
+    async fn operation(&self, id: &str) -> Result<OperationView, ApiError> {
+        let found = self.held().operation.clone().filter(|operation| operation.id.starts_with(id));
+        found.ok_or_else(|| ApiError::not_found(format!("there is no operation {id}")))
+    }
+
+    async fn cancel_operation(&self, id: &str) -> Result<OperationView, ApiError> {
+        self.may_change().await?;
+        self.operation(id).await?;
+        self.change(|held| {
+            if let Some(operation) = &mut held.operation {
+                operation.cancel = true;
+                operation.result = Some(OperationResult::Cancelled);
+                operation.ended = Some(1);
+            }
+        });
+        self.operation(id).await
+    }
+}

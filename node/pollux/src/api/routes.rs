@@ -1,0 +1,292 @@
+//! Paths, bodies, deadlines, waiting: between HTTP and [`Backend`].
+
+use std::{
+    collections::hash_map::DefaultHasher,
+    future::Future,
+    hash::{Hash, Hasher},
+    sync::Arc,
+    time::Duration,
+};
+
+use axum::{
+    Router,
+    body::Bytes,
+    extract::{DefaultBodyLimit, FromRequest, Path, Query, Request, State, rejection::QueryRejection},
+    http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use tokio::time::{self, Instant};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    ApiError, BODY_BYTES_MAX, Backend, LOG_NEXT_HEADER, REQUEST_MS_MAX, WAIT_MS_MAX,
+    server::REREAD_MS,
+    types::{CreateVm, MigrateVm, StartVm, StopVm, TakeBack, TokenRequest},
+};
+
+#[derive(Clone)]
+struct Context {
+    backend: Arc<dyn Backend>,
+    stop: CancellationToken,
+}
+
+type Answer = Result<Response, ApiError>;
+type Waiting = Result<Query<WaitQuery>, QueryRejection>;
+
+/// What a read that can wait takes in its query.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct WaitQuery {
+    /// How long to wait for a change, in milliseconds.
+    wait_ms: u64,
+    /// Events: those after this number.
+    after: u64,
+    /// Log: from this position on.
+    from: u64,
+}
+
+/// All of the API.
+pub(crate) fn router(backend: Arc<dyn Backend>, stop: CancellationToken) -> Router {
+    Router::new()
+        .route("/v1/cluster", get(cluster))
+        .route("/v1/events", get(events))
+        .route("/v1/tokens", post(create_token))
+        .route("/v1/nodes", get(nodes))
+        .route("/v1/nodes/{name}", get(node))
+        .route("/v1/vms", get(vms).post(create_vm))
+        .route("/v1/vms/{name}", get(vm).delete(delete_vm))
+        .route("/v1/vms/{name}/start", post(start_vm))
+        .route("/v1/vms/{name}/stop", post(stop_vm))
+        .route("/v1/vms/{name}/migrate", post(migrate_vm))
+        .route("/v1/vms/{name}/takeback", post(take_back_vm))
+        .route("/v1/vms/{name}/log", get(vm_log))
+        .route("/v1/operations", get(operations))
+        .route("/v1/operations/{id}", get(operation))
+        .route("/v1/operations/{id}/cancel", post(cancel_operation))
+        .fallback(no_such_path)
+        .method_not_allowed_fallback(no_such_method)
+        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .with_state(Context { backend, stop })
+}
+
+async fn cluster(State(context): State<Context>) -> Answer {
+    json(StatusCode::OK, &read(context.backend.cluster()).await?)
+}
+
+async fn events(State(context): State<Context>, query: Waiting) -> Answer {
+    let query = query_of(query)?;
+    let found = context.until(&query, Vec::is_empty, || context.backend.events(query.after)).await?;
+    json(StatusCode::OK, &found)
+}
+
+async fn create_token(State(context): State<Context>, Body(request): Body<TokenRequest>) -> Answer {
+    json(StatusCode::CREATED, &write(context.backend.create_token(request)).await?)
+}
+
+async fn nodes(State(context): State<Context>) -> Answer {
+    json(StatusCode::OK, &read(context.backend.nodes()).await?)
+}
+
+async fn node(State(context): State<Context>, Path(name): Path<String>) -> Answer {
+    json(StatusCode::OK, &read(context.backend.node(&name)).await?)
+}
+
+async fn vms(State(context): State<Context>) -> Answer {
+    json(StatusCode::OK, &read(context.backend.vms()).await?)
+}
+
+async fn create_vm(State(context): State<Context>, Body(request): Body<CreateVm>) -> Answer {
+    json(StatusCode::CREATED, &write(context.backend.create_vm(request)).await?)
+}
+
+async fn vm(State(context): State<Context>, Path(name): Path<String>, headers: HeaderMap, query: Waiting) -> Answer {
+    context.unless_same(&headers, &query_of(query)?, || context.backend.vm(&name)).await
+}
+
+async fn delete_vm(State(context): State<Context>, Path(name): Path<String>) -> Answer {
+    json(StatusCode::OK, &write(context.backend.delete_vm(&name)).await?)
+}
+
+async fn start_vm(State(context): State<Context>, Path(name): Path<String>, Body(request): Body<StartVm>) -> Answer {
+    json(StatusCode::ACCEPTED, &write(context.backend.start_vm(&name, request)).await?)
+}
+
+async fn stop_vm(State(context): State<Context>, Path(name): Path<String>, Body(request): Body<StopVm>) -> Answer {
+    json(StatusCode::ACCEPTED, &write(context.backend.stop_vm(&name, request)).await?)
+}
+
+async fn migrate_vm(
+    State(context): State<Context>,
+    Path(name): Path<String>,
+    Body(request): Body<MigrateVm>,
+) -> Answer {
+    json(StatusCode::ACCEPTED, &write(context.backend.migrate_vm(&name, request)).await?)
+}
+
+async fn take_back_vm(
+    State(context): State<Context>,
+    Path(name): Path<String>,
+    Body(request): Body<TakeBack>,
+) -> Answer {
+    json(StatusCode::OK, &write(context.backend.take_back_vm(&name, request)).await?)
+}
+
+async fn vm_log(State(context): State<Context>, Path(name): Path<String>, query: Waiting) -> Answer {
+    let query = query_of(query)?;
+    let nothing_new = |log: &super::types::VmLog| log.bytes.is_empty();
+    let log = context.until(&query, nothing_new, || context.backend.vm_log(&name, query.from)).await?;
+    let headers = [
+        (header::CONTENT_TYPE, HeaderValue::from_static("text/plain")),
+        (HeaderName::from_static(LOG_NEXT_HEADER), HeaderValue::from(log.next)),
+    ];
+    Ok((headers, log.bytes).into_response())
+}
+
+async fn operations(State(context): State<Context>) -> Answer {
+    json(StatusCode::OK, &read(context.backend.operations()).await?)
+}
+
+async fn operation(
+    State(context): State<Context>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+    query: Waiting,
+) -> Answer {
+    context.unless_same(&headers, &query_of(query)?, || context.backend.operation(&id)).await
+}
+
+async fn cancel_operation(State(context): State<Context>, Path(id): Path<String>) -> Answer {
+    json(StatusCode::ACCEPTED, &write(context.backend.cancel_operation(&id)).await?)
+}
+
+async fn no_such_path(request: Request) -> ApiError {
+    let path = request.uri().path();
+    if path.starts_with("/v1/") {
+        ApiError::not_found(format!("the API has no {path}"))
+    } else {
+        ApiError::not_found(format!("this daemon speaks version 1 of the API (/v1/...), not {path}"))
+            .todo("use the `pollux` of the same version as the daemon")
+    }
+}
+
+async fn no_such_method(method: Method, request: Request) -> ApiError {
+    ApiError::invalid(format!("{method} does not go with {}", request.uri().path()))
+}
+
+impl Context {
+    /// Read until `idle` says no or the query's time is over, and answer with the last that was read.
+    async fn until<T, F>(
+        &self,
+        query: &WaitQuery,
+        idle: impl Fn(&T) -> bool,
+        look: impl Fn() -> F,
+    ) -> Result<T, ApiError>
+    where
+        F: Future<Output = Result<T, ApiError>>,
+    {
+        let end = Instant::now() + Duration::from_millis(query.wait_ms.min(WAIT_MS_MAX));
+        // Taken before the first look, so that no change can fall between looking and waiting.
+        let mut changes = self.backend.changes();
+        loop {
+            changes.borrow_and_update();
+            let found = read(look()).await?;
+            if !idle(&found) || Instant::now() >= end || self.stop.is_cancelled() {
+                return Ok(found);
+            }
+            let again = end.min(Instant::now() + Duration::from_millis(REREAD_MS));
+            tokio::select! {
+                () = self.stop.cancelled() => {}
+                Ok(()) = changes.changed() => {}
+                () = time::sleep_until(again) => {}
+            }
+        }
+    }
+
+    /// Answer with what `look` finds, once it differs from what the client has seen; `304` if it does not in time.
+    async fn unless_same<T, F>(&self, headers: &HeaderMap, query: &WaitQuery, look: impl Fn() -> F) -> Answer
+    where
+        T: Serialize,
+        F: Future<Output = Result<T, ApiError>>,
+    {
+        let seen = headers.get(header::IF_NONE_MATCH);
+        let look = || async {
+            let body = encode(&look().await?)?;
+            let tag = tag_of(&body)?;
+            Ok((body, tag))
+        };
+        let same = |found: &(Vec<u8>, HeaderValue)| seen == Some(&found.1);
+        let found = self.until(query, same, look).await?;
+        if same(&found) {
+            return Ok((StatusCode::NOT_MODIFIED, [(header::ETAG, found.1)]).into_response());
+        }
+        let headers = [(header::CONTENT_TYPE, HeaderValue::from_static("application/json")), (header::ETAG, found.1)];
+        Ok((headers, found.0).into_response())
+    }
+}
+
+/// A read that ends in time.
+async fn read<T>(work: impl Future<Output = Result<T, ApiError>>) -> Result<T, ApiError> {
+    time::timeout(Duration::from_millis(REQUEST_MS_MAX), work).await.unwrap_or_else(|_| {
+        Err(ApiError::unavailable(format!("no answer within {} s", REQUEST_MS_MAX / 1000))
+            .todo("`pollux cluster status` says what is wrong"))
+    })
+}
+
+/// A change that ends in time. One that does not has an unknown outcome: it may be committed later.
+async fn write<T>(work: impl Future<Output = Result<T, ApiError>>) -> Result<T, ApiError> {
+    time::timeout(Duration::from_millis(REQUEST_MS_MAX), work).await.unwrap_or_else(|_| {
+        Err(ApiError::unknown(format!(
+            "no outcome within {} s: it may or may not have happened",
+            REQUEST_MS_MAX / 1000
+        ))
+        .todo("look (`pollux vm show`, `pollux op list`) before asking again"))
+    })
+}
+
+fn query_of(query: Waiting) -> Result<WaitQuery, ApiError> {
+    query.map(|Query(query)| query).map_err(|error| ApiError::invalid(error.body_text()))
+}
+
+fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, ApiError> {
+    serde_json::to_vec(value).map_err(|error| ApiError::internal(format!("the answer does not encode: {error}")))
+}
+
+fn tag_of(body: &[u8]) -> Result<HeaderValue, ApiError> {
+    let mut hasher = DefaultHasher::new();
+    body.hash(&mut hasher);
+    HeaderValue::from_str(&format!("\"{:016x}\"", hasher.finish()))
+        .map_err(|error| ApiError::internal(error.to_string()))
+}
+
+fn json<T: Serialize>(status: StatusCode, value: &T) -> Answer {
+    let content = [(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))];
+    Ok((status, content, encode(value)?).into_response())
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let status = StatusCode::from_u16(self.kind.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        json(status, &self).unwrap_or_else(|_| status.into_response())
+    }
+}
+
+/// A JSON body. Empty stands for `{}`, so that verbs without options need no body.
+struct Body<T>(T);
+
+impl<T: DeserializeOwned> FromRequest<Context> for Body<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, context: &Context) -> Result<Self, ApiError> {
+        let read = Bytes::from_request(request, context);
+        let bytes = time::timeout(Duration::from_millis(REQUEST_MS_MAX), read)
+            .await
+            .map_err(|_| ApiError::invalid("the request's body did not come in time"))?
+            .map_err(|error| ApiError::invalid(format!("the request's body: {}", error.body_text())))?;
+        let text: &[u8] = if bytes.is_empty() { b"{}" } else { &bytes };
+        let value = serde_json::from_slice(text)
+            .map_err(|error| ApiError::invalid(format!("the request's body is not what this needs: {error}")))?;
+        Ok(Self(value))
+    }
+}

@@ -1,0 +1,277 @@
+//! Following an operation to its end: live progress on a terminal, one line per phase elsewhere.
+//!
+//! [`Advance`] is what is shown and never goes backwards, although what it is fed may: a new round has more pages left than the
+//! end of the one before, another node may answer with an older view. The operation itself does not depend on anybody following.
+
+use std::{
+    io::{self, IsTerminal},
+    time::Duration,
+};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use tokio::time::{self, Instant};
+
+use crate::api::{
+    ErrorKind,
+    client::{Client, Tagged},
+    types::{OperationResult, OperationView, ProgressView},
+};
+
+use super::{
+    exit::{Exit, Failure},
+    output::{Format, bytes, emit_json, note, span},
+};
+
+/// One wait for news, in milliseconds.
+const WAIT_MS: u64 = 10_000;
+/// While nobody can answer (a daemon that starts again, an election), how long to go on asking, in milliseconds.
+const BLIND_MS_MAX: u64 = 30_000;
+/// Between two questions that nobody answered, in milliseconds.
+const RETRY_MS: u64 = 500;
+/// Bytes of a guest page.
+const PAGE_BYTES: u64 = 4096;
+/// The bar's length: thousandths of what is to be sent.
+const BAR_LENGTH: u64 = 1000;
+/// What moves take their steps by, in order; [`ProgressView::phase`] is one of them.
+const PHASES: [&str; 4] = ["preparing", "copying", "switching", "arriving"];
+
+/// How far an operation is, as shown.
+#[derive(Debug, Clone, Default, PartialEq)]
+struct Advance {
+    phase: usize,
+    round: u32,
+    sent_bytes: u64,
+    wire_bytes: u64,
+    thousandths: u64,
+}
+
+impl Advance {
+    /// Take news in. Says whether a phase began that was not shown before.
+    fn take(&mut self, news: &ProgressView) -> bool {
+        let phase = PHASES.iter().position(|&phase| phase == news.phase).unwrap_or(self.phase);
+        let entered = phase > self.phase;
+        self.phase = self.phase.max(phase);
+        self.round = self.round.max(news.round);
+        self.sent_bytes = self.sent_bytes.max(news.sent_bytes);
+        self.wire_bytes = self.wire_bytes.max(news.wire_bytes);
+        let all = news.sent_bytes.saturating_add(news.pages_left.saturating_mul(PAGE_BYTES));
+        if all > 0 {
+            let done = u128::from(news.sent_bytes) * u128::from(BAR_LENGTH) / u128::from(all);
+            // The bar is full when the operation says that it ended, not before.
+            self.thousandths = self.thousandths.max(u64::try_from(done).unwrap_or(BAR_LENGTH).min(BAR_LENGTH - 1));
+        }
+        entered
+    }
+
+    fn word(&self) -> &'static str {
+        PHASES[self.phase]
+    }
+
+    /// What stands beside the bar.
+    fn text(&self, news: &ProgressView) -> String {
+        let mut text = format!("{}  round {}", self.word(), self.round.max(1));
+        if self.sent_bytes > 0 {
+            text.push_str(&format!("  {} sent", bytes(self.sent_bytes)));
+        }
+        if self.wire_bytes > 0 {
+            text.push_str(&format!(" ({} on the wire)", bytes(self.wire_bytes)));
+        }
+        if news.mib_per_s > 0.0 {
+            text.push_str(&format!("  {:.0} MiB/s", news.mib_per_s));
+        }
+        if news.dirty_pages_per_s > 0 {
+            text.push_str(&format!("  dirty {}/s", bytes(news.dirty_pages_per_s.saturating_mul(PAGE_BYTES))));
+        }
+        if let Some(blackout) = news.predicted_blackout_ms {
+            text.push_str(&format!("  blackout ~{blackout} ms"));
+        }
+        if let Some(eta) = news.eta_s.filter(|eta| *eta > 0) {
+            text.push_str(&format!("  about {} left", span(eta.saturating_mul(1000))));
+        }
+        text
+    }
+}
+
+/// Where progress is shown.
+enum Screen {
+    Bar(ProgressBar),
+    Lines,
+}
+
+impl Screen {
+    fn open() -> Self {
+        if !io::stderr().is_terminal() {
+            return Self::Lines;
+        }
+        let bar = ProgressBar::with_draw_target(Some(BAR_LENGTH), ProgressDrawTarget::stderr());
+        if let Ok(style) = ProgressStyle::with_template("{prefix} [{bar:24}] {wide_msg}") {
+            bar.set_style(style.progress_chars("=> "));
+        }
+        Self::Bar(bar)
+    }
+
+    fn begin(&self, operation: &OperationView) {
+        let title = format!("{} {} -> {}", operation.vm, operation.from, operation.to);
+        match self {
+            Self::Bar(bar) => bar.set_prefix(title),
+            Self::Lines => note(&format!("{title}: {}", PHASES[0])),
+        }
+    }
+
+    fn news(&self, operation: &OperationView, advance: &Advance, entered: bool) {
+        let Some(news) = &operation.progress else { return };
+        match self {
+            Self::Bar(bar) => {
+                bar.set_message(advance.text(news));
+                bar.set_position(advance.thousandths);
+            }
+            Self::Lines if entered => {
+                note(&format!("{} {} -> {}: {}", operation.vm, operation.from, operation.to, advance.text(news)));
+            }
+            Self::Lines => {}
+        }
+    }
+
+    fn close(&self) {
+        match self {
+            Self::Bar(bar) => bar.finish_and_clear(),
+            Self::Lines => {}
+        }
+    }
+}
+
+/// Follow operation `first` until it ends, and return how it ended. Ctrl-C leaves it alone and says how to look again.
+pub(crate) async fn follow(client: &Client, first: OperationView) -> Result<OperationView, Failure> {
+    let screen = Screen::open();
+    screen.begin(&first);
+    let id = first.id.clone();
+    let end = tokio::select! {
+        end = until_ended(client, first, &screen) => end,
+        _ = tokio::signal::ctrl_c() => Err(Failure::new(Exit::Interrupted, format!("detached; operation {id} goes on"))
+            .todo(format!("`pollux op watch {0}` follows it, `pollux op cancel {0}` ends it", short(&id)))),
+    };
+    screen.close();
+    end
+}
+
+async fn until_ended(client: &Client, first: OperationView, screen: &Screen) -> Result<OperationView, Failure> {
+    let id = first.id.clone();
+    let mut advance = Advance::default();
+    let mut seen: Option<Tagged<OperationView>> = None;
+    let mut heard = Instant::now();
+    let mut now = first;
+    loop {
+        let entered = now.progress.as_ref().is_some_and(|news| advance.take(news));
+        screen.news(&now, &advance, entered);
+        if now.result.is_some() {
+            return Ok(now);
+        }
+        match client.operation_after(&id, seen.as_ref(), Duration::from_millis(WAIT_MS)).await {
+            Ok(tagged) => {
+                heard = Instant::now();
+                now = tagged.view.clone();
+                seen = Some(tagged);
+            }
+            Err(error)
+                if error.kind == ErrorKind::Unavailable && heard.elapsed() < Duration::from_millis(BLIND_MS_MAX) =>
+            {
+                time::sleep(Duration::from_millis(RETRY_MS)).await;
+            }
+            Err(error) => {
+                let mut failure = Failure::from(error);
+                failure.message = format!("lost sight of operation {id}, which may go on: {}", failure.message);
+                return Err(failure);
+            }
+        }
+    }
+}
+
+/// The first digits of an operation's id, enough for people.
+pub(crate) fn short(id: &str) -> &str {
+    id.get(..8).unwrap_or(id)
+}
+
+/// Print how an operation ended, and turn an end that is not a success into the exit code for it.
+pub(crate) fn conclude(format: Format, operation: &OperationView) -> Result<(), Failure> {
+    match format {
+        Format::Json => emit_json(&summary(operation))?,
+        Format::Table => {
+            if let (Some(OperationResult::Succeeded), Some(text)) = (operation.result, success(operation)) {
+                super::output::emit(&text)?;
+            }
+        }
+    }
+    let subject = format!("moving {} from {} to {}", operation.vm, operation.from, operation.to);
+    match operation.result {
+        Some(OperationResult::Succeeded) | None => Ok(()),
+        Some(OperationResult::Failed) => {
+            let why = operation.reason.as_deref().unwrap_or("no reason was given");
+            Err(Failure::new(Exit::Failed, format!("{subject} failed: {why}")))
+        }
+        Some(OperationResult::Cancelled) => Err(Failure::new(Exit::Cancelled, format!("{subject} was cancelled"))),
+    }
+}
+
+/// The JSON that a verb which follows an operation ends with.
+pub(crate) fn summary(operation: &OperationView) -> serde_json::Value {
+    let mut value = serde_json::json!({ "operation": operation.id, "result": operation.result });
+    if let Some(reason) = &operation.reason {
+        value["reason"] = reason.as_str().into();
+    }
+    if let Some(report) = &operation.report {
+        value["report"] = serde_json::json!(report);
+    }
+    value
+}
+
+fn success(operation: &OperationView) -> Option<String> {
+    let report = operation.report.as_ref()?;
+    Some(format!(
+        "{} runs on {}: stood still for {} ms; {} round{} and {} on the wire in {}\n",
+        operation.vm,
+        operation.to,
+        report.pause_ms,
+        report.rounds,
+        if report.rounds == 1 { "" } else { "s" },
+        bytes(report.wire_bytes),
+        span(report.total_ms),
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn news(phase: &str, round: u32, sent_bytes: u64, pages_left: u64) -> ProgressView {
+        ProgressView { phase: phase.into(), round, sent_bytes, pages_left, ..ProgressView::default() }
+    }
+
+    #[test]
+    fn progress_never_goes_backwards() {
+        let mut shown = Advance::default();
+        assert!(shown.take(&news("copying", 1, 900 * PAGE_BYTES, 100)), "a phase begins");
+        assert_eq!((shown.word(), shown.thousandths), ("copying", 900));
+
+        assert!(!shown.take(&news("copying", 2, 950 * PAGE_BYTES, 950)), "the next round has much to do again");
+        assert_eq!((shown.round, shown.thousandths), (2, 900));
+
+        assert!(!shown.take(&news("preparing", 1, 10, 5)), "another node answers with an old view");
+        assert_eq!((shown.word(), shown.round, shown.sent_bytes), ("copying", 2, 950 * PAGE_BYTES));
+
+        assert!(!shown.take(&news("tidying", 3, 950 * PAGE_BYTES, 0)), "a newer daemon's word is not a step back");
+        assert_eq!((shown.word(), shown.thousandths), ("copying", BAR_LENGTH - 1), "full only when it has ended");
+    }
+
+    #[test]
+    fn the_line_beside_the_bar_says_what_matters() {
+        let mut shown = Advance::default();
+        let mut news = news("copying", 2, 300 << 20, 4000);
+        news.wire_bytes = 80 << 20;
+        news.mib_per_s = 412.4;
+        news.dirty_pages_per_s = 2560;
+        news.predicted_blackout_ms = Some(38);
+        news.eta_s = Some(3);
+        shown.take(&news);
+        insta::assert_snapshot!(shown.text(&news), @"copying  round 2  300 MiB sent (80.0 MiB on the wire)  412 MiB/s  dirty 10.0 MiB/s  blackout ~38 ms  about 3s left");
+    }
+}

@@ -1,0 +1,135 @@
+//! The command line: `pollux NOUN VERB`.
+//!
+//! One file per noun. A verb asks the local daemon through [`crate::api::client`], prints the answer as a table or as JSON, and
+//! ends with an exit code that tells the kind of failure ([`exit`]). Three verbs work without a daemon because they are before
+//! it or are it: `cluster init`, `node join` and `node run`; `lab` makes its own.
+
+mod cluster;
+mod exit;
+mod follow;
+mod lab;
+mod log;
+mod node;
+mod op;
+mod output;
+mod suggest;
+#[cfg(test)]
+mod tests;
+mod vm;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::{Parser, Subcommand};
+
+use crate::api::{DEFAULT_SOCKET, client::Client};
+
+use exit::{Exit, Failure};
+use output::Format;
+
+const STORY: &str = "\
+A first cluster:
+  n1# pollux cluster init --name n1 --listen 192.0.2.11:7700
+  n1# pollux node run                       # in the foreground; or: systemctl start pollux
+  n1# pollux cluster token --node n2        # prints a token, good once and for an hour
+  n2# pollux node join --token pollux1... --listen 192.0.2.12:7700
+  n2# pollux node run
+  n1# pollux cluster status
+
+A first VM, and its first move:
+  n1# pollux vm create web --kernel /boot/vmlinuz --initrd /srv/web.img --append console=ttyS0 --nic br0
+  n1# pollux vm migrate web --to n2
+
+Only one machine? `pollux lab --help`
+
+Files and environment:
+  POLLUX_SOCKET, --socket   the daemon's socket (root and group `pollux` may use it)
+  POLLUX_DIR, --dir         a node's identity, log and keys
+  POLLUX_QEMU, --qemu       the QEMU that runs its guests
+  POLLUX_LOG                what the daemon logs, such as `info` or `info,pollux=debug`
+Exit codes: `pollux help exit-codes`";
+
+/// Virtual machines that move between hosts without stopping.
+#[derive(Debug, Parser)]
+#[command(name = "pollux", version, after_help = STORY, subcommand_required = true, arg_required_else_help = true)]
+struct Cli {
+    /// The daemon's socket.
+    #[arg(long, global = true, env = "POLLUX_SOCKET", default_value = DEFAULT_SOCKET, value_name = "PATH")]
+    socket: PathBuf,
+    /// How results are printed.
+    #[arg(long, short, global = true, value_enum, default_value_t)]
+    output: Format,
+    #[command(subcommand)]
+    noun: Noun,
+}
+
+#[derive(Debug, Subcommand)]
+enum Noun {
+    /// The cluster as a whole: found it, let nodes join, see whether it is well.
+    #[command(subcommand, arg_required_else_help = true)]
+    Cluster(cluster::Cluster),
+    /// Nodes: join, run the daemon, list.
+    #[command(subcommand, arg_required_else_help = true)]
+    Node(node::Node),
+    /// Virtual machines: create, start, stop, move.
+    #[command(subcommand, arg_required_else_help = true)]
+    Vm(vm::Vm),
+    /// Operations: long-running changes such as moves.
+    #[command(subcommand, arg_required_else_help = true)]
+    Op(op::Op),
+    /// Several nodes on this one machine, to try things and to break them.
+    #[command(subcommand, arg_required_else_help = true, after_help = lab::STORY)]
+    Lab(lab::Lab),
+    /// What the exit codes mean.
+    #[command(name = "exit-codes", long_about = Exit::table())]
+    ExitCodes,
+}
+
+/// What every verb that asks the daemon needs.
+struct Context {
+    client: Client,
+    format: Format,
+}
+
+/// The program: parse, do, say what went wrong, end with the code for it.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let format = cli.output;
+    match run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            output::complain(format, &failure);
+            ExitCode::from(failure.exit.code())
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<(), Failure> {
+    if let Noun::Node(node::Node::Run(run)) = &cli.noun {
+        log::start(run.log_format)?;
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::new(Exit::Internal, format!("cannot start threads: {error}")))?;
+    runtime.block_on(dispatch(cli))
+}
+
+async fn dispatch(cli: Cli) -> Result<(), Failure> {
+    let format = cli.output;
+    let context = Context { client: Client::new(&cli.socket), format };
+    match cli.noun {
+        Noun::Cluster(cluster::Cluster::Init(verb)) => cluster::init(format, &verb),
+        Noun::Cluster(cluster::Cluster::Token(verb)) => cluster::token(&context, verb).await,
+        Noun::Cluster(cluster::Cluster::Status) => cluster::status(&context).await,
+        Noun::Cluster(cluster::Cluster::Events { follow }) => cluster::events(&context, follow).await,
+        Noun::Node(node::Node::Join(verb)) => node::join(format, verb).await,
+        Noun::Node(node::Node::Run(verb)) => node::run(cli.socket, verb).await,
+        Noun::Node(node::Node::List) => node::all(&context).await,
+        Noun::Node(node::Node::Show { name }) => node::one(&context, &name).await,
+        Noun::Vm(verb) => vm::run(&context, verb).await,
+        Noun::Op(verb) => op::run(&context, verb).await,
+        Noun::Lab(verb) => lab::run(format, verb),
+        Noun::ExitCodes => output::emit(&Exit::table()),
+    }
+}

@@ -1,0 +1,228 @@
+//! `pollux node`: hosts.
+
+use std::{
+    io::{self, Read},
+    net::SocketAddr,
+    path::PathBuf,
+};
+
+use clap::{Args, Subcommand};
+use pollux_link::JoinError;
+
+use crate::{
+    api::{
+        DEFAULT_DIR,
+        types::{Health, NodeRole, NodeView},
+    },
+    daemon::{self, JoinRefused, JoinReport, RunConfig, RunError},
+};
+
+use super::{
+    Context,
+    exit::{Exit, Failure},
+    log::LogFormat,
+    output::{Format, list, mib, show, span, table},
+    suggest,
+};
+
+/// The QEMU that Debian installs.
+const DEFAULT_QEMU: &str = "/usr/bin/qemu-system-x86_64";
+/// Longest token read from standard input, in bytes.
+const TOKEN_BYTES_MAX: u64 = 4096;
+
+/// Verbs about nodes.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Node {
+    /// Make this host a node of a cluster, with a token made there. Then `pollux node run`.
+    #[command(after_help = "Example:\n  pollux node join --token pollux1.eyJ... --listen 192.0.2.12:7700")]
+    Join(Join),
+    /// Run the daemon: in the foreground, until SIGTERM or Ctrl-C. Its VMs end with it.
+    Run(Run),
+    /// All nodes.
+    List,
+    /// One node.
+    Show {
+        /// Its name.
+        name: String,
+    },
+}
+
+/// How a host joins.
+#[derive(Debug, Args)]
+pub(crate) struct Join {
+    /// What `pollux cluster token --node NAME` printed. `-` reads it from standard input, out of sight of `ps`.
+    #[arg(long)]
+    pub(crate) token: String,
+    /// Where this node's daemon will listen (UDP): an address the other nodes reach.
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub(crate) listen: SocketAddr,
+    /// Where the node keeps its identity, log and keys.
+    #[arg(long, env = "POLLUX_DIR", default_value = DEFAULT_DIR)]
+    pub(crate) dir: PathBuf,
+}
+
+/// How the daemon runs.
+#[derive(Debug, Args)]
+pub(crate) struct Run {
+    /// Where the node keeps its identity, log and keys.
+    #[arg(long, env = "POLLUX_DIR", default_value = DEFAULT_DIR)]
+    pub(crate) dir: PathBuf,
+    /// The QEMU that runs the guests: an absolute path.
+    #[arg(long, env = "POLLUX_QEMU", default_value = DEFAULT_QEMU, value_name = "PATH")]
+    pub(crate) qemu: PathBuf,
+    /// How the log on standard error is written. What it holds is chosen by POLLUX_LOG (such as `info` or `pollux=debug`).
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) log_format: LogFormat,
+}
+
+/// Join a cluster, without a daemon.
+pub(crate) async fn join(format: Format, verb: Join) -> Result<(), Failure> {
+    let token = if verb.token == "-" { token_from_stdin()? } else { verb.token };
+    let report = daemon::join(&verb.dir, &token, verb.listen).await.map_err(|error| {
+        let exit = match error {
+            JoinRefused::Used(_) => Exit::Conflict,
+            JoinRefused::Listen(_) | JoinRefused::Token(_) => Exit::Usage,
+            JoinRefused::Join(ref refused) => of_refused_join(refused),
+            JoinRefused::Dir(_) | JoinRefused::Key(_) | JoinRefused::Identity(_) => Exit::Internal,
+        };
+        Failure::from_error(exit, &error)
+    })?;
+    show(format, &report, |report: &JoinReport| {
+        let kept = list([
+            ("cluster", report.cluster.clone()),
+            ("node", format!("{} (number {})", report.node, report.id)),
+            ("listens on", report.listen.to_string()),
+            ("kept in", report.dir.display().to_string()),
+        ]);
+        format!("{kept}\nnext: `pollux node run` starts it\n")
+    })
+}
+
+fn of_refused_join(error: &JoinError) -> Exit {
+    match error {
+        JoinError::Unreachable { .. } => Exit::Unavailable,
+        JoinError::Unknown => Exit::Unknown,
+        JoinError::WrongName { .. } => Exit::Usage,
+        JoinError::WrongAuthority { .. }
+        | JoinError::Version { .. }
+        | JoinError::TokenUnknown
+        | JoinError::TokenExpired
+        | JoinError::TokenUsed
+        | JoinError::Refused(_) => Exit::Conflict,
+        JoinError::BadReply(_) | JoinError::Identity(_) | JoinError::Key(_) => Exit::Internal,
+    }
+}
+
+fn token_from_stdin() -> Result<String, Failure> {
+    let mut token = String::new();
+    io::stdin()
+        .lock()
+        .take(TOKEN_BYTES_MAX)
+        .read_to_string(&mut token)
+        .map_err(|error| Failure::usage(format!("cannot read the token from standard input: {error}")))?;
+    Ok(token.trim().to_owned())
+}
+
+/// Be the daemon, until a signal ends it.
+pub(crate) async fn run(socket: PathBuf, verb: Run) -> Result<(), Failure> {
+    daemon::run(RunConfig { dir: verb.dir, socket, qemu: verb.qemu }).await.map_err(|error| {
+        let exit = match error {
+            RunError::NoNode(_) => Exit::NotFound,
+            RunError::Refused(_) => Exit::Conflict,
+            RunError::Dir(_)
+            | RunError::Identity(_)
+            | RunError::Authority(_)
+            | RunError::Bind(_)
+            | RunError::Consensus(_)
+            | RunError::Found(_)
+            | RunError::Host(_)
+            | RunError::Api(_)
+            | RunError::Io { .. } => Exit::Internal,
+        };
+        Failure::from_error(exit, &error)
+    })
+}
+
+pub(crate) async fn all(context: &Context) -> Result<(), Failure> {
+    show(context.format, &context.client.nodes().await?, |nodes| many(nodes))
+}
+
+pub(crate) async fn one(context: &Context, name: &str) -> Result<(), Failure> {
+    match context.client.node(name).await {
+        Ok(node) => show(context.format, &node, single),
+        Err(error) => Err(suggest::for_node(&context.client, name, error).await),
+    }
+}
+
+pub(crate) fn health(health: Health) -> &'static str {
+    match health {
+        Health::Alive => "alive",
+        Health::Suspect => "suspect",
+        Health::Down => "down",
+        Health::Unknown => "unknown",
+    }
+}
+
+fn role(node: &NodeView) -> &'static str {
+    match node.role {
+        _ if node.leader => "leader",
+        NodeRole::Voter => "voter",
+        NodeRole::Learner => "learner",
+    }
+}
+
+fn heard(node: &NodeView) -> String {
+    node.silent_ms.map(|ms| format!("{} ago", span(ms))).unwrap_or_default()
+}
+
+/// QEMU's version out of its version line, which distributions write in their own ways: the first thing like `10.0.2`.
+fn qemu(node: &NodeView) -> &str {
+    let numbers = node.qemu.split(|c: char| !c.is_ascii_digit() && c != '.');
+    let version = numbers.map(|text| text.trim_matches('.')).find(|text| text.contains('.'));
+    version.unwrap_or(if node.qemu.is_empty() { "none" } else { &node.qemu })
+}
+
+/// All nodes, one a line.
+pub(crate) fn many(nodes: &[NodeView]) -> String {
+    table(
+        ["NAME", "HEALTH", "ROLE", "HEARD", "ADDRESS", "QEMU", "ACCEL", "CPUS", "MEMORY", "MOVES"],
+        &[7, 8],
+        nodes.iter().map(|node| {
+            let moves = if node.tracking == "ok" { "yes" } else { "no" };
+            // A daemon that never started has not said yet what its host is like.
+            let said = |text: String| if node.incarnation == 0 { String::new() } else { text };
+            [
+                node.name.clone(),
+                health(node.health).to_owned(),
+                role(node).to_owned(),
+                heard(node),
+                node.address.clone(),
+                said(qemu(node).to_owned()),
+                said(node.accelerator.clone()),
+                said(node.processors.to_string()),
+                said(mib(node.memory_mib)),
+                said(moves.to_owned()),
+            ]
+        }),
+    )
+}
+
+fn single(node: &NodeView) -> String {
+    list([
+        ("name", node.name.clone()),
+        ("id", node.id.to_string()),
+        ("health", health(node.health).to_owned()),
+        ("heard", heard(node)),
+        ("role", role(node).to_owned()),
+        ("address", node.address.clone()),
+        ("incarnation", node.incarnation.to_string()),
+        ("version", node.version.clone()),
+        ("kernel", node.kernel.clone()),
+        ("qemu", node.qemu.clone()),
+        ("accelerator", node.accelerator.clone()),
+        ("processors", node.processors.to_string()),
+        ("memory", mib(node.memory_mib)),
+        ("bridges", node.bridges.join(", ")),
+        ("moves", if node.tracking == "ok" { "possible".to_owned() } else { format!("impossible: {}", node.tracking) }),
+    ])
+}

@@ -1,0 +1,139 @@
+//! `pollux op`: operations, which go on whether or not somebody watches.
+
+use clap::Subcommand;
+
+use crate::api::types::{OperationResult, OperationView};
+
+use super::{
+    Context,
+    exit::Failure,
+    follow::{conclude, follow, short},
+    output::{age, bytes, emit, list, moment, now_ms, show, span, table},
+};
+
+/// Verbs about operations.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Op {
+    /// All operations the cluster remembers, newest first.
+    List,
+    /// One operation: how far it is, or how it ended and what it cost.
+    Show {
+        /// Its id or an unambiguous beginning of it.
+        id: String,
+    },
+    /// Follow an operation to its end. Ctrl-C leaves it alone.
+    Watch {
+        /// Its id or an unambiguous beginning of it.
+        id: String,
+    },
+    /// Ask for an operation to end early, and wait until it has. One that is past the point of no return still succeeds.
+    Cancel {
+        /// Its id or an unambiguous beginning of it.
+        id: String,
+        /// Do not wait.
+        #[arg(long)]
+        detach: bool,
+    },
+}
+
+pub(crate) async fn run(context: &Context, verb: Op) -> Result<(), Failure> {
+    let client = &context.client;
+    match verb {
+        Op::List => show(context.format, &client.operations().await?, |all| many(all, now_ms())),
+        Op::Show { id } => show(context.format, &client.operation(&id).await?, |one| single(one, now_ms())),
+        Op::Watch { id } => {
+            let end = follow(client, client.operation(&id).await?).await?;
+            conclude(context.format, &end)
+        }
+        Op::Cancel { id, detach: true } => show(context.format, &client.cancel_operation(&id).await?, |one| {
+            format!("asked operation {} to end\n", short(&one.id))
+        }),
+        Op::Cancel { id, detach: false } => {
+            let end = follow(client, client.cancel_operation(&id).await?).await?;
+            match end.result {
+                // What was asked for here is that it ends: cancelled is the success of this verb.
+                Some(OperationResult::Cancelled) => show(context.format, &super::follow::summary(&end), |_| {
+                    format!("operation {} is cancelled; {} stays on {}\n", short(&end.id), end.vm, end.from)
+                }),
+                Some(OperationResult::Succeeded) => {
+                    if context.format == super::output::Format::Table {
+                        emit(&format!("operation {} was past the point of no return\n", short(&end.id)))?;
+                    }
+                    conclude(context.format, &end)
+                }
+                Some(OperationResult::Failed) | None => conclude(context.format, &end),
+            }
+        }
+    }
+}
+
+fn state(operation: &OperationView) -> String {
+    match operation.result {
+        Some(OperationResult::Succeeded) => "succeeded".to_owned(),
+        Some(OperationResult::Failed) => "failed".to_owned(),
+        Some(OperationResult::Cancelled) => "cancelled".to_owned(),
+        None if operation.cancel => "being cancelled".to_owned(),
+        None => operation.progress.as_ref().map_or_else(|| "running".to_owned(), |progress| progress.phase.clone()),
+    }
+}
+
+fn kind(operation: &OperationView) -> &'static str {
+    match operation.kind {
+        crate::api::types::OperationKind::Migrate => "migrate",
+    }
+}
+
+fn many(operations: &[OperationView], now: u64) -> String {
+    table(
+        ["ID", "KIND", "VM", "FROM", "TO", "STATE", "STARTED", "TOOK", "REASON"],
+        &[6, 7],
+        operations.iter().map(|operation| {
+            [
+                short(&operation.id).to_owned(),
+                kind(operation).to_owned(),
+                operation.vm.clone(),
+                operation.from.clone(),
+                operation.to.clone(),
+                state(operation),
+                age(now, operation.started),
+                operation.ended.map(|ended| age(ended, operation.started)).unwrap_or_default(),
+                operation.reason.clone().unwrap_or_default(),
+            ]
+        }),
+    )
+}
+
+fn single(operation: &OperationView, now: u64) -> String {
+    let mut rows = vec![
+        ("operation", operation.id.clone()),
+        ("kind", kind(operation).to_owned()),
+        ("vm", operation.vm.clone()),
+        ("from", operation.from.clone()),
+        ("to", operation.to.clone()),
+        ("state", state(operation)),
+        ("blackout", format!("at most {} ms wished for", operation.blackout_ms_max)),
+        ("started", format!("{} ({} ago)", moment(operation.started), age(now, operation.started))),
+    ];
+    if let Some(ended) = operation.ended {
+        rows.push(("ended", format!("{}, after {}", moment(ended), age(ended, operation.started))));
+    }
+    if let Some(reason) = &operation.reason {
+        rows.push(("reason", reason.clone()));
+    }
+    if let Some(progress) = &operation.progress {
+        rows.push(("round", progress.round.to_string()));
+        rows.push(("sent", format!("{} ({} on the wire)", bytes(progress.sent_bytes), bytes(progress.wire_bytes))));
+        rows.push((
+            "left",
+            format!("{} pages, {} dirtied per second", progress.pages_left, progress.dirty_pages_per_s),
+        ));
+    }
+    if let Some(report) = &operation.report {
+        rows.push(("stood still", format!("{} ms", report.pause_ms)));
+        rows.push(("rounds", report.rounds.to_string()));
+        rows.push(("pages", format!("{}, of which {} zero", report.pages, report.zero_pages)));
+        rows.push(("on the wire", bytes(report.wire_bytes)));
+        rows.push(("took", span(report.total_ms)));
+    }
+    list(rows)
+}

@@ -1,0 +1,215 @@
+//! `pollux vm create`: a VM from flags, from a file, or from a file with flags on top.
+
+use std::{
+    path::{Path, PathBuf},
+    str::FromStr,
+    time::Duration,
+};
+
+use clap::Args;
+use pollux_wire::id::MacAddr;
+
+use crate::api::types::{CPU_DEFAULT, CreateNic, CreateVm, MACHINE_DEFAULT, MEMORY_MIB_DEFAULT, VCPUS_DEFAULT};
+
+use super::{
+    super::{
+        Context,
+        exit::{Exit, Failure},
+        output::show,
+        suggest,
+    },
+    spec::{self, VmFile},
+    view, wait,
+};
+
+pub(crate) const EXAMPLES: &str = "Examples:
+  pollux vm create web --memory 512M --kernel /boot/vmlinuz --initrd /srv/web.img \\
+      --append 'console=ttyS0' --nic br0
+  pollux vm create web --file vm.toml --node n2 --wait
+
+A file:
+  name = \"web\"
+  memory = \"512M\"
+  vcpus = 2
+  kernel = \"/boot/vmlinuz\"
+  initrd = \"web.cpio.gz\"        # beside the file
+  append = \"console=ttyS0\"
+  [[nic]]
+  bridge = \"br0\"                # mac = \"52:54:00:...\" if it must be that one
+
+Kernel and initrd must be at the same path on every node that is to run the VM.";
+
+/// What the VM is to be. Flags go before the file, the file before the defaults.
+#[derive(Debug, Default, Args)]
+pub(crate) struct Create {
+    /// Its name: 1 to 40 of `a-z 0-9 -`, starting with a letter.
+    #[arg(required_unless_present = "file")]
+    name: Option<String>,
+    /// Read it from a TOML file; see below.
+    #[arg(long, value_name = "FILE")]
+    file: Option<PathBuf>,
+    /// Guest memory, in MiB or with a unit [default: 256M].
+    #[arg(long, value_name = "SIZE", value_parser = spec::memory_mib)]
+    memory: Option<u64>,
+    /// Processors [default: 1].
+    #[arg(long, value_name = "COUNT")]
+    vcpus: Option<u32>,
+    /// Kernel image.
+    #[arg(long, value_name = "PATH", required_unless_present = "file")]
+    kernel: Option<PathBuf>,
+    /// Initial RAM disk.
+    #[arg(long, value_name = "PATH")]
+    initrd: Option<PathBuf>,
+    /// Kernel command line.
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    append: Option<String>,
+    /// A network card on a bridge; may be given several times. Replaces those of the file.
+    #[arg(long = "nic", value_name = "BRIDGE[,mac=ADDRESS]", value_parser = nic)]
+    nics: Vec<CreateNic>,
+    /// QEMU machine type with its version [default: pc-q35-7.2].
+    #[arg(long)]
+    machine: Option<String>,
+    /// QEMU CPU model [default: qemu64].
+    #[arg(long)]
+    cpu: Option<String>,
+    /// On which node; without it the one that is asked.
+    #[arg(long)]
+    node: Option<String>,
+    /// Leave it stopped when its node's daemon ended while it ran.
+    #[arg(long)]
+    no_autostart: bool,
+    /// Do not start it now.
+    #[arg(long)]
+    no_start: bool,
+    /// Wait until the guest runs.
+    #[arg(long, conflicts_with = "no_start")]
+    wait: bool,
+    /// How long to wait.
+    #[arg(long, default_value = "60s", value_parser = humantime::parse_duration)]
+    timeout: Duration,
+}
+
+pub(crate) async fn run(context: &Context, verb: Create) -> Result<(), Failure> {
+    let (must_run, timeout) = (verb.wait, verb.timeout);
+    let file = verb.file.as_deref().map(VmFile::load).transpose()?.unwrap_or_default();
+    let here = std::env::current_dir()
+        .map_err(|error| Failure::new(Exit::Internal, format!("cannot tell the current directory: {error}")))?;
+    let request = request(verb, file, &here)?;
+    let created = match context.client.create_vm(&request).await {
+        Ok(vm) => vm,
+        Err(error) => {
+            return Err(match &request.node {
+                Some(node) => suggest::for_node(&context.client, node, error).await,
+                None => error.into(),
+            });
+        }
+    };
+    if must_run && request.start {
+        let vm = wait::until_running(&context.client, created, timeout).await?;
+        return show(context.format, &vm, view::runs);
+    }
+    show(context.format, &created, |vm| {
+        let will = if request.start { "is to run" } else { "is stopped" };
+        format!("VM {} is created and {will} on {}\n", vm.name, vm.home)
+    })
+}
+
+/// Flags before file before defaults. Relative paths in flags start `here`.
+fn request(flags: Create, file: VmFile, here: &Path) -> Result<CreateVm, Failure> {
+    let path = |flag: Option<PathBuf>, file: Option<String>, what: &str| match flag {
+        Some(path) => spec::absolute(&here.join(path), what).map(Some),
+        None => Ok(file),
+    };
+    Ok(CreateVm {
+        name: flags.name.or(file.name).ok_or_else(|| {
+            Failure::usage("the file gives the VM no name")
+                .todo("add `name = \"...\"` to it, or put the name after `create`")
+        })?,
+        memory_mib: flags.memory.or(file.memory).unwrap_or(MEMORY_MIB_DEFAULT),
+        vcpus: flags.vcpus.or(file.vcpus).unwrap_or(VCPUS_DEFAULT),
+        kernel: path(flags.kernel, file.kernel, "--kernel")?.ok_or_else(|| {
+            Failure::usage("the file gives the VM no kernel").todo("add `kernel = \"...\"` to it, or use --kernel")
+        })?,
+        initrd: path(flags.initrd, file.initrd, "--initrd")?.unwrap_or_default(),
+        append: flags.append.or(file.append).unwrap_or_default(),
+        nics: if flags.nics.is_empty() { file.nic } else { flags.nics },
+        machine: flags.machine.or(file.machine).unwrap_or_else(|| MACHINE_DEFAULT.to_owned()),
+        cpu: flags.cpu.or(file.cpu).unwrap_or_else(|| CPU_DEFAULT.to_owned()),
+        autostart: !flags.no_autostart && file.autostart.unwrap_or(true),
+        start: !flags.no_start && file.start.unwrap_or(true),
+        node: flags.node.or(file.node),
+    })
+}
+
+/// `BRIDGE` or `BRIDGE,mac=ADDRESS`.
+fn nic(text: &str) -> Result<CreateNic, String> {
+    let (bridge, rest) = text.split_once(',').unwrap_or((text, ""));
+    if bridge.is_empty() || bridge.contains('=') {
+        return Err("the bridge comes first: BRIDGE or BRIDGE,mac=ADDRESS".to_owned());
+    }
+    let mac = match rest {
+        "" => None,
+        rest => {
+            let mac =
+                rest.strip_prefix("mac=").ok_or_else(|| format!("{rest} is not known; only mac=ADDRESS may follow"))?;
+            MacAddr::from_str(mac)
+                .map_err(|_| format!("{mac} is not an Ethernet address such as 52:54:00:12:34:56"))?;
+            Some(mac.to_owned())
+        }
+    };
+    Ok(CreateNic { bridge: bridge.to_owned(), mac })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn here() -> &'static Path {
+        Path::new("/home/me")
+    }
+
+    #[test]
+    fn flags_go_before_the_file_and_the_file_before_the_defaults() {
+        let file = VmFile {
+            name: Some("template".into()),
+            memory: Some(1024),
+            kernel: Some("/srv/vmlinuz".into()),
+            nic: vec![CreateNic { bridge: "br0".into(), mac: None }],
+            autostart: Some(false),
+            ..VmFile::default()
+        };
+        let flags = Create {
+            name: Some("web".into()),
+            initrd: Some("web.cpio".into()),
+            vcpus: Some(2),
+            no_start: true,
+            ..Create::default()
+        };
+
+        let vm = request(flags, file, here()).unwrap();
+
+        assert_eq!((vm.name.as_str(), vm.vcpus, vm.start), ("web", 2, false), "from the flags");
+        assert_eq!((vm.memory_mib, vm.kernel.as_str(), vm.autostart), (1024, "/srv/vmlinuz", false), "from the file");
+        assert_eq!((vm.machine.as_str(), vm.cpu.as_str()), (MACHINE_DEFAULT, CPU_DEFAULT), "by default");
+        assert_eq!(vm.initrd, "/home/me/web.cpio", "a relative path starts where the user is");
+        assert_eq!(vm.nics.len(), 1);
+    }
+
+    #[test]
+    fn a_vm_without_a_kernel_says_what_is_missing() {
+        let flags = Create { name: Some("web".into()), ..Create::default() };
+        let failure = request(flags, VmFile::default(), here()).unwrap_err();
+        assert_eq!(failure.exit, Exit::Usage);
+        assert!(failure.todo.contains("kernel ="), "{failure:?}");
+    }
+
+    #[test]
+    fn a_network_card_is_a_bridge_and_perhaps_an_address() {
+        assert_eq!(nic("br0"), Ok(CreateNic { bridge: "br0".into(), mac: None }));
+        assert_eq!(nic("br0,mac=52:54:00:00:00:0a").unwrap().mac.as_deref(), Some("52:54:00:00:00:0a"));
+        assert!(nic("br0,mac=52:54").unwrap_err().contains("52:54 is not an Ethernet address"));
+        assert!(nic("br0,model=e1000").unwrap_err().contains("model=e1000"));
+        assert!(nic("mac=52:54:00:00:00:0a").unwrap_err().contains("bridge comes first"));
+        assert!(nic("").is_err());
+    }
+}

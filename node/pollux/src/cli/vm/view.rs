@@ -1,0 +1,199 @@
+//! VMs as tables.
+
+use crate::api::types::{Desired, Phase, Runtime, VmView};
+
+use super::super::output::{age, list, mib, moment, table};
+
+/// What a VM is doing, in as few words as tell it.
+fn state(vm: &VmView) -> String {
+    let peer = vm.peer.as_deref().unwrap_or("another node");
+    match (vm.phase, vm.runtime) {
+        (Phase::Stopped, _) if vm.desired == Desired::Running && vm.failed_starts > 0 => {
+            format!("fails to start ({}x)", vm.failed_starts)
+        }
+        (Phase::Stopped, _) if vm.desired == Desired::Running => "to be started".to_owned(),
+        (Phase::Stopped, _) => "stopped".to_owned(),
+        (Phase::Moving, Runtime::Saving) => format!("switching to {peer}"),
+        (Phase::Moving, _) => format!("moving to {peer}"),
+        (Phase::Arriving, _) => format!("arriving from {peer}"),
+        (Phase::Running, _) if vm.desired == Desired::Stopped => "stopping".to_owned(),
+        (Phase::Running, _) => runtime(vm.runtime).to_owned(),
+    }
+}
+
+fn runtime(runtime: Runtime) -> &'static str {
+    match runtime {
+        Runtime::None => "no QEMU yet",
+        Runtime::Starting => "starting",
+        Runtime::Running => "running",
+        Runtime::Paused => "paused",
+        Runtime::Sending => "sending",
+        Runtime::Saving => "saving",
+        Runtime::Receiving => "receiving",
+        Runtime::Stopping => "stopping",
+        Runtime::Unknown => "unknown",
+    }
+}
+
+/// Where it runs, or where it would.
+fn place(vm: &VmView) -> String {
+    vm.node.clone().unwrap_or_else(|| format!("({})", vm.home))
+}
+
+/// All VMs, one a line.
+pub(crate) fn many(vms: &[VmView], now: u64) -> String {
+    table(
+        ["NAME", "STATE", "NODE", "CPUS", "MEMORY", "GENERATION", "SINCE", "WHY"],
+        &[3, 4, 5, 6],
+        vms.iter().map(|vm| {
+            [
+                vm.name.clone(),
+                state(vm),
+                place(vm),
+                vm.vcpus.to_string(),
+                mib(vm.memory_mib),
+                vm.generation.to_string(),
+                age(now, vm.since),
+                vm.stop_cause.clone().unwrap_or_default(),
+            ]
+        }),
+    )
+}
+
+/// All about one.
+pub(crate) fn single(vm: &VmView, now: u64) -> String {
+    let desired = match vm.desired {
+        Desired::Running => "running",
+        Desired::Stopped => "stopped",
+    };
+    let mut rows = vec![
+        ("name", vm.name.clone()),
+        ("id", vm.id.to_string()),
+        ("state", format!("{}, for {}", state(vm), age(now, vm.since))),
+        ("wanted", desired.to_owned()),
+        ("node", vm.node.clone().unwrap_or_default()),
+        ("runtime", runtime(vm.runtime).to_owned()),
+        ("home", vm.home.clone()),
+        ("generation", vm.generation.to_string()),
+    ];
+    if let Some(cause) = &vm.stop_cause {
+        rows.push(("why", cause.clone()));
+    }
+    if let Some(operation) = &vm.operation {
+        rows.push(("operation", operation.clone()));
+    }
+    rows.extend([
+        ("memory", mib(vm.memory_mib)),
+        ("processors", format!("{} ({})", vm.vcpus, vm.cpu)),
+        ("machine", vm.machine.clone()),
+        ("kernel", vm.kernel.clone()),
+        ("initrd", vm.initrd.clone()),
+        ("append", vm.append.clone()),
+    ]);
+    rows.extend(vm.nics.iter().map(|nic| ("network card", format!("{} on {}", nic.mac, nic.bridge))));
+    rows.push(("autostart", if vm.autostart { "yes" } else { "no" }.to_owned()));
+    rows.push(("created", format!("{} ({} ago)", moment(vm.created), age(now, vm.created))));
+    list(rows)
+}
+
+/// One sentence on a VM that runs.
+pub(crate) fn runs(vm: &VmView) -> String {
+    format!("VM {} runs on {}\n", vm.name, place(vm))
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::api::types::NicView;
+
+    /// A VM that runs on n1 for 90 s.
+    pub(crate) fn web() -> VmView {
+        VmView {
+            id: 1,
+            name: "web".into(),
+            desired: Desired::Running,
+            phase: Phase::Running,
+            node: Some("n1".into()),
+            peer: None,
+            home: "n1".into(),
+            generation: 3,
+            runtime: Runtime::Running,
+            memory_mib: 256,
+            vcpus: 1,
+            nics: vec![NicView { mac: "52:54:00:00:00:01".into(), bridge: "br0".into() }],
+            kernel: "/boot/vmlinuz".into(),
+            initrd: String::new(),
+            append: "console=ttyS0".into(),
+            machine: "pc-q35-7.2".into(),
+            cpu: "qemu64".into(),
+            autostart: true,
+            since: 1_700_000_000_000,
+            created: 1_700_000_000_000,
+            stop_cause: None,
+            failed_starts: 0,
+            operation: None,
+        }
+    }
+
+    const NOW: u64 = 1_700_000_090_000;
+
+    #[test]
+    fn a_list_of_vms_tells_what_each_is_doing() {
+        let moving = VmView {
+            name: "mail".into(),
+            phase: Phase::Moving,
+            peer: Some("n2".into()),
+            runtime: Runtime::Sending,
+            memory_mib: 2048,
+            ..web()
+        };
+        let off = VmView {
+            name: "database".into(),
+            desired: Desired::Stopped,
+            phase: Phase::Stopped,
+            node: None,
+            runtime: Runtime::None,
+            generation: 12,
+            stop_cause: Some("the guest switched itself off".into()),
+            ..web()
+        };
+        let broken = VmView {
+            name: "old".into(),
+            phase: Phase::Stopped,
+            node: None,
+            failed_starts: 3,
+            stop_cause: Some("no kernel at /boot/none".into()),
+            ..web()
+        };
+        insta::assert_snapshot!(many(&[web(), moving, off, broken], NOW), @r"
+        NAME      STATE                NODE  CPUS   MEMORY  GENERATION  SINCE  WHY
+        web       running              n1       1  256 MiB           3  1m30s  -
+        mail      moving to n2         n1       1  2.0 GiB           3  1m30s  -
+        database  stopped              (n1)     1  256 MiB          12  1m30s  the guest switched itself off
+        old       fails to start (3x)  (n1)     1  256 MiB           3  1m30s  no kernel at /boot/none
+        ");
+    }
+
+    #[test]
+    fn one_vm_is_told_in_full() {
+        insta::assert_snapshot!(single(&web(), NOW), @r"
+        name          web
+        id            1
+        state         running, for 1m30s
+        wanted        running
+        node          n1
+        runtime       running
+        home          n1
+        generation    3
+        memory        256 MiB
+        processors    1 (qemu64)
+        machine       pc-q35-7.2
+        kernel        /boot/vmlinuz
+        initrd        -
+        append        console=ttyS0
+        network card  52:54:00:00:00:01 on br0
+        autostart     yes
+        created       2023-11-14T22:13:20Z (1m30s ago)
+        ");
+    }
+}

@@ -1,0 +1,72 @@
+//! Admitting a node that shows a token: the log decides, the CA's key signs.
+
+use std::time::Duration;
+
+use pollux_link::{Authority, Fault, Role, Token, request_key};
+use pollux_raft::Consensus;
+use pollux_state::{Command, Outcome, Proposal, Refusal, id::NodeId};
+use pollux_wire::{
+    fault,
+    join::{JoinReply, JoinRequest},
+};
+
+use super::founding::key_hash;
+use crate::vm::{Minter, wall_ms};
+
+/// How long the cluster may take to decide, in milliseconds.
+const DECIDE_MS_MAX: u64 = 8_000;
+
+pub(super) async fn admit(
+    consensus: &Consensus,
+    authority: Option<&Authority>,
+    minter: &Minter,
+    by: NodeId,
+    request: JoinRequest,
+) -> Result<JoinReply, Fault> {
+    let Some(authority) = authority else {
+        return Err(Fault::new(fault::ASK_ANOTHER, "this node does not hold the cluster's CA key; ask one that does"));
+    };
+    let key = request_key(&request.signing_request).map_err(Fault::malformed)?;
+    let command = Command::Join {
+        secret_hash: Token::hash(&request.secret),
+        name: request.name.clone(),
+        address: request.address,
+        key: key_hash(&key),
+    };
+    let proposal = Proposal { id: minter.mint(), by, at: wall_ms(), command };
+    let applied = consensus
+        .propose(proposal, Duration::from_millis(DECIDE_MS_MAX))
+        .await
+        .map_err(|error| Fault::internal(format!("the cluster could not decide: {error}; try again")))?;
+    let node = match applied.outcome {
+        Outcome::Joined(node) => node,
+        Outcome::Refused(refusal) => return Err(refused(&refusal)),
+        other => return Err(Fault::internal(format!("the cluster answered a join with {other:?}"))),
+    };
+    let certificate = authority
+        .issue(node, &request.name, Role::Member, &request.signing_request)
+        .map_err(|error| Fault::internal(error.to_string()))?;
+    tracing::info!(%node, name = request.name, address = %request.address, "a node joined");
+    let state = consensus.watch().borrow().state.clone();
+    let members = state.nodes.values().filter(|member| member.id != node).map(|member| (member.id, member.address));
+    Ok(JoinReply {
+        cluster: authority.cluster(),
+        node,
+        certificate,
+        ca: authority.certificate().to_vec(),
+        members: members.collect(),
+    })
+}
+
+fn refused(refusal: &Refusal) -> Fault {
+    let text = refusal.to_string();
+    let code = match refusal {
+        Refusal::Token(why) if why.contains("does not know it") => fault::TOKEN_UNKNOWN,
+        Refusal::Token(why) if why.contains("made for") => fault::TOKEN_NAME,
+        Refusal::Token(why) if why.contains("used it") => fault::TOKEN_USED,
+        Refusal::Token(why) if why.contains("expired") => fault::TOKEN_EXPIRED,
+        Refusal::Token(_) => fault::TOKEN_UNKNOWN,
+        _ => fault::SERVICE_FIRST,
+    };
+    Fault::new(code, text)
+}

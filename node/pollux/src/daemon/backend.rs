@@ -1,0 +1,434 @@
+//! What the API's verbs do: read the applied state, or put a command to the log.
+
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use async_trait::async_trait;
+use pollux_link::Token;
+use pollux_raft::{Consensus, NodeHealth, ProposeError};
+use pollux_state::{
+    ClusterState, Command, Outcome, Proposal, Refusal,
+    id::{MacAddr, NodeId, OpId},
+    node::Node,
+    operation::Operation,
+    vm::{Desired, Nic, Vm, VmSpec},
+};
+use tokio::sync::watch;
+
+use super::{
+    forward::{self, Doing},
+    run::Daemon,
+    views::Sight,
+};
+use crate::{
+    api::{
+        ApiError, Backend, ErrorKind,
+        types::{
+            ClusterView, CreateVm, EventView, MigrateVm, NodeView, OperationView, Problem, Runtime, StartVm, StopVm,
+            TakeBack, TokenRequest, TokenView, VmLog, VmView,
+        },
+    },
+    vm::wall_ms,
+};
+
+/// How long a change may take to be agreed on, in milliseconds.
+const PROPOSE_MS_MAX: u64 = 8_000;
+/// How long a read waits for a quorum before the answering node's own state has to do, in milliseconds.
+const READ_MS_MAX: u64 = 2_000;
+/// Longest life of a join token, in seconds: a week.
+const TOKEN_TTL_S_MAX: u64 = 7 * 24 * 3600;
+/// How long the leader may take to say which nodes live, in milliseconds.
+const HEALTH_MS_MAX: u64 = 1_000;
+
+/// The daemon as the API sees it.
+pub(super) struct Api(pub(super) Arc<Daemon>);
+
+impl Api {
+    fn consensus(&self) -> &Consensus {
+        &self.0.consensus
+    }
+
+    /// The state, current if a quorum can be had.
+    async fn state(&self) -> Arc<ClusterState> {
+        if let Err(error) = self.consensus().linearizable(Duration::from_millis(READ_MS_MAX)).await {
+            tracing::debug!(%error, "answering from the state this node has");
+        }
+        self.applied()
+    }
+
+    fn applied(&self) -> Arc<ClusterState> {
+        self.consensus().watch().borrow().state.clone()
+    }
+
+    async fn health(&self) -> Option<BTreeMap<NodeId, NodeHealth>> {
+        let health = self.consensus().liveness(Duration::from_millis(HEALTH_MS_MAX)).await.ok()?;
+        Some(health.into_iter().map(|health| (health.node, health)).collect())
+    }
+
+    async fn propose(&self, command: Command) -> Result<(OpId, Outcome), ApiError> {
+        let id = self.0.minter().mint();
+        let proposal = Proposal { id, by: self.0.identity.node(), at: wall_ms(), command };
+        match self.consensus().propose(proposal, Duration::from_millis(PROPOSE_MS_MAX)).await {
+            Ok(applied) => {
+                self.caught_up(applied.index).await;
+                match applied.outcome {
+                    Outcome::Refused(refusal) => Err(refused(&refusal)),
+                    outcome => Ok((id, outcome)),
+                }
+            }
+            Err(error) => Err(not_proposed(&error)),
+        }
+    }
+
+    /// The leader answers as soon as it has applied a change; what this node shows afterwards should have it, too.
+    async fn caught_up(&self, index: u64) {
+        let mut applied = self.consensus().watch();
+        let there = applied.wait_for(|view| view.applied >= index);
+        if tokio::time::timeout(Duration::from_millis(READ_MS_MAX), there).await.is_err() {
+            tracing::warn!(index, "this node has not applied in time what the leader has");
+        }
+    }
+
+    async fn doing(&self, state: &ClusterState, vm: &Vm) -> Doing {
+        let node = match vm.phase.owner() {
+            Some(owner) => owner.node,
+            None => return Doing { runtime: Some(Runtime::None), progress: None },
+        };
+        // While it arrives, the source still knows how far it got.
+        if node == self.0.identity.node() {
+            return forward::doing(self.0.vms(), vm.id);
+        }
+        forward::ask_doing(&self.0.endpoint, state, node, vm.id).await.unwrap_or_default()
+    }
+
+    async fn vm_view(&self, state: &ClusterState, vm: &Vm) -> VmView {
+        let runtime = self.doing(state, vm).await.runtime.unwrap_or(Runtime::Unknown);
+        let status = self.consensus().status();
+        Sight { state, consensus: &status, health: None }.vm(vm, runtime)
+    }
+
+    async fn named_vm(&self, name: &str) -> Result<VmView, ApiError> {
+        let state = self.applied();
+        Ok(self.vm_view(&state, vm_named(&state, name)?).await)
+    }
+
+    async fn operation_view(&self, state: &ClusterState, operation: &Operation) -> OperationView {
+        let pollux_state::operation::OperationKind::Migrate { vm, from, .. } = operation.kind;
+        let progress = if operation.ended.is_some() {
+            None
+        } else if from == self.0.identity.node() {
+            forward::doing(self.0.vms(), vm).progress
+        } else {
+            forward::ask_doing(&self.0.endpoint, state, from, vm).await.unwrap_or_default().progress
+        };
+        let status = self.consensus().status();
+        Sight { state, consensus: &status, health: None }.operation(operation, progress)
+    }
+}
+
+#[async_trait]
+impl Backend for Api {
+    fn changes(&self) -> watch::Receiver<u64> {
+        self.0.changes.subscribe()
+    }
+
+    async fn cluster(&self) -> Result<ClusterView, ApiError> {
+        let quorum = self.consensus().linearizable(Duration::from_millis(READ_MS_MAX)).await.is_ok();
+        let health = if quorum { self.health().await } else { None };
+        let (state, status) = (self.applied(), self.consensus().status());
+        let sight = Sight { state: &state, consensus: &status, health: health.as_ref() };
+        let mut nodes: Vec<NodeView> = state.nodes.values().map(|node| sight.node(node)).collect();
+        nodes.sort_by(|a, b| a.name.cmp(&b.name));
+        let problems = super::problems::of(&state, &status, &nodes, quorum);
+        Ok(ClusterView {
+            id: self.0.identity.cluster().to_string(),
+            healthy: problems.is_empty(),
+            answered_by: self.0.identity.name().to_owned(),
+            leader: status.leader.map(|leader| sight.node_name(leader)),
+            term: status.term,
+            quorum,
+            voters: status.voters.iter().map(|voter| sight.node_name(*voter)).collect(),
+            applied: self.consensus().watch().borrow().applied,
+            vms: state.vms.len() as u64,
+            vms_running: state.vms.values().filter(|vm| vm.phase.owner().is_some()).count() as u64,
+            nodes,
+            problems,
+        })
+    }
+
+    async fn events(&self, after: u64) -> Result<Vec<EventView>, ApiError> {
+        let (state, status) = (self.applied(), self.consensus().status());
+        let sight = Sight { state: &state, consensus: &status, health: None };
+        Ok(state.events.iter().filter(|event| event.number > after).map(|event| sight.event(event)).collect())
+    }
+
+    async fn create_token(&self, request: TokenRequest) -> Result<TokenView, ApiError> {
+        // A cluster that was founded a moment ago is about to know itself.
+        let mut applied = self.consensus().watch();
+        let known = applied.wait_for(|view| view.state.cluster.is_some());
+        if tokio::time::timeout(Duration::from_millis(PROPOSE_MS_MAX), known).await.is_err() {
+            return Err(ApiError::unavailable("this node has not heard from its cluster yet")
+                .todo("`pollux cluster status` tells what is missing"));
+        }
+        let state = self.state().await;
+        let addresses: Vec<_> = state.nodes.values().filter(|node| node.authority).map(|node| node.address).collect();
+        if addresses.is_empty() {
+            return Err(ApiError::conflict("no node of this cluster holds the CA's key, so nobody can be admitted"));
+        }
+        let identity = &self.0.identity;
+        let expires = SystemTime::now() + Duration::from_secs(request.ttl_s.min(TOKEN_TTL_S_MAX));
+        let (cluster, ca) = (identity.cluster(), identity.ca_fingerprint());
+        let token = Token::create(cluster, ca, &request.node, addresses, expires)
+            .map_err(|error| ApiError::invalid(error.to_string()))?;
+        let (secret_hash, expires) = (token.secret_hash(), token.expires_unix_s.saturating_mul(1000));
+        self.propose(Command::AddToken { secret_hash, node_name: request.node.clone(), expires }).await?;
+        Ok(TokenView { token: token.to_string(), node: request.node, expires })
+    }
+
+    async fn nodes(&self) -> Result<Vec<NodeView>, ApiError> {
+        let (state, health, status) = (self.state().await, self.health().await, self.consensus().status());
+        let sight = Sight { state: &state, consensus: &status, health: health.as_ref() };
+        let mut nodes: Vec<NodeView> = state.nodes.values().map(|node| sight.node(node)).collect();
+        nodes.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(nodes)
+    }
+
+    async fn node(&self, name: &str) -> Result<NodeView, ApiError> {
+        let (state, health, status) = (self.state().await, self.health().await, self.consensus().status());
+        let sight = Sight { state: &state, consensus: &status, health: health.as_ref() };
+        Ok(sight.node(node_named(&state, name)?))
+    }
+
+    async fn vms(&self) -> Result<Vec<VmView>, ApiError> {
+        let state = self.state().await;
+        let views = state.vms.values().map(|vm| self.vm_view(&state, vm));
+        let mut views: Vec<VmView> = futures::future::join_all(views).await;
+        views.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(views)
+    }
+
+    async fn vm(&self, name: &str) -> Result<VmView, ApiError> {
+        self.state().await;
+        self.named_vm(name).await
+    }
+
+    async fn create_vm(&self, request: CreateVm) -> Result<VmView, ApiError> {
+        let state = self.state().await;
+        let home = match &request.node {
+            Some(name) => node_named(&state, name)?.id,
+            None => self.0.identity.node(),
+        };
+        let desired = if request.start { Desired::Running } else { Desired::Stopped { force: false } };
+        let name = request.name.clone();
+        let spec = self.spec(request)?;
+        self.propose(Command::CreateVm { spec, home, desired }).await?;
+        self.named_vm(&name).await
+    }
+
+    async fn start_vm(&self, name: &str, request: StartVm) -> Result<VmView, ApiError> {
+        let state = self.state().await;
+        let vm = vm_named(&state, name)?.id;
+        let home = request.node.as_deref().map(|name| node_named(&state, name).map(|node| node.id)).transpose()?;
+        self.propose(Command::SetDesired { vm, desired: Desired::Running, home }).await?;
+        self.named_vm(name).await
+    }
+
+    async fn stop_vm(&self, name: &str, request: StopVm) -> Result<VmView, ApiError> {
+        let vm = vm_named(&*self.state().await, name)?.id;
+        let desired = Desired::Stopped { force: request.force };
+        self.propose(Command::SetDesired { vm, desired, home: None }).await?;
+        self.named_vm(name).await
+    }
+
+    async fn delete_vm(&self, name: &str) -> Result<VmView, ApiError> {
+        let state = self.state().await;
+        let vm = vm_named(&state, name)?;
+        let view = self.vm_view(&state, vm).await;
+        self.propose(Command::DeleteVm { vm: vm.id }).await?;
+        Ok(view)
+    }
+
+    async fn migrate_vm(&self, name: &str, request: MigrateVm) -> Result<OperationView, ApiError> {
+        let state = self.state().await;
+        let vm = vm_named(&state, name)?;
+        let to = node_named(&state, &request.to)?;
+        super::preflight::check(&state, vm, to, self.health().await.as_ref())?;
+        let command = Command::BeginMove {
+            vm: vm.id,
+            expect: vm.generation,
+            to: to.id,
+            blackout_ms_max: request.blackout_ms_max,
+        };
+        let (id, _) = self.propose(command).await?;
+        let state = self.applied();
+        let operation = state.operations.get(&id).ok_or_else(|| {
+            ApiError::unknown(format!("operation {id} was accepted, but this node has not heard of it yet"))
+                .todo(format!("`pollux op show {id}` tells how it goes"))
+        })?;
+        Ok(self.operation_view(&state, operation).await)
+    }
+
+    async fn take_back_vm(&self, name: &str, request: TakeBack) -> Result<VmView, ApiError> {
+        let vm = vm_named(&*self.state().await, name)?.id;
+        let expect = pollux_state::id::Generation(request.generation);
+        self.propose(Command::TakeBack { vm, expect, operator: request.operator }).await?;
+        self.named_vm(name).await
+    }
+
+    async fn vm_log(&self, name: &str, from: u64) -> Result<VmLog, ApiError> {
+        let state = self.applied();
+        let vm = vm_named(&state, name)?;
+        let node = vm.phase.owner().map_or(vm.home, |owner| owner.node);
+        let log = if node == self.0.identity.node() {
+            forward::log(self.0.vms(), vm.id)
+        } else {
+            forward::ask_log(&self.0.endpoint, &state, node, vm.id).await.ok_or_else(|| {
+                ApiError::unavailable(format!("the node that runs VM {name} does not answer"))
+                    .todo("`pollux node list` tells which nodes are alive")
+            })?
+        };
+        let next = log.start + log.bytes.len() as u64;
+        let skip = if from > next { 0 } else { from.saturating_sub(log.start) };
+        let bytes = log.bytes.get(usize::try_from(skip).unwrap_or(usize::MAX)..).unwrap_or_default().to_vec();
+        Ok(VmLog { next, bytes })
+    }
+
+    async fn operations(&self) -> Result<Vec<OperationView>, ApiError> {
+        let state = self.state().await;
+        let views = state.operations.values().map(|operation| self.operation_view(&state, operation));
+        let mut views: Vec<OperationView> = futures::future::join_all(views).await;
+        views.sort_by(|a, b| b.started.cmp(&a.started).then_with(|| a.id.cmp(&b.id)));
+        Ok(views)
+    }
+
+    async fn operation(&self, id: &str) -> Result<OperationView, ApiError> {
+        let state = self.state().await;
+        let operation = operation_named(&state, id)?;
+        Ok(self.operation_view(&state, operation).await)
+    }
+
+    async fn cancel_operation(&self, id: &str) -> Result<OperationView, ApiError> {
+        let op = operation_named(&*self.state().await, id)?.id;
+        self.propose(Command::Cancel { op }).await?;
+        let state = self.applied();
+        let operation = operation_named(&state, id)?;
+        Ok(self.operation_view(&state, operation).await)
+    }
+}
+
+impl Api {
+    fn spec(&self, request: CreateVm) -> Result<VmSpec, ApiError> {
+        let nics = request.nics.into_iter().map(|nic| {
+            let mac = match nic.mac {
+                Some(mac) => mac.parse::<MacAddr>().map_err(|_| {
+                    ApiError::invalid(format!("{mac} is not an Ethernet address, such as 52:54:00:12:34:56"))
+                })?,
+                None => {
+                    // QEMU's range, locally administered; the cluster refuses one that is taken.
+                    let mut tail = [0; 3];
+                    self.0.minter().fill(&mut tail);
+                    MacAddr([0x52, 0x54, 0x00, tail[0], tail[1], tail[2]])
+                }
+            };
+            Ok(Nic { mac, bridge: nic.bridge })
+        });
+        Ok(VmSpec {
+            name: request.name,
+            memory_mib: request.memory_mib,
+            vcpus: request.vcpus,
+            kernel: request.kernel,
+            initrd: request.initrd,
+            append: request.append,
+            nics: nics.collect::<Result<_, ApiError>>()?,
+            machine: request.machine,
+            cpu: request.cpu,
+            autostart: request.autostart,
+        })
+    }
+}
+
+fn vm_named<'a>(state: &'a ClusterState, name: &str) -> Result<&'a Vm, ApiError> {
+    let names = || state.vms.values().map(|vm| vm.spec.name.as_str());
+    state.vms.values().find(|vm| vm.spec.name == name).ok_or_else(|| no_such("VM", name, names(), "pollux vm list"))
+}
+
+fn node_named<'a>(state: &'a ClusterState, name: &str) -> Result<&'a Node, ApiError> {
+    let names = || state.nodes.values().map(|node| node.name.as_str());
+    state
+        .nodes
+        .values()
+        .find(|node| node.name == name)
+        .ok_or_else(|| no_such("node", name, names(), "pollux node list"))
+}
+
+fn operation_named<'a>(state: &'a ClusterState, id: &str) -> Result<&'a Operation, ApiError> {
+    let mut found = state.operations.values().filter(|operation| operation.id.to_string().starts_with(id));
+    match (found.next(), found.next()) {
+        (Some(operation), None) => Ok(operation),
+        (Some(_), Some(_)) => Err(ApiError::invalid(format!("several operations begin with {id}"))
+            .todo("give more of the id; `pollux op list` shows them")),
+        (None, _) => Err(ApiError::not_found(format!("there is no operation {id}"))
+            .todo("`pollux op list` shows those the cluster remembers")),
+    }
+}
+
+fn no_such<'a>(what: &str, name: &str, names: impl Iterator<Item = &'a str>, list: &str) -> ApiError {
+    let near = names.filter(|known| distance(known, name) <= 2).min_by_key(|known| distance(known, name));
+    let todo = match near {
+        Some(near) => format!("did you mean {near}? `{list}` shows those there are"),
+        None => format!("`{list}` shows those there are"),
+    };
+    ApiError::not_found(format!("there is no {what} called {name}")).todo(todo)
+}
+
+/// Edit distance (Levenshtein): how many letters two names differ by.
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, y) in b.iter().enumerate() {
+            let replaced = diagonal + usize::from(x != *y);
+            diagonal = row[j + 1];
+            row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[b.len()]
+}
+
+fn refused(refusal: &Refusal) -> ApiError {
+    let kind = match refusal {
+        Refusal::NoSuchNode(_) | Refusal::NoSuchVm(_) | Refusal::NoSuchOperation(_) => ErrorKind::NotFound,
+        Refusal::Invalid { .. } => ErrorKind::Invalid,
+        Refusal::Founding(_)
+        | Refusal::NameTaken(_)
+        | Refusal::Token(_)
+        | Refusal::Generation { .. }
+        | Refusal::NotYours { .. }
+        | Refusal::StaleIncarnation { .. }
+        | Refusal::AnotherLife { .. }
+        | Refusal::WrongPhase { .. }
+        | Refusal::Full { .. }
+        | Refusal::Ended(_) => ErrorKind::Conflict,
+    };
+    ApiError::new(kind, refusal.to_string())
+}
+
+fn not_proposed(error: &ProposeError) -> ApiError {
+    if error.is_unknown() {
+        ApiError::unknown(format!("it is not known whether the change was made: {error}"))
+            .todo("look before trying again: `pollux vm show`, `pollux op list`")
+    } else {
+        ApiError::unavailable(format!("the change was not made: {error}"))
+            .todo("`pollux cluster status` tells what is missing")
+    }
+}
+
+/// Something that is wrong, and what to do.
+pub(super) fn problem(what: impl Into<String>, todo: impl Into<String>) -> Problem {
+    Problem { what: what.into(), todo: todo.into() }
+}

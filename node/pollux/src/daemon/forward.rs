@@ -1,0 +1,93 @@
+//! What one daemon asks another on behalf of a user: only the owner of a VM knows what its QEMU is doing.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use pollux_link::{Class, Endpoint, Fault, To};
+use pollux_state::{
+    ClusterState,
+    id::{NodeId, VmId},
+};
+use pollux_wire::{codec, fault, limits::Limit, method::FORWARD};
+use serde::{Deserialize, Serialize};
+
+use super::views;
+use crate::{api::types, vm::Vms, vm::wall_ms};
+
+/// How long another daemon may take to answer, in milliseconds. A user waits for it.
+const ANSWER_MS_MAX: u64 = 1_000;
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum Question {
+    /// What are you doing with this VM?
+    Doing(VmId),
+    /// What did its guest write to its console?
+    Log(VmId),
+}
+
+/// What a node does with a VM. The API's own JSON travels inside, so that both change together.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(super) struct Doing {
+    pub(super) runtime: Option<types::Runtime>,
+    pub(super) progress: Option<types::ProgressView>,
+}
+
+/// What a guest wrote: the position of the first byte, and the bytes.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(super) struct Log {
+    pub(super) start: u64,
+    pub(super) bytes: Vec<u8>,
+}
+
+/// Answers another daemon.
+pub(super) fn answer(vms: Option<&Vms>, body: &[u8]) -> Result<Bytes, Fault> {
+    let question: Question = codec::decode(body, Limit::Control)
+        .map_err(|error| Fault { code: fault::MALFORMED, text: error.to_string() })?;
+    let answer = match question {
+        Question::Doing(vm) => json(&doing(vms, vm)),
+        Question::Log(vm) => codec::encode(&log(vms, vm), Limit::Control).map_err(|error| error.to_string()),
+    };
+    answer.map(Bytes::from).map_err(|text| Fault { code: fault::INTERNAL, text })
+}
+
+pub(super) fn doing(vms: Option<&Vms>, vm: VmId) -> Doing {
+    let status = vms.and_then(|vms| vms.status(vm));
+    let progress = status.as_ref().and_then(|status| status.progress.as_ref());
+    Doing {
+        runtime: Some(views::runtime(status.as_ref())),
+        progress: progress.map(|progress| views::progress_view(progress, wall_ms())),
+    }
+}
+
+pub(super) fn log(vms: Option<&Vms>, vm: VmId) -> Log {
+    let (start, bytes) = vms.and_then(|vms| vms.log(vm)).unwrap_or_default();
+    Log { start, bytes }
+}
+
+/// Asks `node`; `None` when it does not answer in time.
+pub(super) async fn ask_doing(endpoint: &Endpoint, state: &ClusterState, node: NodeId, vm: VmId) -> Option<Doing> {
+    let body = ask(endpoint, state, node, &Question::Doing(vm)).await?;
+    serde_json::from_slice(&body).ok()
+}
+
+pub(super) async fn ask_log(endpoint: &Endpoint, state: &ClusterState, node: NodeId, vm: VmId) -> Option<Log> {
+    let body = ask(endpoint, state, node, &Question::Log(vm)).await?;
+    codec::decode(&body, Limit::Control).ok()
+}
+
+async fn ask(endpoint: &Endpoint, state: &ClusterState, node: NodeId, question: &Question) -> Option<Bytes> {
+    let to = To { node, address: state.nodes.get(&node)?.address };
+    let body = codec::encode(question, Limit::Control).ok()?;
+    let deadline = Duration::from_millis(ANSWER_MS_MAX);
+    match endpoint.call(&to, Class::Consensus, FORWARD, Bytes::from(body), deadline).await {
+        Ok(answer) => Some(answer),
+        Err(error) => {
+            tracing::debug!(%node, %error, "another daemon did not answer");
+            None
+        }
+    }
+}
+
+fn json<T: Serialize>(value: &T) -> Result<Vec<u8>, String> {
+    serde_json::to_vec(value).map_err(|error| error.to_string())
+}

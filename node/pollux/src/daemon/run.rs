@@ -1,0 +1,303 @@
+//! Starting the daemon, and ending it.
+
+use std::{
+    path::PathBuf,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use pollux_link::{Authority, AuthorityError, BindError, Binding, Endpoint, Identity, IdentityError};
+use pollux_raft::{Config, Consensus, FoundError, StartError, Store};
+use pollux_state::{
+    Command, Outcome, Proposal, Refusal,
+    id::{Incarnation, Owner},
+};
+use pollux_vm::Limits;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::watch,
+    time::Instant,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{
+    backend::Api,
+    dir::{self, Dir, DirError, NodeFile},
+    facts,
+    service::Reception,
+};
+use crate::{
+    api,
+    vm::{Marks, Minter, Shared, Vms, host::Host, qemu::QemuHost, wall_ms},
+};
+
+/// One attempt to have the incarnation committed, or to read the log, in milliseconds; the next follows.
+const ATTEMPT_MS: u64 = 3_000;
+/// Pause between attempts, in milliseconds.
+const AGAIN_MS: u64 = 200;
+/// Ending may take this long, in milliseconds; then the process ends anyway, and its machines with it.
+const END_MS_MAX: u64 = 20_000;
+
+/// How to run a daemon.
+#[derive(Debug, Clone)]
+pub struct RunConfig {
+    /// The node's state directory.
+    pub dir: PathBuf,
+    /// Where the API listens.
+    pub socket: PathBuf,
+    /// The QEMU to run guests with.
+    pub qemu: PathBuf,
+}
+
+/// The daemon could not start, or not go on.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The directory belongs to no node.
+    #[error("{0} belongs to no node; `pollux cluster init` or `pollux node join` first")]
+    NoNode(PathBuf),
+    /// A file in it.
+    #[error(transparent)]
+    Dir(#[from] DirError),
+    /// Its identity.
+    #[error("the node's identity cannot be read: {0}")]
+    Identity(#[from] IdentityError),
+    /// The CA's key.
+    #[error("the cluster's CA key cannot be read: {0}")]
+    Authority(#[from] AuthorityError),
+    /// The link.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// The consensus layer.
+    #[error(transparent)]
+    Consensus(#[from] StartError),
+    /// The first entry.
+    #[error("the cluster could not be founded: {0}")]
+    Found(#[from] FoundError),
+    /// The spawner of QEMUs.
+    #[error("guests cannot be started here: {0}")]
+    Host(String),
+    /// The API's socket.
+    #[error("the API cannot be served: {0}")]
+    Api(String),
+    /// The cluster refuses this node.
+    #[error("the cluster refuses this node: {0}")]
+    Refused(String),
+    /// A signal handler, or something else of the operating system.
+    #[error("{what}: {source}")]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// Why it failed.
+        source: std::io::Error,
+    },
+}
+
+/// A running daemon, as its parts see it.
+pub(super) struct Daemon {
+    pub(super) identity: Identity,
+    pub(super) authority: Option<Authority>,
+    pub(super) consensus: Consensus,
+    pub(super) endpoint: Endpoint,
+    pub(super) changes: watch::Sender<u64>,
+    minter: Minter,
+    vms: OnceLock<Vms>,
+}
+
+impl Daemon {
+    pub(super) fn minter(&self) -> &Minter {
+        &self.minter
+    }
+
+    /// The VMs of this node, once it may look after them.
+    pub(super) fn vms(&self) -> Option<&Vms> {
+        self.vms.get()
+    }
+}
+
+/// Runs the daemon until it is told to end (SIGTERM, SIGINT).
+///
+/// # Errors
+/// [`RunError`]: it could not start, or what it stands on failed.
+pub async fn run(config: RunConfig) -> Result<(), RunError> {
+    let stop = stop_signal()?;
+    let dir = Dir::open(&config.dir);
+    if !dir.is_used() {
+        return Err(RunError::NoNode(config.dir));
+    }
+    let _lock = dir.lock()?;
+    let node: NodeFile = dir::read_json(&dir.node_file())?;
+    let identity = Identity::load(&dir.identity())?;
+    let authority = dir.authority().exists().then(|| Authority::load(&dir.authority())).transpose()?;
+    let host = QemuHost::start(config.qemu.clone()).map_err(|error| RunError::Host(error.to_string()))?;
+
+    let reception = Arc::new(Reception::default());
+    let endpoint = Endpoint::bind(Binding::new(node.listen, identity.clone()), reception.clone())?;
+    let consensus = Consensus::start(Config::new(identity.node(), Store::Dir(dir.log())), endpoint.clone()).await?;
+    let daemon = Arc::new(Daemon {
+        identity,
+        authority,
+        consensus,
+        endpoint,
+        changes: watch::Sender::new(0),
+        minter: Minter::random(),
+        vms: OnceLock::new(),
+    });
+    reception.open(daemon.clone());
+    tracing::info!(node = daemon.identity.name(), listen = %node.listen, "the daemon listens");
+
+    let api_stop = CancellationToken::new();
+    let serving = api::server::serve(Arc::new(Api(daemon.clone())), &config.socket, api_stop.clone());
+    let looking_after = async {
+        look_after(&daemon, &dir, &config, &node, Arc::new(host)).await?;
+        stop.cancelled().await;
+        Ok(())
+    };
+    let living = async {
+        let lived = tokio::select! {
+            () = stop.cancelled() => Ok(()),
+            lived = looking_after => lived,
+        };
+        // The VMs first: as long as they end, the API can still say so.
+        if let Some(vms) = daemon.vms() {
+            vms.shutdown().await;
+        }
+        api_stop.cancel();
+        lived
+    };
+    let (served, lived) = tokio::join!(
+        async {
+            let served = serving.await.map_err(|error| RunError::Api(error.to_string()));
+            // Without its API a daemon cannot be told anything: it ends.
+            stop.cancel();
+            served
+        },
+        living
+    );
+    let ending = async {
+        daemon.consensus.shutdown().await;
+        daemon.endpoint.close().await;
+    };
+    if tokio::time::timeout(Duration::from_millis(END_MS_MAX), ending).await.is_err() {
+        tracing::error!("the daemon could not end in good order in time");
+    }
+    tracing::info!("the daemon has ended");
+    lived.and(served)
+}
+
+/// Has this life of the daemon committed, then looks after the node's VMs.
+async fn look_after(
+    daemon: &Arc<Daemon>,
+    dir: &Dir,
+    config: &RunConfig,
+    node: &NodeFile,
+    host: Arc<dyn Host>,
+) -> Result<(), RunError> {
+    if dir.founding().exists() {
+        found(daemon, dir).await?;
+    }
+    let facts = facts::gather(&config.qemu).await;
+    let incarnation = begin_life(daemon, node, facts).await?;
+    daemon.consensus.announce_incarnation(incarnation);
+    // Nothing is begun on a state that may be old (DESIGN, rule 3).
+    confirm(daemon).await;
+    let boot = facts::boot_id().map_err(|source| RunError::Io { what: "the host's boot id", source })?;
+    let marks =
+        Marks::open(dir.standby(), boot).map_err(|source| RunError::Io { what: "the standby marks", source })?;
+    let me = Owner { node: daemon.identity.node(), incarnation };
+    tracing::info!(%me, "looking after VMs");
+    let vms = Vms::start(Shared {
+        me,
+        host,
+        consensus: daemon.consensus.clone(),
+        endpoint: daemon.endpoint.clone(),
+        marks,
+        limits: Limits::default(),
+        tasks: TaskTracker::new(),
+        started: Instant::now(),
+        changes: daemon.changes.clone(),
+        minter: Minter::random(),
+    });
+    // Set once, here.
+    let _ = daemon.vms.set(vms);
+    Ok(())
+}
+
+/// Puts the first entry into the log. Repeated by every start of the founder, which changes nothing: the proposal is the same.
+async fn found(daemon: &Daemon, dir: &Dir) -> Result<(), RunError> {
+    let founding: Proposal = dir::read_json(&dir.founding())?;
+    loop {
+        if daemon.consensus.watch().borrow().state.cluster.is_some() {
+            return Ok(());
+        }
+        match daemon.consensus.found(founding.clone(), Duration::from_millis(ATTEMPT_MS)).await {
+            Ok(_) => return Ok(()),
+            // After a restart of everything the log is there before its leader is.
+            Err(FoundError::Propose(error)) => tracing::warn!(%error, "the cluster is not there yet"),
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// Has this life committed, as the one after the life that a linearizable read shows.
+async fn begin_life(
+    daemon: &Daemon,
+    node: &NodeFile,
+    facts: pollux_state::node::Facts,
+) -> Result<Incarnation, RunError> {
+    let by = daemon.identity.node();
+    loop {
+        confirm(daemon).await;
+        let known = daemon.consensus.watch().borrow().state.nodes.get(&by).map(|node| node.incarnation);
+        let after = known.ok_or_else(|| RunError::Refused(format!("{by} is not in the cluster any more")))?;
+        let command = Command::StartIncarnation { after, address: node.listen, facts: facts.clone() };
+        let proposal = Proposal { id: daemon.minter.mint(), by, at: wall_ms(), command };
+        let applied = again("this life of the daemon cannot be committed yet", || {
+            daemon.consensus.propose(proposal.clone(), Duration::from_millis(ATTEMPT_MS))
+        })
+        .await;
+        match applied.outcome {
+            Outcome::Incarnation(incarnation) => return Ok(incarnation),
+            // A late word of an earlier process of this node came between the read and this one.
+            Outcome::Refused(Refusal::AnotherLife { .. }) => {}
+            Outcome::Refused(refusal) => return Err(RunError::Refused(refusal.to_string())),
+            other => return Err(RunError::Refused(format!("an odd answer: {other:?}"))),
+        }
+    }
+}
+
+/// Waits until the state that this node has applied is shown to be current.
+async fn confirm(daemon: &Daemon) {
+    again("the log cannot be read yet", || daemon.consensus.linearizable(Duration::from_millis(ATTEMPT_MS))).await;
+}
+
+/// Tries until it works. The caller is dropped when the daemon is to end.
+async fn again<T, E: std::fmt::Display, F: Future<Output = Result<T, E>>>(trouble: &str, attempt: impl Fn() -> F) -> T {
+    let mut tries = 0u64;
+    loop {
+        match attempt().await {
+            Ok(done) => return done,
+            // Once at first, then every now and then: a cluster without quorum can last for hours.
+            Err(error) if tries.is_multiple_of(20) => tracing::warn!(%error, tries, "{trouble}"),
+            Err(error) => tracing::debug!(%error, tries, "{trouble}"),
+        }
+        tries += 1;
+        tokio::time::sleep(Duration::from_millis(AGAIN_MS)).await;
+    }
+}
+
+/// Cancelled by SIGTERM or SIGINT.
+fn stop_signal() -> Result<CancellationToken, RunError> {
+    let handler = |kind| signal(kind).map_err(|source| RunError::Io { what: "a signal handler", source });
+    let (mut terminate, mut interrupt) = (handler(SignalKind::terminate())?, handler(SignalKind::interrupt())?);
+    let stop = CancellationToken::new();
+    let heard = stop.clone();
+    #[expect(clippy::disallowed_methods, reason = "lives as long as the process: it is what ends everything else")]
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => tracing::info!("told to end (SIGTERM)"),
+            _ = interrupt.recv() => tracing::info!("told to end (SIGINT)"),
+        }
+        heard.cancel();
+    });
+    Ok(stop)
+}

@@ -1,0 +1,100 @@
+//! What this node does for its peers: hands calls and streams to whom they belong.
+
+use std::{
+    net::SocketAddr,
+    sync::{Arc, OnceLock},
+};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use pollux_link::{Class, Fault, Peer, RecvStream, Roles, SendStream, Service};
+use pollux_state::id::NodeId;
+use pollux_vm::message::{Greeting, StreamGreeting};
+use pollux_wire::{
+    codec, fault,
+    join::{JoinReply, JoinRequest},
+    limits::Limit,
+    method::{CONSENSUS, FORWARD, VM_CONTROL, VM_PAGES},
+};
+
+use super::{admission, forward, run::Daemon};
+
+/// The service of a daemon. The endpoint is bound before the rest of the daemon exists; until then peers are told to come
+/// back.
+#[derive(Default)]
+pub(super) struct Reception {
+    daemon: OnceLock<Arc<Daemon>>,
+}
+
+impl Reception {
+    pub(super) fn open(&self, daemon: Arc<Daemon>) {
+        // Only the daemon's start opens it.
+        let _ = self.daemon.set(daemon);
+    }
+
+    fn daemon(&self) -> Result<&Arc<Daemon>, Fault> {
+        self.daemon.get().ok_or_else(|| Fault::new(fault::BUSY, "the daemon is starting; try again"))
+    }
+}
+
+#[async_trait]
+impl Service for Reception {
+    fn allowed(&self, method: u16) -> Roles {
+        match method {
+            FORWARD => Roles::All,
+            method if CONSENSUS.contains(&method) => Roles::All,
+            _ => Roles::None,
+        }
+    }
+
+    fn allowed_session(&self, kind: u16) -> Roles {
+        match kind {
+            // A witness runs no VMs.
+            VM_CONTROL | VM_PAGES => Roles::Members,
+            _ => Roles::None,
+        }
+    }
+
+    fn admits(&self, node: NodeId) -> bool {
+        // A node that has only just joined does not know the others yet; the log will tell it.
+        self.daemon.get().is_none_or(|daemon| {
+            let view = daemon.consensus.watch();
+            let state = view.borrow().state.clone();
+            state.nodes.is_empty() || state.nodes.contains_key(&node) || node > state.last_node
+        })
+    }
+
+    async fn call(&self, peer: Peer, _class: Class, method: u16, body: Bytes) -> Result<Bytes, Fault> {
+        let daemon = self.daemon()?;
+        match method {
+            FORWARD => forward::answer(daemon.vms(), &body),
+            method => daemon.consensus.serve(peer, method, body).await,
+        }
+    }
+
+    async fn session(&self, peer: Peer, kind: u16, header: Bytes, mut send: SendStream, recv: RecvStream) {
+        let Some(vms) = self.daemon.get().and_then(|daemon| daemon.vms()) else { return };
+        match kind {
+            VM_CONTROL => match codec::decode::<Greeting>(&header, Limit::Control) {
+                Ok(greeting) => vms.control(peer, greeting, send, recv).await,
+                Err(error) => tracing::warn!(peer = %peer.node, %error, "a move's greeting is malformed"),
+            },
+            VM_PAGES => match codec::decode::<StreamGreeting>(&header, Limit::Control) {
+                Ok(greeting) => {
+                    // Nothing is said back on a page stream. An orderly end, for a reset would take the acceptance with it.
+                    let _ = send.finish();
+                    vms.pages(peer, greeting, recv).await;
+                }
+                Err(error) => tracing::warn!(peer = %peer.node, %error, "a page stream's greeting is malformed"),
+            },
+            _ => {}
+        }
+    }
+
+    async fn join(&self, from: SocketAddr, request: JoinRequest) -> Result<JoinReply, Fault> {
+        let daemon = self.daemon()?;
+        tracing::info!(%from, name = request.name, "a node asks to join");
+        let by = daemon.identity.node();
+        admission::admit(&daemon.consensus, daemon.authority.as_ref(), daemon.minter(), by, request).await
+    }
+}

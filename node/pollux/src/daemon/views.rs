@@ -1,0 +1,217 @@
+//! The cluster's state as the API shows it: names for numbers, one object at a time.
+
+use std::collections::BTreeMap;
+
+use pollux_raft::{NodeHealth, Status as ConsensusStatus, Verdict};
+use pollux_state::{
+    ClusterState,
+    event::Event,
+    id::{NodeId, VmId},
+    node::Node,
+    operation::{MoveReport, Operation, OperationKind, OperationResult},
+    vm::{self, Vm},
+};
+use pollux_vm::event::{MovePhase, Progress};
+
+use crate::{api::types, vm::Status};
+
+/// What a view is made from.
+pub(super) struct Sight<'a> {
+    pub(super) state: &'a ClusterState,
+    pub(super) consensus: &'a ConsensusStatus,
+    /// What the leader thinks of the nodes; `None`: it could not be asked.
+    pub(super) health: Option<&'a BTreeMap<NodeId, NodeHealth>>,
+}
+
+impl Sight<'_> {
+    pub(super) fn node(&self, node: &Node) -> types::NodeView {
+        let facts = &node.facts;
+        let health = self.health.and_then(|health| health.get(&node.id));
+        let voter = self.consensus.voters.contains(&node.id);
+        types::NodeView {
+            id: node.id.0,
+            name: node.name.clone(),
+            address: node.address.to_string(),
+            incarnation: node.incarnation.0,
+            role: if voter { types::NodeRole::Voter } else { types::NodeRole::Learner },
+            leader: self.consensus.leader == Some(node.id),
+            health: match health.map(|health| health.verdict) {
+                Some(Verdict::Alive) => types::Health::Alive,
+                Some(Verdict::Suspect) => types::Health::Suspect,
+                Some(Verdict::Down) => types::Health::Down,
+                None => types::Health::Unknown,
+            },
+            silent_ms: health.map(|health| health.silent_ms),
+            version: facts.version.clone(),
+            qemu: facts.qemu.clone(),
+            accelerator: facts.accelerator.clone(),
+            memory_mib: facts.memory_mib,
+            processors: facts.processors,
+            bridges: facts.bridges.clone(),
+            kernel: facts.kernel.clone(),
+            tracking: if facts.tracking_refused.is_empty() { "ok".into() } else { facts.tracking_refused.clone() },
+        }
+    }
+
+    pub(super) fn node_name(&self, node: NodeId) -> String {
+        self.state.nodes.get(&node).map_or_else(|| node.to_string(), |node| node.name.clone())
+    }
+
+    fn vm_name(&self, vm: VmId) -> String {
+        self.state.vms.get(&vm).map_or_else(|| vm.to_string(), |vm| vm.spec.name.clone())
+    }
+
+    pub(super) fn vm(&self, vm: &Vm, runtime: types::Runtime) -> types::VmView {
+        let spec = &vm.spec;
+        let peer = match &vm.phase {
+            vm::Phase::Moving { to, .. } => Some(to.node),
+            vm::Phase::Arriving { from, .. } => Some(from.node),
+            vm::Phase::Stopped { .. } | vm::Phase::Running { .. } => None,
+        };
+        types::VmView {
+            id: vm.id.0,
+            name: spec.name.clone(),
+            desired: match vm.desired {
+                vm::Desired::Running => types::Desired::Running,
+                vm::Desired::Stopped { .. } => types::Desired::Stopped,
+            },
+            phase: match vm.phase {
+                vm::Phase::Stopped { .. } => types::Phase::Stopped,
+                vm::Phase::Running { .. } => types::Phase::Running,
+                vm::Phase::Moving { .. } => types::Phase::Moving,
+                vm::Phase::Arriving { .. } => types::Phase::Arriving,
+            },
+            node: vm.phase.owner().map(|owner| self.node_name(owner.node)),
+            peer: peer.map(|node| self.node_name(node)),
+            home: self.node_name(vm.home),
+            generation: vm.generation.0,
+            runtime,
+            memory_mib: spec.memory_mib,
+            vcpus: spec.vcpus,
+            nics: spec
+                .nics
+                .iter()
+                .map(|nic| types::NicView { mac: nic.mac.to_string(), bridge: nic.bridge.clone() })
+                .collect(),
+            kernel: spec.kernel.clone(),
+            initrd: spec.initrd.clone(),
+            append: spec.append.clone(),
+            machine: spec.machine.clone(),
+            cpu: spec.cpu.clone(),
+            autostart: spec.autostart,
+            since: vm.since,
+            created: vm.created,
+            stop_cause: match &vm.phase {
+                vm::Phase::Stopped { cause } => Some(stop_cause(cause)),
+                vm::Phase::Running { .. } | vm::Phase::Moving { .. } | vm::Phase::Arriving { .. } => None,
+            },
+            failed_starts: vm.failed_starts,
+            operation: vm.phase.moving().map(|(op, _, _)| op.to_string()),
+        }
+    }
+
+    pub(super) fn operation(
+        &self,
+        operation: &Operation,
+        progress: Option<types::ProgressView>,
+    ) -> types::OperationView {
+        let OperationKind::Migrate { vm_name, from, to, blackout_ms_max, .. } = &operation.kind;
+        let (result, reason, report) = match operation.ended.as_ref().map(|(_, result)| result) {
+            None => (None, None, None),
+            Some(OperationResult::Succeeded(report)) => {
+                (Some(types::OperationResult::Succeeded), None, Some(report_view(report)))
+            }
+            Some(OperationResult::Failed { reason }) => {
+                (Some(types::OperationResult::Failed), Some(reason.clone()), None)
+            }
+            Some(OperationResult::Cancelled) => (Some(types::OperationResult::Cancelled), None, None),
+        };
+        types::OperationView {
+            id: operation.id.to_string(),
+            kind: types::OperationKind::Migrate,
+            vm: vm_name.clone(),
+            from: self.node_name(*from),
+            to: self.node_name(*to),
+            blackout_ms_max: *blackout_ms_max,
+            cancel: operation.cancel,
+            started: operation.started,
+            ended: operation.ended.as_ref().map(|(at, _)| *at),
+            result,
+            reason,
+            report,
+            progress,
+        }
+    }
+
+    pub(super) fn event(&self, event: &Event) -> types::EventView {
+        types::EventView {
+            number: event.number,
+            at: event.at,
+            node: event.node.map(|node| self.node_name(node)),
+            vm: event.vm.map(|vm| self.vm_name(vm)),
+            operation: event.op.map(|op| op.to_string()),
+            text: event.text.clone(),
+        }
+    }
+}
+
+/// What the owning node's actor is doing, in the API's words.
+pub(super) fn runtime(status: Option<&Status>) -> types::Runtime {
+    match status.map(|status| (status.doing, status.progress.is_some())) {
+        None | Some(("idle", _)) => types::Runtime::None,
+        Some(("starting", _)) => types::Runtime::Starting,
+        Some(("running", true)) => types::Runtime::Sending,
+        Some(("running", false)) => types::Runtime::Running,
+        Some(("handing over", _)) => types::Runtime::Saving,
+        Some(("handed over" | "resuming", _)) => types::Runtime::Paused,
+        Some(("receiving" | "loading" | "deciding", _)) => types::Runtime::Receiving,
+        Some(("stopping" | "ending", _)) => types::Runtime::Stopping,
+        Some(_) => types::Runtime::Unknown,
+    }
+}
+
+pub(super) fn progress_view(progress: &Progress, now: u64) -> types::ProgressView {
+    let page = pollux_vm::pages::PAGE_BYTES as u64;
+    #[expect(clippy::cast_precision_loss, reason = "a speed for people")]
+    let mib_per_s = progress.bytes_per_s as f64 / f64::from(1 << 20);
+    types::ProgressView {
+        phase: match progress.phase {
+            MovePhase::Preparing => "preparing",
+            MovePhase::Copying => "copying",
+            MovePhase::SwitchingOver => "switching",
+            MovePhase::Deciding => "arriving",
+        }
+        .into(),
+        round: progress.round,
+        sent_bytes: progress.memory_bytes,
+        wire_bytes: progress.wire_bytes,
+        pages_left: progress.pending_pages,
+        dirty_pages_per_s: progress.dirty_pages_per_s,
+        mib_per_s,
+        predicted_blackout_ms: (progress.predicted_blackout_ms > 0).then_some(progress.predicted_blackout_ms),
+        eta_s: (progress.pending_pages * page).checked_div(progress.bytes_per_s),
+        updated: now,
+    }
+}
+
+fn report_view(report: &MoveReport) -> types::ReportView {
+    types::ReportView {
+        rounds: report.rounds,
+        wire_bytes: report.wire_bytes,
+        pages: report.pages,
+        zero_pages: report.zero_pages,
+        pause_ms: report.pause_ms,
+        total_ms: report.total_ms,
+    }
+}
+
+fn stop_cause(cause: &vm::StopCause) -> String {
+    match cause {
+        vm::StopCause::New => "never started".into(),
+        vm::StopCause::GuestPowerOff => "the guest switched itself off".into(),
+        vm::StopCause::Operator => "stopped by a user".into(),
+        vm::StopCause::DaemonEnded => "its node's daemon ended".into(),
+        vm::StopCause::QemuEnded(why) => format!("QEMU ended: {why}"),
+        vm::StopCause::StartFailed(why) => format!("it could not be started: {why}"),
+    }
+}

@@ -1,0 +1,6 @@
+//! The daemon and the command line of Pollux.
+
+pub mod api;
+pub mod cli;
+pub mod daemon;
+pub mod vm;

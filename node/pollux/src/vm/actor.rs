@@ -1,0 +1,450 @@
+//! The actor of one VM on one node: the shell around [`VmCore`].
+//!
+//! Started by the [registry](super::registry) when the VM first concerns this node, ended by it when nothing of the VM is
+//! left here, or with the daemon. It selects one thing at a time, applies it to the core and carries the effects out;
+//! whatever takes time runs in a task of its own and comes back as mail.
+//!
+//! ```text
+//!   applied log ----- watch ------> +-------+ -- jobs ------> worker ----> machine
+//!   link (a move's streams) ------> | actor | -- proposals -> consensus
+//!   worker, sessions, consensus --> +-------+ -- pages -----> outgoing / incoming
+//!        (mailbox, MAIL_MAX)            `------ status ------> API
+//! ```
+//! When it ends, the machine ends with it.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use pollux_link::{Peer, RecvStream, SendStream};
+use pollux_raft::View as Applied;
+use pollux_state::{
+    Proposal,
+    id::{Generation, Owner, VmId},
+    vm::VmSpec,
+};
+use pollux_vm::{
+    Effect, Event, Millis, Ticket, View, VmCore,
+    event::Progress,
+    message::{Greeting, StreamGreeting},
+};
+use tokio::{
+    sync::{mpsc, watch},
+    time::Instant,
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Shared,
+    host::{Guest, Order},
+    incoming::Incoming,
+    outgoing::Outgoing,
+    worker::{self, Job, Worker},
+};
+
+/// Letters that may wait for an actor; senders wait then.
+pub(super) const MAIL_MAX: usize = 256;
+/// One attempt to put a proposal into the log, or to read it, in milliseconds. The next follows with the same id.
+const ATTEMPT_MS: u64 = 2_000;
+/// Pause between attempts, in milliseconds.
+const AGAIN_MS: u64 = 100;
+
+/// What reaches an actor.
+pub(super) enum Mail {
+    /// For the core.
+    Event(Event),
+    /// For the core, from a session of a move: dropped when that session is not the current one any more.
+    Session { number: u64, event: Event },
+    /// For the core, of what was done to one machine: dropped when that is not the current one any more.
+    Machine { number: u64, event: Event },
+    /// The worker made this machine.
+    Guest(Arc<dyn Guest>),
+    /// The worker ended it.
+    GuestGone,
+    /// The source of a move wants in.
+    Control { peer: Peer, greeting: Greeting, send: SendStream, recv: RecvStream },
+    /// One of its page streams.
+    Pages { peer: Peer, greeting: StreamGreeting, recv: RecvStream },
+}
+
+/// What the API shows of an actor.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Status {
+    /// A word, such as `running` or `receiving`.
+    pub doing: &'static str,
+    /// Whether its frames may leave this node now, and of which generation.
+    pub gate: Option<Generation>,
+    /// Where its move stands, if it is the source of one.
+    pub progress: Option<Progress>,
+}
+
+pub(super) struct Actor {
+    vm: VmId,
+    me: Owner,
+    core: VmCore,
+    spec: Option<VmSpec>,
+    shared: Arc<Shared>,
+    mail: mpsc::Receiver<Mail>,
+    post: mpsc::Sender<Mail>,
+    applied: watch::Receiver<Applied>,
+    leader: watch::Receiver<Option<pollux_state::id::NodeId>>,
+    status: watch::Sender<Status>,
+    guest: watch::Sender<Option<Arc<dyn Guest>>>,
+    worker: Worker,
+    asks: HashMap<Ticket, CancellationToken>,
+    /// The read under way; a newer one takes its place.
+    reading: CancellationToken,
+    /// Number of the current machine; what a session says of an older one is dropped.
+    machine: u64,
+    /// Number of the current session of a move; mail of older ones is dropped.
+    session: u64,
+    outgoing: Option<Outgoing>,
+    incoming: Option<Incoming>,
+    paused_at: Option<Instant>,
+    progress: Option<Progress>,
+}
+
+/// The channels by which the rest of the daemon reaches an actor.
+#[derive(Clone)]
+pub(super) struct Handle {
+    pub(super) post: mpsc::Sender<Mail>,
+    pub(super) status: watch::Receiver<Status>,
+    pub(super) guest: watch::Receiver<Option<Arc<dyn Guest>>>,
+}
+
+impl Actor {
+    pub(super) fn new(shared: Arc<Shared>, vm: VmId) -> (Self, Handle) {
+        let (post, mail) = mpsc::channel(MAIL_MAX);
+        let (status, status_seen) = watch::channel(Status::default());
+        let (guest, guest_seen) = watch::channel(None);
+        let me = shared.me;
+        let untouched = shared.marks.untouched(vm);
+        let worker = Worker::start(shared.host.clone(), post.clone(), &shared.tasks);
+        let applied = shared.consensus.watch();
+        let leader = shared.consensus.leader();
+        let actor = Self {
+            vm,
+            me,
+            core: VmCore::new(me, vm, shared.limits, untouched),
+            spec: None,
+            shared,
+            mail,
+            post: post.clone(),
+            applied,
+            leader,
+            status,
+            guest,
+            worker,
+            asks: HashMap::new(),
+            reading: CancellationToken::new(),
+            machine: 0,
+            session: 0,
+            outgoing: None,
+            incoming: None,
+            paused_at: None,
+            progress: None,
+        };
+        (actor, Handle { post, status: status_seen, guest: guest_seen })
+    }
+
+    /// Runs until `cancel`, or until the VM does not concern this node any more.
+    pub(super) async fn run(mut self, cancel: CancellationToken) {
+        let first = self.decided();
+        self.apply(first).await;
+        while !self.is_done() {
+            match self.select(&cancel).await {
+                Some(input) => self.take(input).await,
+                None => break,
+            }
+        }
+        self.asks.values().for_each(CancellationToken::cancel);
+        self.reading.cancel();
+        self.disconnect("the daemon lets go of the VM");
+    }
+
+    fn is_done(&self) -> bool {
+        self.core.is_idle() && !super::registry::concerns(&self.applied.borrow().state, self.vm, self.me.node)
+    }
+
+    async fn select(&mut self, cancel: &CancellationToken) -> Option<Input> {
+        let deadline = self.core.deadline().map(|at| self.shared.started + Duration::from_millis(at));
+        let tick = async {
+            match deadline {
+                Some(at) => tokio::time::sleep_until(at).await,
+                None => std::future::pending().await,
+            }
+        };
+        // Decisions first: what mail means depends on them.
+        tokio::select! {
+            biased;
+            () = cancel.cancelled() => None,
+            changed = self.applied.changed() => changed.ok().map(|()| Input::Applied),
+            changed = self.leader.changed() => changed.ok().map(|()| Input::Leader),
+            mail = self.mail.recv() => mail.map(Input::Mail),
+            () = tick => Some(Input::Tick),
+        }
+    }
+
+    async fn take(&mut self, input: Input) {
+        match input {
+            Input::Applied => {
+                let event = self.decided();
+                self.apply(event).await;
+            }
+            Input::Leader => {
+                if self.leader.borrow_and_update().is_none() {
+                    self.apply(Event::LeaderLost).await;
+                }
+            }
+            Input::Tick => self.apply(Event::Tick).await,
+            Input::Mail(Mail::Event(event)) => self.apply(event).await,
+            Input::Mail(Mail::Session { number, event }) => {
+                if number == self.session {
+                    self.apply(event).await;
+                }
+            }
+            Input::Mail(Mail::Machine { number, event }) => {
+                if number == self.machine {
+                    self.apply(event).await;
+                }
+            }
+            Input::Mail(Mail::Guest(guest)) => {
+                self.guest.send_replace(Some(guest.clone()));
+                if let Some(incoming) = &mut self.incoming {
+                    incoming.guest_is_ready(guest);
+                }
+            }
+            Input::Mail(Mail::GuestGone) => {
+                self.guest.send_replace(None);
+            }
+            Input::Mail(Mail::Control { peer, greeting, send, recv }) => match &mut self.incoming {
+                Some(incoming) => incoming.control(peer, greeting, send, recv),
+                None => super::incoming::refuse(send, "no move is expected here"),
+            },
+            Input::Mail(Mail::Pages { peer, greeting, recv }) => {
+                if let Some(incoming) = &mut self.incoming {
+                    incoming.pages(peer, greeting, recv);
+                }
+            }
+        }
+    }
+
+    /// The newest applied state as an event for the core.
+    fn decided(&mut self) -> Event {
+        let applied = self.applied.borrow_and_update();
+        if let Some(vm) = applied.state.vms.get(&self.vm) {
+            self.spec = Some(vm.spec.clone());
+        }
+        Event::Decided(View::of(&applied.state, applied.applied, self.vm))
+    }
+
+    fn now(&self) -> Millis {
+        super::millis(self.shared.started.elapsed())
+    }
+
+    async fn apply(&mut self, event: Event) {
+        let quiet = matches!(event, Event::Decided(_) | Event::Tick);
+        if !quiet {
+            tracing::debug!(vm = %self.vm, doing = self.core.doing(), ?event, "event");
+        }
+        let before = self.core.doing();
+        let effects = self.core.on(self.now(), event);
+        let doing = self.core.doing();
+        if doing != before {
+            tracing::info!(vm = %self.vm, before, now = doing, generation = ?self.core.gate(), "role");
+        }
+        for effect in effects {
+            tracing::debug!(vm = %self.vm, ?effect, "effect");
+            if !self.carry_out(effect).await {
+                break;
+            }
+        }
+        let status = Status { doing, gate: self.core.gate(), progress: self.progress };
+        let changed = self.status.send_if_modified(|shown| {
+            let changed = *shown != status;
+            *shown = status;
+            changed
+        });
+        if changed {
+            self.shared.changed();
+        }
+    }
+
+    /// Carries one effect out; `false`: the ones after it must not follow.
+    async fn carry_out(&mut self, effect: Effect) -> bool {
+        match effect {
+            Effect::Launch { standby, generation } => self.launch(standby, generation).await,
+            Effect::Discard => {
+                self.disconnect("the machine is being ended");
+                self.worker.queue(Job::End).await;
+            }
+            Effect::PowerButton => self.worker.queue(Job::PowerButton).await,
+            Effect::Pause => {
+                self.paused_at = Some(Instant::now());
+                self.worker.queue(Job::Pause).await;
+            }
+            Effect::Resume { generation } => self.worker.queue(Job::Resume(generation)).await,
+            Effect::CloseGate => {
+                let guest = self.guest.borrow().clone();
+                if let Some(guest) = guest {
+                    guest.close_gate().await;
+                }
+            }
+            Effect::Announce => self.worker.queue(Job::Announce).await,
+            Effect::Propose { ticket, command } => self.propose(ticket, command),
+            Effect::Withdraw { ticket } => {
+                if let Some(ask) = self.asks.remove(&ticket) {
+                    ask.cancel();
+                }
+            }
+            Effect::Confirm { ticket } => self.confirm(ticket),
+            Effect::Connect { op, to, generation } => self.connect(op, to, generation),
+            Effect::SendRound { round } => {
+                if let Some(outgoing) = &self.outgoing {
+                    outgoing.send_round(round);
+                }
+            }
+            Effect::Scan => {
+                if let Some(outgoing) = &self.outgoing {
+                    outgoing.scan();
+                }
+            }
+            Effect::HandOver { report } => {
+                let paused_at = self.paused_at.unwrap_or_else(Instant::now);
+                match &self.outgoing {
+                    Some(outgoing) => outgoing.hand_over(report, paused_at),
+                    None => self.post_later(Event::HandOverFailed("the connection is gone".into())),
+                }
+            }
+            Effect::Disconnect { reason } => self.disconnect(&reason),
+            Effect::Admit { op, from, generation } => {
+                if let Err(error) = self.shared.marks.make(self.vm, op) {
+                    tracing::warn!(vm = %self.vm, %op, %error, "the mark of an untouched standby could not be written");
+                }
+                self.session += 1;
+                let incoming =
+                    Incoming::new(self.shared.clone(), self.vm, op, from, generation, self.session, &self.post);
+                self.incoming = Some(incoming);
+            }
+            Effect::Load => match self.incoming.as_mut().and_then(Incoming::device_state) {
+                Some(state) => self.worker.queue(Job::Load(state)).await,
+                None => self.post_later(Event::LoadFailed("the device state is not there".into())),
+            },
+            Effect::CommitToRun { op } => {
+                if let Err(error) = self.shared.marks.clear(self.vm) {
+                    tracing::error!(vm = %self.vm, %op, %error, "the mark of an untouched standby could not be removed");
+                    self.post_later(Event::MachineEnded(format!("cannot record that the guest runs: {error}")));
+                    return false;
+                }
+            }
+            Effect::Progress(progress) => self.progress = Some(progress),
+        }
+        true
+    }
+
+    async fn launch(&mut self, standby: bool, generation: Generation) {
+        let Some(spec) = self.spec.clone() else {
+            return self.post_later(Event::MachineFailed("the VM's description is not there".into()));
+        };
+        self.machine += 1;
+        let (events, reports) = worker::reports();
+        let order = Order { vm: self.vm, spec, generation, standby, events };
+        self.worker.queue(Job::Launch { order, reports }).await;
+    }
+
+    fn connect(&mut self, op: pollux_state::id::OpId, to: Owner, generation: Generation) {
+        self.session += 1;
+        self.progress = None;
+        let Some(guest) = self.guest.borrow().clone() else {
+            return self.post_later(Event::SessionLost("the machine is gone".into()));
+        };
+        let greeting = Greeting {
+            vm: self.vm,
+            op,
+            generation,
+            from: self.me,
+            index: self.core.view().index,
+            pages: guest.memory().pages(),
+            streams: super::outgoing::STREAMS,
+        };
+        self.outgoing =
+            Some(Outgoing::start(self.shared.clone(), guest, greeting, to, (self.session, self.machine), &self.post));
+    }
+
+    fn disconnect(&mut self, reason: &str) {
+        self.session += 1;
+        if let Some(outgoing) = self.outgoing.take() {
+            outgoing.end(reason);
+        }
+        if let Some(incoming) = self.incoming.take() {
+            incoming.end(reason);
+        }
+        self.progress = None;
+    }
+
+    fn propose(&mut self, ticket: Ticket, command: pollux_state::Command) {
+        let proposal = Proposal { id: self.shared.mint(), by: self.me.node, at: super::wall_ms(), command };
+        let cancel = CancellationToken::new();
+        self.asks.insert(ticket, cancel.clone());
+        let (consensus, post, vm) = (self.shared.consensus.clone(), self.post.clone(), self.vm);
+        self.shared.tasks.spawn(cancel.run_until_cancelled_owned(async move {
+            loop {
+                match consensus.propose(proposal.clone(), Duration::from_millis(ATTEMPT_MS)).await {
+                    Ok(applied) => {
+                        if let pollux_state::Outcome::Refused(why) = &applied.outcome {
+                            tracing::info!(%vm, command = ?proposal.command, %why, "refused by the log");
+                        }
+                        let answer = Event::Answered { ticket, index: applied.index, outcome: applied.outcome };
+                        // An actor that is gone needs no answer.
+                        let _ = post.send(Mail::Event(answer)).await;
+                        return;
+                    }
+                    Err(error) => tracing::debug!(%vm, %error, "the proposal's outcome is not known; asking again"),
+                }
+                tokio::time::sleep(Duration::from_millis(AGAIN_MS)).await;
+            }
+        }));
+    }
+
+    fn confirm(&mut self, ticket: Ticket) {
+        self.reading.cancel();
+        self.reading = CancellationToken::new();
+        let reading = self.reading.clone();
+        let (consensus, post, vm) = (self.shared.consensus.clone(), self.post.clone(), self.vm);
+        let applied = self.applied.clone();
+        self.shared.tasks.spawn(reading.run_until_cancelled_owned(async move {
+            loop {
+                let asked = Instant::now();
+                match consensus.linearizable(Duration::from_millis(ATTEMPT_MS)).await {
+                    Ok(_) => {
+                        let took_ms = u32::try_from(asked.elapsed().as_millis()).unwrap_or(u32::MAX);
+                        let view = {
+                            let applied = applied.borrow();
+                            View::of(&applied.state, applied.applied, vm)
+                        };
+                        // The core must see the state that was read before it hears that it is current.
+                        if post.send(Mail::Event(Event::Decided(view))).await.is_ok() {
+                            let _ = post.send(Mail::Event(Event::Confirmed { ticket, took_ms })).await;
+                        }
+                        return;
+                    }
+                    Err(error) => tracing::debug!(%vm, %error, "the log could not be read; asking again"),
+                }
+                tokio::time::sleep(Duration::from_millis(AGAIN_MS)).await;
+            }
+        }));
+    }
+
+    /// An event that the actor has for itself.
+    fn post_later(&self, event: Event) {
+        let post = self.post.clone();
+        self.shared.tasks.spawn(async move {
+            let _ = post.send(Mail::Event(event)).await;
+        });
+    }
+}
+
+enum Input {
+    Applied,
+    Leader,
+    Tick,
+    Mail(Mail),
+}

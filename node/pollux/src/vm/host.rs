@@ -1,0 +1,111 @@
+//! What a VM's actor needs of the host it runs on. The product's host is QEMU ([`super::qemu`]); the simulator has its own
+//! behind the same traits, and nothing else differs.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use pollux_state::{
+    id::{Generation, VmId},
+    vm::VmSpec,
+};
+use pollux_vm::pages::{PAGE_BYTES, PageSet};
+use tokio::sync::mpsc;
+
+/// Something could not be done with a guest or a machine: what, for people.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{0}")]
+pub struct GuestError(pub String);
+
+/// Makes guests.
+#[async_trait]
+pub trait Host: Send + Sync + 'static {
+    /// Makes a machine whose guest waits, paused: from nothing, or a standby to be loaded. Until it is ended, what it has
+    /// to say goes to `order.events`. When this fails, nothing of it is left.
+    async fn launch(&self, order: Order) -> Result<Arc<dyn Guest>, GuestError>;
+}
+
+/// What machine to make.
+#[derive(Debug, Clone)]
+pub struct Order {
+    /// Which VM.
+    pub vm: VmId,
+    /// What it is.
+    pub spec: VmSpec,
+    /// The generation for which it is made, for names and logs.
+    pub generation: Generation,
+    /// A standby that will be loaded.
+    pub standby: bool,
+    /// Where it reports to.
+    pub events: mpsc::Sender<GuestEvent>,
+}
+
+/// What a machine says by itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum GuestEvent {
+    /// The guest switched itself off and is kept, paused.
+    Off,
+    /// The machine ended: what was seen.
+    Ended(String),
+}
+
+/// One machine with its guest.
+#[async_trait]
+pub trait Guest: Send + Sync + 'static {
+    /// The guest's memory.
+    fn memory(&self) -> Arc<dyn Memory>;
+
+    /// Opens the gate for frames of `generation`, then lets the guest run.
+    async fn resume(&self, generation: Generation) -> Result<(), GuestError>;
+
+    /// Pauses the guest, lets every frame that it sent before leave, closes the gate. However slow, it is not a failure.
+    async fn pause(&self) -> Result<(), GuestError>;
+
+    /// Closes the gate: when this returns, nothing more leaves.
+    async fn close_gate(&self);
+
+    /// Tells the bridges where the guest's network cards are.
+    async fn announce(&self);
+
+    /// Presses the power button.
+    async fn power_button(&self) -> Result<(), GuestError>;
+
+    /// Begins tracking: from here on every write of the guest is found by [`Guest::scan`].
+    async fn track(&self) -> Result<(), GuestError>;
+
+    /// Adds the pages written since the last scan (or since tracking began) to `dirty`, and protects them again first.
+    async fn scan(&self, dirty: &mut PageSet) -> Result<(), GuestError>;
+
+    /// Ends tracking.
+    async fn untrack(&self);
+
+    /// The device state of a paused guest, without its memory.
+    async fn save(&self) -> Result<Bytes, GuestError>;
+
+    /// Loads device state into a standby whose memory is complete.
+    async fn load(&self, state: Bytes) -> Result<(), GuestError>;
+
+    /// Ends the machine. When this returns, no process, tap, socket or memory of it is left. Can be called twice.
+    async fn end(&self);
+
+    /// What the guest wrote to its serial console: the position of the first byte kept, and the bytes (at most 64 KiB).
+    fn log(&self) -> (u64, Vec<u8>);
+}
+
+/// A guest's memory, in pages.
+pub trait Memory: Send + Sync + 'static {
+    /// How many.
+    fn pages(&self) -> u64;
+
+    /// Pages that were ever written; all others are zero.
+    fn populated(&self) -> Result<PageSet, GuestError>;
+
+    /// Copies a page out, which the guest may be writing at this moment: tracking will then find it again.
+    fn read(&self, page: u64, into: &mut [u8; PAGE_BYTES]);
+
+    /// Copies a page in. The guest must not have run yet.
+    fn write(&self, page: u64, bytes: &[u8; PAGE_BYTES]);
+
+    /// Makes a page zero. The guest must not have run yet.
+    fn zero(&self, page: u64) -> Result<(), GuestError>;
+}

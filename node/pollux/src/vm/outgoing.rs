@@ -1,0 +1,314 @@
+//! The source's end of a move: tracks the guest, sends its pages and its device state.
+//!
+//! Made by the actor for one move, ended with it. The connection is one control stream and [`STREAMS`] page streams; a page
+//! always travels on the same stream (see [`super::pages`]), so that an older copy of it never arrives after a newer one.
+//! Everything slow runs in tasks that report to the actor's mailbox under the session's number.
+
+use std::sync::{
+    Arc, OnceLock,
+    atomic::{AtomicBool, Ordering},
+};
+use std::time::Duration;
+
+use bytes::Bytes;
+use pollux_link::{RecvStream, SendStream, To};
+use pollux_state::{id::Owner, operation::MoveReport};
+use pollux_vm::{
+    Event,
+    event::RoundReport,
+    message::{Greeting, StreamGreeting, ToSource, ToTarget},
+    pages::PageSet,
+};
+use pollux_wire::{
+    codec,
+    limits::Limit,
+    method::{VM_CONTROL, VM_PAGES},
+};
+use tokio::{
+    sync::{Mutex, mpsc},
+    time::Instant,
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Shared,
+    actor::Mail,
+    host::Guest,
+    pages::{self, PageStream},
+};
+
+/// Page streams of a move: as many as can be encoded at once on a small host, with some to spare for the link.
+pub(super) const STREAMS: u16 = 4;
+/// Opening one stream may take this long, in milliseconds.
+const OPEN_MS_MAX: u64 = 10_000;
+/// Saying goodbye may take this long, in milliseconds.
+const FAREWELL_MS_MAX: u64 = 1_000;
+/// Control goes before pages.
+const CONTROL_PRIORITY: i32 = 10;
+const PAGES_PRIORITY: i32 = 0;
+
+pub(super) struct Outgoing {
+    session: Arc<Session>,
+}
+
+struct Session {
+    shared: Arc<Shared>,
+    guest: Arc<dyn Guest>,
+    greeting: Greeting,
+    to: Owner,
+    number: u64,
+    machine: u64,
+    post: mpsc::Sender<Mail>,
+    cancel: CancellationToken,
+    connection: OnceLock<Connection>,
+    pending: Mutex<PageSet>,
+    handed_over: AtomicBool,
+}
+
+struct Connection {
+    control: Mutex<SendStream>,
+    streams: Vec<Arc<Mutex<PageStream>>>,
+}
+
+impl Outgoing {
+    /// Starts tracking and connects. The actor hears `PeerReady`, `PeerRefused` or `SessionLost`.
+    pub(super) fn start(
+        shared: Arc<Shared>,
+        guest: Arc<dyn Guest>,
+        greeting: Greeting,
+        to: Owner,
+        (number, machine): (u64, u64),
+        post: &mpsc::Sender<Mail>,
+    ) -> Self {
+        let pending = Mutex::new(PageSet::empty(greeting.pages));
+        let session = Arc::new(Session {
+            shared,
+            guest,
+            greeting,
+            to,
+            number,
+            machine,
+            post: post.clone(),
+            cancel: CancellationToken::new(),
+            connection: OnceLock::new(),
+            pending,
+            handed_over: AtomicBool::new(false),
+        });
+        session.spawn(|session| async move {
+            match session.connect().await {
+                Ok(control) => session.listen(control).await,
+                Err(why) => session.lost(why).await,
+            }
+        });
+        Self { session }
+    }
+
+    /// Sends what is pending.
+    pub(super) fn send_round(&self, round: u32) {
+        self.session.spawn(move |session| async move {
+            match session.send_pending(round).await {
+                Ok(report) => session.tell(Event::RoundSent(report)).await,
+                Err(why) => session.lost(why).await,
+            }
+        });
+    }
+
+    /// Finds what was written since the last scan.
+    pub(super) fn scan(&self) {
+        self.session.spawn(|session| async move {
+            match session.scan_pending().await {
+                Ok(pending_pages) => session.tell(Event::Scanned { pending_pages }).await,
+                Err(why) => session.lost(why).await,
+            }
+        });
+    }
+
+    /// Sends the rest of a paused guest. Always answers, also when the move is called off meanwhile: until then QEMU is
+    /// busy saving.
+    pub(super) fn hand_over(&self, report: MoveReport, paused_at: Instant) {
+        let session = self.session.clone();
+        self.session.shared.tasks.spawn(async move {
+            let event = match session.hand_over(report, paused_at).await {
+                Ok(()) => Event::HandedOver,
+                Err(why) => Event::HandOverFailed(why),
+            };
+            // An actor that is gone has ended the machine.
+            let _ = session.post.send(Mail::Machine { number: session.machine, event }).await;
+        });
+    }
+
+    /// Ends the move on this side.
+    pub(super) fn end(self, reason: &str) {
+        let session = self.session;
+        session.cancel.cancel();
+        let farewell = ToTarget::Abandon { reason: reason.to_owned() };
+        session.shared.tasks.clone().spawn(async move {
+            session.guest.untrack().await;
+            if let Some(connection) = session.connection.get() {
+                let said = async {
+                    let mut control = connection.control.lock().await;
+                    let _ = send_message(&mut control, &farewell).await;
+                    let _ = control.finish();
+                };
+                // The other side needs no goodbye: the log decides.
+                let _ = tokio::time::timeout(Duration::from_millis(FAREWELL_MS_MAX), said).await;
+            }
+        });
+    }
+}
+
+impl Session {
+    fn spawn<F, T>(self: &Arc<Self>, task: F)
+    where
+        F: FnOnce(Arc<Self>) -> T,
+        T: Future<Output = ()> + Send + 'static,
+    {
+        let cancel = self.cancel.clone();
+        let task = task(self.clone());
+        self.shared.tasks.spawn(cancel.run_until_cancelled_owned(task));
+    }
+
+    async fn tell(&self, event: Event) {
+        let _ = self.post.send(Mail::Session { number: self.number, event }).await;
+    }
+
+    async fn lost(&self, why: String) {
+        self.tell(Event::SessionLost(why)).await;
+    }
+
+    /// Protects first, then looks which pages there are: whatever is written from here on is found by a scan.
+    async fn connect(&self) -> Result<RecvStream, String> {
+        self.guest.track().await.map_err(|error| format!("the guest's memory cannot be tracked: {error}"))?;
+        *self.pending.lock().await = self.guest.memory().populated().map_err(|error| error.to_string())?;
+
+        let address = {
+            let applied = self.shared.consensus.watch();
+            let state = applied.borrow().state.clone();
+            state.nodes.get(&self.to.node).map(|node| node.address)
+        };
+        let address = address.ok_or_else(|| format!("{} is not in the cluster", self.to.node))?;
+        let to = To { node: self.to.node, address };
+        let header = codec::encode(&self.greeting, Limit::Control).map_err(|error| error.to_string())?;
+        let deadline = Duration::from_millis(OPEN_MS_MAX);
+        let open = |kind, header: Vec<u8>, priority| {
+            self.shared.endpoint.open(&to, kind, Bytes::from(header), priority, deadline)
+        };
+        let (control, answers) = open(VM_CONTROL, header, CONTROL_PRIORITY).await.map_err(|error| error.to_string())?;
+        let mut streams = Vec::new();
+        for stream in 0..STREAMS {
+            let Greeting { vm, op, index, .. } = self.greeting;
+            let greeting = StreamGreeting { vm, op, index, stream };
+            let header = codec::encode(&greeting, Limit::Control).map_err(|error| error.to_string())?;
+            let (send, _) = open(VM_PAGES, header, PAGES_PRIORITY).await.map_err(|error| error.to_string())?;
+            streams.push(Arc::new(Mutex::new(PageStream::new(send, &self.greeting))));
+        }
+        let connection = Connection { control: Mutex::new(control), streams };
+        if self.connection.set(connection).is_err() {
+            return Err("connected twice".into());
+        }
+        Ok(answers)
+    }
+
+    /// Reads what the target says until it says no more.
+    async fn listen(&self, mut answers: RecvStream) {
+        loop {
+            match receive_message(&mut answers).await {
+                Ok(Some(ToSource::Ready)) => self.tell(Event::PeerReady).await,
+                Ok(Some(ToSource::Refused { reason })) => {
+                    return self.tell(Event::PeerRefused(format!("the target refused: {reason}"))).await;
+                }
+                // A target that has everything and closes in good order has nothing more to say: the log has.
+                Ok(None) if self.handed_over.load(Ordering::Acquire) => return,
+                Ok(None) => return self.lost("the target closed the connection".into()).await,
+                Err(why) => return self.lost(why).await,
+            }
+        }
+    }
+
+    fn connected(&self) -> Result<&Connection, String> {
+        self.connection.get().ok_or_else(|| "the target is not connected".into())
+    }
+
+    async fn send_pending(&self, round: u32) -> Result<RoundReport, String> {
+        let pages = self.greeting.pages;
+        let set = std::mem::replace(&mut *self.pending.lock().await, PageSet::empty(pages));
+        let began = Instant::now();
+        let connection = self.connected()?;
+        let memory = self.guest.memory();
+        let mut report = pages::send(&self.shared.tasks, &self.cancel, &connection.streams, round, set, memory).await?;
+        report.took_ms = super::millis(began.elapsed());
+        Ok(report)
+    }
+
+    async fn scan_pending(&self) -> Result<u64, String> {
+        let mut pending = self.pending.lock().await;
+        self.guest.scan(&mut pending).await.map_err(|error| format!("dirty tracking failed: {error}"))?;
+        Ok(pending.len())
+    }
+
+    async fn hand_over(&self, mut report: MoveReport, paused_at: Instant) -> Result<(), String> {
+        self.scan_pending().await?;
+        let round = report.rounds + 1;
+        // The last pages travel while QEMU writes its device state. The save is always seen to its end.
+        let (sent, state) = tokio::join!(self.send_pending(round), self.guest.save());
+        let state = state.map_err(|error| format!("the device state could not be saved: {error}"))?;
+        let mut last = sent?;
+        // Saving may itself have written guest memory (DESIGN, section 5: scan once more).
+        if self.scan_pending().await? > 0 {
+            let more = self.send_pending(round).await?;
+            last.pages += more.pages;
+            last.zero_pages += more.zero_pages;
+            last.wire_bytes += more.wire_bytes;
+        }
+        if self.cancel.is_cancelled() {
+            return Err("the move was called off".into());
+        }
+        report.rounds = round;
+        report.pages += last.pages;
+        report.zero_pages += last.zero_pages;
+        report.wire_bytes += last.wire_bytes + state.len() as u64;
+        report.pause_ms = u32::try_from(paused_at.elapsed().as_millis()).unwrap_or(u32::MAX);
+
+        let connection = self.connected()?;
+        let mut frames = 0;
+        for stream in &connection.streams {
+            frames += stream.lock().await.frames();
+        }
+        let complete = ToTarget::Complete { frames, state_bytes: state.len() as u64, report };
+        // From here on the target may win: that it closes the stream afterwards is no failure.
+        self.handed_over.store(true, Ordering::Release);
+        let mut control = connection.control.lock().await;
+        send_message(&mut control, &complete).await?;
+        control.write_all(&state).await.map_err(|error| error.to_string())
+    }
+}
+
+/// Length of a control message on the stream: four bytes, big-endian.
+const LENGTH_BYTES: usize = 4;
+
+/// Sends one control message.
+pub(super) async fn send_message<T: serde::Serialize>(stream: &mut SendStream, message: &T) -> Result<(), String> {
+    let body = codec::encode(message, Limit::Control).map_err(|error| error.to_string())?;
+    let length = u32::try_from(body.len()).map_err(|error| error.to_string())?;
+    let mut bytes = Vec::with_capacity(LENGTH_BYTES + body.len());
+    bytes.extend_from_slice(&length.to_be_bytes());
+    bytes.extend_from_slice(&body);
+    stream.write_all(&bytes).await.map_err(|error| error.to_string())
+}
+
+/// Receives one control message; `None` when the other side has finished in good order.
+pub(super) async fn receive_message<T: serde::de::DeserializeOwned>(
+    stream: &mut RecvStream,
+) -> Result<Option<T>, String> {
+    let mut length = [0; LENGTH_BYTES];
+    if !pages::read_or_end(stream, &mut length).await? {
+        return Ok(None);
+    }
+    let length = u32::from_be_bytes(length) as usize;
+    if length > Limit::Control.bytes() {
+        return Err(format!("a control message of {length} bytes is too long"));
+    }
+    let mut body = vec![0; length];
+    stream.read_exact(&mut body).await.map_err(|error| error.to_string())?;
+    codec::decode(&body, Limit::Control).map(Some).map_err(|error| error.to_string())
+}

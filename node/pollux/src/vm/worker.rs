@@ -1,0 +1,188 @@
+//! The machine's worker: carries out what the core wants done with the machine, one thing after another.
+//!
+//! One task per VM actor, started with it and ended by it. Jobs come in through a bounded queue in the order of the
+//! core's effects; what comes of them goes back into the actor's mailbox as events. `End` overtakes a job under way, for
+//! killing must not wait for a guest that does not answer; a launch alone is always seen to its end, so that nothing of it
+//! can stay behind.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use pollux_state::id::Generation;
+use pollux_vm::Event;
+use tokio::sync::mpsc;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{
+    actor::Mail,
+    host::{Guest, GuestError, GuestEvent, Host, Order},
+};
+
+/// Jobs that may wait. The core has at most a handful open at once.
+const JOBS_MAX: usize = 16;
+/// Things a machine says that may wait for the actor.
+const GUEST_EVENTS_MAX: usize = 16;
+
+/// One thing to do with the machine.
+#[derive(Debug)]
+pub(super) enum Job {
+    Launch { order: Order, reports: mpsc::Receiver<GuestEvent> },
+    Resume(Generation),
+    Pause,
+    PowerButton,
+    Announce,
+    Load(Bytes),
+    End,
+}
+
+/// The actor's end of the queue.
+pub(super) struct Worker {
+    jobs: mpsc::Sender<Job>,
+    doom: CancellationToken,
+    renew: mpsc::Sender<CancellationToken>,
+}
+
+struct Bench {
+    host: Arc<dyn Host>,
+    mail: mpsc::Sender<Mail>,
+    tasks: TaskTracker,
+    guest: Option<Arc<dyn Guest>>,
+    doom: CancellationToken,
+}
+
+impl Worker {
+    pub(super) fn start(host: Arc<dyn Host>, mail: mpsc::Sender<Mail>, tasks: &TaskTracker) -> Self {
+        let (jobs, mut queue) = mpsc::channel(JOBS_MAX);
+        let (renew, mut renewed) = mpsc::channel(JOBS_MAX);
+        let doom = CancellationToken::new();
+        let mut bench = Bench { host, mail, tasks: tasks.clone(), guest: None, doom: doom.clone() };
+        tasks.spawn(async move {
+            while let Some(job) = queue.recv().await {
+                let ending = matches!(job, Job::End);
+                bench.carry_out(job).await;
+                if ending && let Some(doom) = renewed.recv().await {
+                    bench.doom = doom;
+                }
+            }
+            // The actor is gone: so is its machine.
+            bench.end().await;
+        });
+        Self { jobs, doom, renew }
+    }
+
+    /// Queues a job. A full queue waits: the core never has that many open.
+    pub(super) async fn queue(&mut self, job: Job) {
+        if matches!(job, Job::End) {
+            self.doom.cancel();
+            self.doom = CancellationToken::new();
+            // The worker takes the new token with the end that it follows.
+            let _ = self.renew.send(self.doom.clone()).await;
+        }
+        // The worker ends only after this sender is dropped.
+        let _ = self.jobs.send(job).await;
+    }
+}
+
+/// The channel on which a machine reports.
+pub(super) fn reports() -> (mpsc::Sender<GuestEvent>, mpsc::Receiver<GuestEvent>) {
+    mpsc::channel(GUEST_EVENTS_MAX)
+}
+
+impl Bench {
+    async fn carry_out(&mut self, job: Job) {
+        match job {
+            Job::Launch { order, reports } => self.launch(order, reports).await,
+            Job::End => {
+                self.end().await;
+                self.tell(Mail::GuestGone).await;
+                self.tell(Mail::Event(Event::Gone)).await;
+            }
+            other => {
+                let Some(guest) = self.guest.clone() else { return };
+                let doom = self.doom.clone();
+                tokio::select! {
+                    biased;
+                    () = doom.cancelled() => {}
+                    event = drive(guest, other) => if let Some(event) = event { self.tell(Mail::Event(event)).await },
+                }
+            }
+        }
+    }
+
+    async fn launch(&mut self, order: Order, mut reports: mpsc::Receiver<GuestEvent>) {
+        self.end().await;
+        let event = match self.host.launch(order).await {
+            Ok(guest) => {
+                self.guest = Some(guest.clone());
+                let mail = self.mail.clone();
+                let doom = self.doom.clone();
+                self.tasks.spawn(async move {
+                    loop {
+                        let said = tokio::select! {
+                            biased;
+                            () = doom.cancelled() => return,
+                            said = reports.recv() => said,
+                        };
+                        let event = match said {
+                            Some(GuestEvent::Off) => Event::GuestOff,
+                            Some(GuestEvent::Ended(why)) => Event::MachineEnded(why),
+                            None => return,
+                        };
+                        // Nothing of a doomed machine may reach the actor after its end.
+                        tokio::select! {
+                            biased;
+                            () = doom.cancelled() => return,
+                            sent = mail.send(Mail::Event(event)) => if sent.is_err() { return },
+                        }
+                    }
+                });
+                self.tell(Mail::Guest(guest)).await;
+                Event::MachineReady
+            }
+            Err(error) => Event::MachineFailed(error.to_string()),
+        };
+        self.tell(Mail::Event(event)).await;
+    }
+
+    async fn end(&mut self) {
+        if let Some(guest) = self.guest.take() {
+            guest.end().await;
+        }
+    }
+
+    async fn tell(&self, mail: Mail) {
+        // An actor that is gone needs no telling.
+        let _ = self.mail.send(mail).await;
+    }
+}
+
+async fn drive(guest: Arc<dyn Guest>, job: Job) -> Option<Event> {
+    // A machine that does not do what it is told is as good as ended: the core gives its right to run up in good order.
+    let ended =
+        |what: &str, error: GuestError| Some(Event::MachineEnded(format!("could not {what} the guest: {error}")));
+    match job {
+        Job::Resume(generation) => match guest.resume(generation).await {
+            Ok(()) => Some(Event::Resumed),
+            Err(error) => ended("continue", error),
+        },
+        Job::Pause => match guest.pause().await {
+            Ok(()) => Some(Event::Paused),
+            Err(error) => ended("pause", error),
+        },
+        Job::PowerButton => {
+            if let Err(error) = guest.power_button().await {
+                tracing::warn!(%error, "the power button could not be pressed");
+            }
+            None
+        }
+        Job::Announce => {
+            guest.announce().await;
+            None
+        }
+        Job::Load(state) => match guest.load(state).await {
+            Ok(()) => Some(Event::Loaded),
+            Err(error) => Some(Event::LoadFailed(error.to_string())),
+        },
+        Job::Launch { .. } | Job::End => None,
+    }
+}

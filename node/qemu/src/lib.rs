@@ -1,0 +1,34 @@
+//! Stock QEMU as the CPU and the devices of one VM. Nothing outside this package knows that it is QEMU.
+//!
+//! The [`Spawner`] is one permanent thread per daemon that starts every QEMU: as an unprivileged, sandboxed child that
+//! dies with the daemon, its memory, sockets and files handed over as descriptors. A [`Child`] is such a process, from
+//! start to exit. A [`Machine`] is a child with its control socket ([`Qmp`]) and its serial port ([`Console`]): what the
+//! VM's actor drives. Commands go in; [`MachineEvent`]s, device state and console bytes come out. It ends when QEMU
+//! exits or the machine is dropped, which kills it.
+//!
+//! Every machine starts paused: a fresh one runs its first instruction, and an incoming one its next, when
+//! [`Machine::cont`] is called, and never before.
+
+mod boot;
+mod child;
+mod console;
+mod facts;
+#[cfg_attr(not(target_arch = "x86_64"), path = "inject_other.rs")]
+mod inject;
+mod launch;
+mod machine;
+mod qmp;
+mod spawner;
+mod state;
+mod sys;
+
+pub use boot::Boot;
+pub use child::{Child, Exit, ExitStatus, STDERR_TAIL_BYTES, Tracking};
+pub use console::{CONSOLE_RING_BYTES, Console};
+pub use facts::{FactError, QemuVersion, kvm_usable, qemu_version};
+pub use inject::TrackingRefused;
+pub use launch::{Accelerator, Identity, Launch, NICS_MAX, NicFd, Role, TrackingWish};
+pub use machine::{Machine, MachineEvent, StartError, Status};
+pub use qmp::{Event, Pending, Qmp, QmpError};
+pub use spawner::{SpawnError, Spawner};
+pub use state::{LoadError, STATE_BYTES_MAX, SaveError};

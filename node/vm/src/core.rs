@@ -1,0 +1,397 @@
+//! The core itself: what it remembers, how an event is taken in, and what holds after every step.
+
+use alloc::{vec, vec::Vec};
+use core::mem;
+
+use pollux_state::{
+    Command, Outcome,
+    id::{Generation, OpId, Owner, VmId},
+    vm::{Desired, Phase},
+};
+
+use crate::{
+    Millis,
+    event::{Effect, Effects, Event, Ticket},
+    role::{Discarding, Idle, Role, Turn},
+    view::{Seen, View},
+};
+
+/// After a refused proposal the view must have caught up and this much time must have passed before another is made:
+/// each one is an entry in everybody's log.
+const REFUSED_PAUSE_MS: u64 = 500;
+/// No event makes the core change its role more often than this; more is a defect, not a busy day.
+const TURNS_MAX: usize = 8;
+
+/// How long the core waits for others. All are about others being dead; none makes anything run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// For the target to say that it is ready, and for the source to connect, in milliseconds.
+    pub connect_ms: u64,
+    /// From handing over until the source proposes to give up, in milliseconds.
+    pub decide_ms: u64,
+    /// First pause after a failed start, doubled with each further one, in milliseconds.
+    pub restart_ms: u64,
+    /// Longest such pause, in milliseconds.
+    pub restart_ms_max: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { connect_ms: 60_000, decide_ms: 5_000, restart_ms: 1_000, restart_ms_max: 60_000 }
+    }
+}
+
+/// A proposal without an answer yet: its outcome is unknown (DESIGN, rule 2).
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Ask {
+    ticket: Ticket,
+    command: Command,
+}
+
+/// What one node does about one VM. Made when the VM first concerns the node, dropped when nothing of it is left there.
+#[derive(Debug)]
+pub struct VmCore {
+    pub(crate) me: Owner,
+    pub(crate) vm: VmId,
+    pub(crate) limits: Limits,
+    pub(crate) now: Millis,
+    pub(crate) view: View,
+    pub(crate) role: Role,
+    /// The generation for which the gate is open, as far as the effects so far say.
+    gate: Option<Generation>,
+    asks: Vec<Ask>,
+    last_ticket: Ticket,
+    /// No proposal before this moment: one was refused.
+    hold_until: Millis,
+    /// The read under way that will make the view certain.
+    confirm: Option<Ticket>,
+    /// The generation and phase that a read or an answer of the log has shown to be current (DESIGN, rule 3).
+    sure_of: Option<(Generation, Phase)>,
+    /// How long the last read took: what a commit costs.
+    pub(crate) quorum_ms: u32,
+    /// A move in which this node's part as a target has failed, before its guest could act: why.
+    pub(crate) spoiled: Option<(OpId, alloc::string::String)>,
+    /// The move that an earlier life of this daemon was the target of and certainly never let act.
+    pub(crate) untouched: Option<OpId>,
+}
+
+impl VmCore {
+    /// A core for `vm` in the daemon's life `me`. `untouched`: the move whose standby an earlier life had not yet let run,
+    /// where that is certain.
+    #[must_use]
+    pub fn new(me: Owner, vm: VmId, limits: Limits, untouched: Option<OpId>) -> Self {
+        Self {
+            me,
+            vm,
+            limits,
+            now: 0,
+            view: View::NOTHING,
+            role: Role::Idle(Idle { since: 0 }),
+            gate: None,
+            asks: vec![],
+            last_ticket: Ticket(0),
+            hold_until: 0,
+            confirm: None,
+            sure_of: None,
+            quorum_ms: 0,
+            spoiled: None,
+            untouched,
+        }
+    }
+
+    /// Takes in one event and says what is to be done about it.
+    ///
+    /// # Panics
+    /// When a rule of section 4 is about to be broken: that is a defect, and stopping is safe where going on is not.
+    #[must_use]
+    pub fn on(&mut self, now: Millis, event: Event) -> Effects {
+        let mut fx = Effects::new();
+        self.now = self.now.max(now);
+        self.take_in(event);
+        self.settle(&mut fx);
+        self.check();
+        fx
+    }
+
+    /// When [`Event::Tick`] is wanted, if no event comes before.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Millis> {
+        let role = self.role.deadline(self);
+        // A refused proposal is made again only after its pause; nothing else would wake the core then.
+        let hold = (self.hold_until > self.now).then_some(self.hold_until);
+        [role, hold].into_iter().flatten().filter(|at| *at > self.now).min()
+    }
+
+    /// Nothing of the VM is on this node, and nothing is under way.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        matches!(self.role, Role::Idle(_)) && self.asks.is_empty()
+    }
+
+    /// What it is doing, in a word, for people.
+    #[must_use]
+    pub fn doing(&self) -> &'static str {
+        self.role.name()
+    }
+
+    /// The generation whose frames may leave this node now.
+    #[must_use]
+    pub fn gate(&self) -> Option<Generation> {
+        self.gate
+    }
+
+    /// The newest state it knows.
+    #[must_use]
+    pub fn view(&self) -> &View {
+        &self.view
+    }
+
+    #[expect(clippy::wildcard_enum_match_arm, reason = "all the others are the role's")]
+    fn take_in(&mut self, event: Event) {
+        match event {
+            Event::Decided(view) => {
+                // An answer may have been ahead of the local copy of the log; the log never goes back.
+                if view.index >= self.view.index {
+                    self.learn(view);
+                }
+            }
+            Event::Answered { ticket, index, outcome } => self.answered(ticket, index, &outcome),
+            Event::Confirmed { ticket, took_ms } => {
+                if self.confirm == Some(ticket) {
+                    self.confirm = None;
+                    self.quorum_ms = took_ms;
+                    self.sure_of = self.key();
+                    self.role.confirmed(took_ms);
+                }
+            }
+            // A read that was begun before proves nothing about the time after.
+            Event::LeaderLost => (self.sure_of, self.confirm) = (None, None),
+            Event::Tick => {}
+            other => self.role.take_in(self.now, other),
+        }
+    }
+
+    fn learn(&mut self, view: View) {
+        self.view = view;
+        if self.sure_of != self.key() {
+            self.sure_of = None;
+        }
+    }
+
+    fn answered(&mut self, ticket: Ticket, index: u64, outcome: &Outcome) {
+        let Some(at) = self.asks.iter().position(|ask| ask.ticket == ticket) else { return };
+        let ask = self.asks.remove(at);
+        match outcome {
+            Outcome::Owned(generation) => {
+                if index >= self.view.index
+                    && let Some(seen) = &mut self.view.vm
+                    && seen.decide(self.me, *generation, &ask.command)
+                {
+                    self.view.index = index;
+                    self.sure_of = self.key();
+                }
+            }
+            Outcome::Refused(_) => self.hold_until = self.now + REFUSED_PAUSE_MS,
+            Outcome::Done
+            | Outcome::Joined(_)
+            | Outcome::Incarnation(_)
+            | Outcome::Created(_)
+            | Outcome::Accepted(_) => {}
+        }
+    }
+
+    /// Moves the role towards the view until it rests.
+    fn settle(&mut self, fx: &mut Effects) {
+        for _ in 0..TURNS_MAX {
+            let role = mem::replace(&mut self.role, Role::Discarding(Discarding));
+            match role.step(self, fx) {
+                Turn::Stay(role) => {
+                    self.role = role;
+                    self.withdraw_moot(fx);
+                    return;
+                }
+                Turn::Go(role) => self.role = role,
+            }
+        }
+        panic!("{} changes its role for ever: {:?} with {:?}", self.vm, self.role, self.view);
+    }
+
+    /// Proposals that compare a generation which has passed, or are part of a move that is over, can only be refused now.
+    fn withdraw_moot(&mut self, fx: &mut Effects) {
+        let current = self.view.vm.as_ref().map(|seen| seen.generation);
+        let moving = self.view.vm.as_ref().and_then(|seen| seen.phase.moving()).map(|(op, _, _)| op);
+        self.asks.retain(|ask| {
+            let moot = expected(&ask.command).is_some_and(|expect| Some(expect) != current)
+                || part_of(&ask.command).is_some_and(|op| Some(op) != moving);
+            if moot {
+                fx.push(Effect::Withdraw { ticket: ask.ticket });
+            }
+            !moot
+        });
+    }
+
+    /// What must hold after every step. Stays on in release.
+    fn check(&self) {
+        if let Some(generation) = self.gate {
+            let seen = self.view.vm.as_ref();
+            assert!(
+                seen.is_some_and(|seen| seen.owned_by(self.me) && seen.generation == generation),
+                "the gate of {} is open for {generation} on {}, but the log says {seen:?} (rule 1)",
+                self.vm,
+                self.me,
+            );
+        }
+    }
+
+    fn key(&self) -> Option<(Generation, Phase)> {
+        self.view.vm.as_ref().map(|seen| (seen.generation, seen.phase.clone()))
+    }
+
+    // What roles may do.
+
+    /// Proposes `command` unless the same is open already or one was refused just now.
+    pub(crate) fn ask(&mut self, fx: &mut Effects, command: Command) {
+        let open = |ask: &Ask| {
+            mem::discriminant(&ask.command) == mem::discriminant(&command) && part_of(&ask.command) == part_of(&command)
+        };
+        if self.now < self.hold_until || self.asks.iter().any(open) {
+            return;
+        }
+        let ticket = self.ticket();
+        self.asks.push(Ask { ticket, command: command.clone() });
+        fx.push(Effect::Propose { ticket, command });
+    }
+
+    /// Is the view certain to be current? If not, asks for a read that makes it so.
+    pub(crate) fn sure(&mut self, fx: &mut Effects) -> bool {
+        if self.sure_of.is_some() && self.sure_of == self.key() {
+            return true;
+        }
+        self.read(fx);
+        false
+    }
+
+    /// Begins a read, unless one is under way.
+    pub(crate) fn read(&mut self, fx: &mut Effects) {
+        if self.confirm.is_none() {
+            let ticket = self.ticket();
+            self.confirm = Some(ticket);
+            fx.push(Effect::Confirm { ticket });
+        }
+    }
+
+    /// Lets the guest act. The one place that opens the gate.
+    pub(crate) fn resume(&mut self, fx: &mut Effects, generation: Generation) {
+        assert!(self.sure_of.is_some() && self.sure_of == self.key(), "resuming {} on a stale view (rule 3)", self.vm);
+        self.gate = Some(generation);
+        fx.push(Effect::Resume { generation });
+    }
+
+    /// After [`Effect::Pause`] was done.
+    pub(crate) fn gate_is_closed(&mut self) {
+        self.gate = None;
+    }
+
+    /// Shuts the guest off from the world at once.
+    pub(crate) fn close_gate(&mut self, fx: &mut Effects) {
+        if self.gate.take().is_some() {
+            fx.push(Effect::CloseGate);
+        }
+    }
+
+    /// Ends the machine, whatever state it is in.
+    pub(crate) fn discard(&mut self, fx: &mut Effects) -> Turn {
+        self.close_gate(fx);
+        fx.push(Effect::Discard);
+        Turn::Go(Role::Discarding(Discarding))
+    }
+
+    /// The VM's record if this daemon owns it at `generation`.
+    pub(crate) fn owned(&self, generation: Generation) -> Option<&Seen> {
+        self.view.vm.as_ref().filter(|seen| seen.owned_by(self.me) && seen.generation == generation)
+    }
+
+    fn ticket(&mut self) -> Ticket {
+        self.last_ticket.0 += 1;
+        self.last_ticket
+    }
+}
+
+impl Seen {
+    /// What the log now says, as the answer to `command` of `me` shows, before the local copy of the log has it. `false`: the
+    /// local copy is past what the command was made for (a repeated proposal is answered again, however much later) and
+    /// knows better.
+    fn decide(&mut self, me: Owner, generation: Generation, command: &Command) -> bool {
+        let phase = match (command, &self.phase) {
+            (Command::Claim { expect, .. }, _) if *expect == self.generation => {
+                // It was granted, so it was wanted and at home then, whatever this older copy of the log says.
+                (self.desired, self.home) = (Desired::Running, me.node);
+                Phase::Running { owner: me }
+            }
+            (Command::Release { expect, cause, .. }, _) if *expect == self.generation => {
+                Phase::Stopped { cause: cause.clone() }
+            }
+            (Command::Switchover { op: asked, .. }, Phase::Moving { op, from, to }) if op == asked => {
+                Phase::Arriving { op: *op, from: *from, to: *to }
+            }
+            (Command::Arrived { op: asked, .. }, Phase::Arriving { op, .. }) if op == asked => {
+                self.home = me.node;
+                Phase::Running { owner: me }
+            }
+            (Command::AbortMove { op: asked, .. }, Phase::Moving { op, from, .. })
+            | (Command::GiveBack { op: asked, .. }, Phase::Arriving { op, from, .. })
+                if op == asked =>
+            {
+                Phase::Running { owner: *from }
+            }
+            _ => return false,
+        };
+        self.generation = generation;
+        self.phase = phase;
+        true
+    }
+}
+
+/// The move that a command is part of, if it is part of one.
+fn part_of(command: &Command) -> Option<OpId> {
+    match command {
+        Command::Switchover { op, .. }
+        | Command::Arrived { op, .. }
+        | Command::GiveBack { op, .. }
+        | Command::AbortMove { op, .. } => Some(*op),
+        Command::Found { .. }
+        | Command::AddToken { .. }
+        | Command::Join { .. }
+        | Command::StartIncarnation { .. }
+        | Command::CreateVm { .. }
+        | Command::SetDesired { .. }
+        | Command::DeleteVm { .. }
+        | Command::Claim { .. }
+        | Command::Release { .. }
+        | Command::BeginMove { .. }
+        | Command::TakeBack { .. }
+        | Command::Cancel { .. } => None,
+    }
+}
+
+/// The generation that a command compares, if it compares one.
+fn expected(command: &Command) -> Option<Generation> {
+    match command {
+        Command::Claim { expect, .. }
+        | Command::Release { expect, .. }
+        | Command::BeginMove { expect, .. }
+        | Command::Switchover { expect, .. }
+        | Command::Arrived { expect, .. }
+        | Command::GiveBack { expect, .. }
+        | Command::AbortMove { expect, .. }
+        | Command::TakeBack { expect, .. } => Some(*expect),
+        Command::Found { .. }
+        | Command::AddToken { .. }
+        | Command::Join { .. }
+        | Command::StartIncarnation { .. }
+        | Command::CreateVm { .. }
+        | Command::SetDesired { .. }
+        | Command::DeleteVm { .. }
+        | Command::Cancel { .. } => None,
+    }
+}

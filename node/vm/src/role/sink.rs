@@ -1,0 +1,122 @@
+//! The target of a move: gathers a copy, wants the right to run it, and gives it back if it cannot.
+
+use alloc::{format, string::String};
+
+use pollux_state::{
+    Command,
+    id::{Generation, OpId, Owner},
+    operation::MoveReport,
+    vm::Phase,
+};
+
+use crate::{
+    Millis,
+    core::VmCore,
+    event::{Effect, Effects, Event},
+    role::{Role, Running, Turn},
+};
+
+#[derive(Debug)]
+pub(crate) struct Sink {
+    op: OpId,
+    from: Owner,
+    /// The generation at which the source owns the VM.
+    generation: Generation,
+    since: Millis,
+    ready: bool,
+    received: Option<(MoveReport, Millis)>,
+    loading: bool,
+    loaded: bool,
+    failed: Option<String>,
+}
+
+impl Sink {
+    pub(crate) fn new(op: OpId, from: Owner, generation: Generation, since: Millis) -> Self {
+        Self { op, from, generation, since, ready: false, received: None, loading: false, loaded: false, failed: None }
+    }
+
+    pub(crate) fn name(&self) -> &'static str {
+        match (self.received.is_some(), self.loaded) {
+            (false, _) => "receiving",
+            (true, false) => "loading",
+            (true, true) => "deciding",
+        }
+    }
+
+    #[expect(clippy::wildcard_enum_match_arm, reason = "what does not concern a target is dropped")]
+    pub(crate) fn take_in(&mut self, event: Event) {
+        match event {
+            Event::MachineReady => self.ready = true,
+            Event::MachineFailed(why) => self.failed = Some(format!("the target could not make a standby: {why}")),
+            Event::MachineEnded(why) => self.failed = Some(format!("the target's standby ended: {why}")),
+            Event::LoadFailed(why) => self.failed = Some(format!("the target could not load the device state: {why}")),
+            Event::Loaded => self.loaded = true,
+            Event::AllReceived { report, at } => self.received = Some((report, at)),
+            // With everything here, the source is not needed any more.
+            Event::SessionLost(why) if self.received.is_none() => {
+                self.failed = Some(format!("the connection to the source was lost: {why}"));
+            }
+            Event::PeerAbandoned(why) if self.received.is_none() => self.failed = Some(why),
+            _ => {}
+        }
+    }
+
+    pub(crate) fn step(mut self, core: &mut VmCore, fx: &mut Effects) -> Turn {
+        let me = core.me;
+        let Some(seen) = core.view.vm.clone() else { return self.leave(core, fx, "the VM was deleted") };
+        if self.received.is_none() && core.now >= self.since + core.limits.connect_ms && !self.ready {
+            self.failed.get_or_insert_with(|| "the target's standby was not ready in time".into());
+        }
+        match seen.phase {
+            Phase::Moving { op, from, to } if op == self.op && to == me => {
+                assert_eq!((from, seen.generation), (self.from, self.generation), "a move keeps its source");
+                if let Some(why) = self.failed.take() {
+                    return self.spoil(core, fx, why);
+                }
+                if self.received.is_some() {
+                    if !self.loading {
+                        self.loading = true;
+                        fx.push(Effect::Load);
+                    }
+                    let (expect, incarnation) = (self.generation, me.incarnation);
+                    core.ask(fx, Command::Switchover { vm: core.vm, op, expect, incarnation });
+                }
+                Turn::Stay(Role::Sink(self))
+            }
+            Phase::Arriving { op, to, .. } if op == self.op && to == me => {
+                assert_eq!(seen.generation, self.generation.next(), "a switchover raises the generation by one");
+                if let Some(why) = self.failed.take() {
+                    return self.spoil(core, fx, why);
+                }
+                let (report, received) = self.received.clone().expect("nobody but this core proposes its switchover");
+                if self.loaded && core.sure(fx) {
+                    fx.push(Effect::CommitToRun { op });
+                    core.resume(fx, seen.generation);
+                    fx.push(Effect::Disconnect { reason: "the guest runs at the target".into() });
+                    let running = Running::arrived(seen.generation, op, report, received, self.since);
+                    return Turn::Go(Role::Running(running));
+                }
+                Turn::Stay(Role::Sink(self))
+            }
+            Phase::Stopped { .. } | Phase::Running { .. } | Phase::Moving { .. } | Phase::Arriving { .. } => {
+                self.leave(core, fx, "the move is over")
+            }
+        }
+    }
+
+    /// This node's part has failed before its guest could act. What the log has decided or will decide, the idle role
+    /// answers: it aborts the move, or gives the VM back.
+    fn spoil(self, core: &mut VmCore, fx: &mut Effects, why: String) -> Turn {
+        core.spoiled = Some((self.op, why.clone()));
+        self.leave(core, fx, &why)
+    }
+
+    fn leave(self, core: &mut VmCore, fx: &mut Effects, why: &str) -> Turn {
+        fx.push(Effect::Disconnect { reason: why.into() });
+        core.discard(fx)
+    }
+
+    pub(crate) fn deadline(&self, core: &VmCore) -> Option<Millis> {
+        (self.received.is_none() && !self.ready).then_some(self.since + core.limits.connect_ms)
+    }
+}

@@ -1,0 +1,269 @@
+//! A move seen from its source: every arrow of `role/source.rs`.
+
+mod desk;
+
+use desk::*;
+use pollux_state::{
+    Command,
+    id::Generation,
+    vm::{Desired, Phase, StopCause},
+};
+use pollux_vm::{Effect, Effects, Event};
+
+fn arriving_there() -> Phase {
+    Phase::Arriving { op: OP, from: ME, to: OTHER }
+}
+
+/// The move was decided and the source has called its target.
+fn connecting() -> Desk {
+    let mut desk = Desk::with_running_guest();
+    let fx = desk.decided(5, moving_away(OP));
+    assert_eq!(fx, [Effect::Connect { op: OP, to: OTHER, generation: Generation(5) }]);
+    desk
+}
+
+/// The first round is on its way; the log has been read once.
+fn copying() -> Desk {
+    let mut desk = connecting();
+    let fx = desk.hear(Event::PeerReady);
+    assert!(fx.contains(&Effect::SendRound { round: 1 }), "{fx:?}");
+    desk.confirm(&fx, 2);
+    desk
+}
+
+/// What is left fits the budget: how long does a commit take now?
+fn probing() -> (Desk, Effects) {
+    let mut desk = copying();
+    assert_eq!(desk.hear(Event::RoundSent(round(10_000, 100))), [Effect::Scan]);
+    let fx = desk.hear(Event::Scanned { pending_pages: 10 });
+    assert!(matches!(fx[..], [Effect::Confirm { .. }]), "{fx:?}");
+    (desk, fx)
+}
+
+fn pausing() -> Desk {
+    let (mut desk, fx) = probing();
+    assert_eq!(desk.confirm(&fx, 3), [Effect::Pause]);
+    assert_eq!(desk.core.gate(), Some(Generation(5)), "what the guest sent before it stands still may leave");
+    desk
+}
+
+fn handing_over() -> Desk {
+    let mut desk = pausing();
+    let fx = desk.hear(Event::Paused);
+    assert!(matches!(fx[..], [Effect::HandOver { .. }]), "{fx:?}");
+    assert_eq!(desk.core.gate(), None);
+    desk
+}
+
+fn handed_over() -> Desk {
+    let mut desk = handing_over();
+    assert!(desk.hear(Event::HandedOver).is_empty());
+    assert_eq!(desk.core.doing(), "handed over");
+    desk
+}
+
+#[test]
+fn a_move_that_succeeds_ends_the_machine_only_when_the_target_runs_it() {
+    let mut desk = handed_over();
+
+    assert!(desk.decided(6, arriving_there()).is_empty(), "the target won; the copy here stays");
+    assert!(desk.wait(3_600_000).is_empty(), "however long it takes");
+
+    let fx = desk.decided(6, running(OTHER));
+    assert!(matches!(fx[..], [Effect::Disconnect { .. }, Effect::Discard]), "{fx:?}");
+    desk.hear(Event::Gone);
+    assert!(desk.core.is_idle());
+}
+
+#[test]
+fn nothing_resumes_because_a_timer_fired() {
+    let mut desk = handed_over();
+    let fx = desk.wait(LIMITS.decide_ms);
+    assert!(aborts_because(&fx, "in time"), "{fx:?}");
+
+    for _ in 0..100 {
+        let fx = desk.wait(60_000);
+        assert!(!resumes(&fx), "the outcome of the abort is unknown: {fx:?}");
+    }
+    assert_eq!(desk.core.gate(), None);
+}
+
+#[test]
+fn an_abort_that_the_log_granted_lets_the_guest_go_on() {
+    let mut desk = handed_over();
+    let fx = desk.wait(LIMITS.decide_ms);
+    let fx = desk.answer(&fx, owned(5));
+    assert_eq!(fx, [Effect::Resume { generation: Generation(5) }]);
+    assert_eq!(desk.hear(Event::Resumed), [Effect::Announce]);
+    assert_eq!(desk.core.doing(), "running");
+}
+
+#[test]
+fn an_abort_that_came_too_late_leaves_the_guest_paused() {
+    let mut desk = handed_over();
+    let fx = desk.wait(LIMITS.decide_ms);
+    assert!(desk.answer(&fx, too_late()).is_empty());
+    assert!(!resumes(&desk.decided(6, arriving_there())));
+    assert_eq!((desk.core.doing(), desk.core.gate()), ("handed over", None));
+}
+
+#[test]
+fn a_guest_that_is_given_back_goes_on_after_a_read_at_the_new_generation() {
+    let mut desk = handed_over();
+    desk.decided(6, arriving_there());
+    let fx = desk.decided(7, running(ME));
+    assert!(!resumes(&fx), "{fx:?}");
+    assert_eq!(desk.confirm(&fx, 2), [Effect::Resume { generation: Generation(7) }]);
+    assert_eq!(desk.core.gate(), Some(Generation(7)));
+}
+
+#[test]
+fn before_the_pause_an_abort_costs_the_guest_nothing() {
+    let mut desk = copying();
+    let fx = desk.hear(Event::SessionLost("timed out".into()));
+    assert!(matches!(fx.first(), Some(Effect::Disconnect { .. })), "{fx:?}");
+    assert!(aborts_because(&fx, "connection to the target was lost"), "{fx:?}");
+    assert_eq!(desk.core.gate(), Some(Generation(5)));
+
+    assert!(desk.answer(&fx, owned(5)).is_empty(), "it never stopped");
+    assert_eq!(desk.core.doing(), "running");
+}
+
+#[test]
+fn a_pause_that_was_begun_is_waited_for_before_the_guest_goes_on() {
+    let mut desk = pausing();
+    let fx = desk.hear(Event::SessionLost("timed out".into()));
+    assert!(!resumes(&desk.answer(&fx, owned(5))), "QEMU has yet to say that it paused");
+    assert_eq!(desk.hear(Event::Paused), [Effect::Resume { generation: Generation(5) }]);
+}
+
+#[test]
+fn a_hand_over_that_was_begun_is_waited_for_before_the_guest_goes_on() {
+    let mut desk = handing_over();
+    let fx = desk.hear(Event::SessionLost("timed out".into()));
+    assert!(!resumes(&desk.answer(&fx, owned(5))), "the device state is being saved");
+    let fx = desk.hear(Event::HandOverFailed("the connection is gone".into()));
+    assert_eq!(fx, [Effect::Resume { generation: Generation(5) }]);
+}
+
+#[test]
+fn a_target_that_refuses_or_is_never_ready_ends_the_move() {
+    let fx = connecting().hear(Event::PeerRefused("no room".into()));
+    assert!(aborts_because(&fx, "no room"), "{fx:?}");
+
+    let mut desk = connecting();
+    assert_eq!(desk.core.deadline(), Some(desk.now + LIMITS.connect_ms));
+    let fx = desk.wait(LIMITS.connect_ms);
+    assert!(aborts_because(&fx, "in time"), "{fx:?}");
+}
+
+#[test]
+fn a_user_cancels_the_move_or_wants_the_vm_stopped() {
+    let mut desk = copying();
+    desk.seen.cancel = true;
+    assert!(aborts_because(&desk.told(), "cancelled"));
+
+    let mut desk = copying();
+    desk.seen.desired = Desired::Stopped { force: false };
+    let fx = desk.told();
+    assert!(aborts_because(&fx, "stopped"), "{fx:?}");
+    assert_eq!(desk.answer(&fx, owned(5)), [Effect::PowerButton]);
+}
+
+#[test]
+fn a_guest_that_writes_faster_than_the_link_carries_stays() {
+    let mut desk = copying();
+    for _ in 0..100 {
+        let fx = desk.hear(Event::RoundSent(round(10_000, 1_000)));
+        if !fx.contains(&Effect::Scan) {
+            break;
+        }
+        let fx = desk.hear(Event::Scanned { pending_pages: 10_000 });
+        if proposed(&fx).is_some() {
+            assert!(aborts_because(&fx, "faster than the link"), "{fx:?}");
+            return;
+        }
+    }
+    panic!("the move goes on for ever");
+}
+
+#[test]
+fn a_quorum_that_is_too_slow_is_waited_for_with_a_round_in_between_and_not_for_ever() {
+    let (mut desk, mut fx) = probing();
+    for next in 2..100 {
+        fx = desk.confirm(&fx, 200);
+        if proposed(&fx).is_some() {
+            assert!(aborts_because(&fx, "200 ms to agree"), "{fx:?}");
+            return;
+        }
+        assert_eq!(fx, [Effect::SendRound { round: next }]);
+        desk.hear(Event::RoundSent(round(10, 1)));
+        fx = desk.hear(Event::Scanned { pending_pages: 0 });
+    }
+    panic!("the move goes on for ever");
+}
+
+#[test]
+fn a_leader_lost_while_the_quorum_is_probed_does_not_leave_the_move_hanging() {
+    let (mut desk, old) = probing();
+    let fx = desk.hear(Event::LeaderLost);
+    assert!(desk.confirm(&old, 2).is_empty(), "that read proves nothing now");
+    assert_eq!(desk.confirm(&fx, 2), [Effect::Pause]);
+}
+
+#[test]
+fn a_machine_that_ends_before_everything_was_handed_over_is_told_to_the_log() {
+    for mut desk in [connecting(), copying(), probing().0, pausing(), handing_over()] {
+        let fx = desk.hear(Event::MachineEnded("signal 9".into()));
+        assert!(releases_because(&fx, &StopCause::QemuEnded("signal 9".into())), "{}: {fx:?}", desk.core.doing());
+        assert_eq!(desk.core.gate(), None);
+    }
+}
+
+#[test]
+fn a_machine_that_ends_after_that_matters_only_if_the_guest_comes_back() {
+    let mut desk = handed_over();
+    assert!(desk.hear(Event::MachineEnded("signal 9".into())).is_empty(), "the guest is alive at the target");
+
+    desk.decided(6, arriving_there());
+    let fx = desk.decided(7, running(ME));
+    assert!(releases_because(&fx, &StopCause::QemuEnded("signal 9".into())), "{fx:?}");
+}
+
+#[test]
+fn a_guest_that_ended_here_is_released_even_if_it_is_given_back_into_another_move() {
+    let mut desk = handing_over();
+    desk.hear(Event::MachineEnded("signal 9".into()));
+    desk.decided(6, arriving_there());
+    assert_eq!(desk.core.doing(), "stopping");
+
+    let fx = desk.decided(7, moving_away(NEXT_OP));
+    assert!(releases_because(&fx, &StopCause::QemuEnded("signal 9".into())), "{fx:?}");
+    assert!(!fx.contains(&Effect::Discard), "not before the log agrees");
+}
+
+#[test]
+fn a_move_that_follows_another_at_once_finds_the_guest_still_there() {
+    // The abort and the next move come in one step of the local copy of the log.
+    let mut desk = copying();
+    let fx = desk.decided(5, moving_away(NEXT_OP));
+    assert!(!fx.contains(&Effect::Discard), "the guest is ours: {fx:?}");
+    assert!(fx.contains(&Effect::Connect { op: NEXT_OP, to: OTHER, generation: Generation(5) }), "{fx:?}");
+
+    let mut desk = handed_over();
+    let fx = desk.decided(5, moving_away(NEXT_OP));
+    assert!(!fx.contains(&Effect::Discard), "the guest is ours: {fx:?}");
+    assert_eq!(desk.confirm(&fx, 2), [Effect::Resume { generation: Generation(5) }]);
+    let fx = desk.hear(Event::Resumed);
+    assert!(fx.contains(&Effect::Connect { op: NEXT_OP, to: OTHER, generation: Generation(5) }), "{fx:?}");
+}
+
+#[test]
+fn the_source_is_taken_back_like_given_back() {
+    let mut desk = handed_over();
+    desk.decided(6, arriving_there());
+    desk.hear(Event::LeaderLost);
+    let fx = desk.decided(7, running(ME));
+    assert_eq!(desk.confirm(&fx, 2), [Effect::Resume { generation: Generation(7) }]);
+    assert!(!matches!(proposed(&fx), Some(Command::Claim { .. })));
+}

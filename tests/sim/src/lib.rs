@@ -1,0 +1,12 @@
+//! Simulations of whole clusters in which one seed decides everything (DESIGN, section 8).
+//!
+//! Each simulation has a safety phase, in which faults happen and every rule is checked on every step, and a liveness phase,
+//! in which faults stop and the cluster must converge. A failing seed prints how to replay it.
+//!
+//! - [`protocol`]: the migration protocol. The real state machine and the real VM cores, around model guests, links, a model
+//!   of the replicated log, and a model of the shell.
+
+pub mod protocol;
+mod rng;
+
+pub use rng::Rng;

@@ -1,0 +1,163 @@
+//! What is going to happen, in order of model time. Of things due at the same moment chance decides which comes first.
+
+use std::{cmp::Ordering, collections::BinaryHeap};
+
+use pollux_state::{
+    Applied, Proposal,
+    id::{OpId, VmId},
+};
+use pollux_vm::{Event, Ticket};
+
+use super::{
+    Time,
+    link::{End, Wire},
+};
+
+/// Names one process of a daemon: a node, and which of its processes. Not its incarnation, which it has yet to be given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Process {
+    pub(super) node: usize,
+    pub(super) serial: u64,
+}
+
+/// Something that happens.
+#[derive(Debug, Clone)]
+pub(super) enum Happening {
+    /// A proposal reaches whoever appends. `from`: who waits for the answer, if somebody does.
+    Append { proposal: Proposal, sender: usize, from: Option<Process> },
+    /// A read reaches the leader.
+    ReadAtLeader { from: Process, vm: VmId, ticket: Ticket, began: Time },
+    /// Something that concerns one process, if it still lives. Waits while the process is stopped.
+    To(Process, Task),
+    /// The guests of a VM are asked to count, and write to their memory.
+    Traffic(VmId),
+    /// A user does something.
+    User,
+    /// A fault.
+    Fault,
+    /// A fault befalls this node.
+    Strike(usize),
+    /// A fault ends.
+    Heal(Healing),
+}
+
+/// The end of a fault.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Healing {
+    /// The daemon of a node starts.
+    Start(usize),
+    /// A stopped daemon goes on.
+    Wake(Process),
+    /// A node reaches the quorum again.
+    Rejoin(usize),
+    /// The quorum works again.
+    Quorum,
+    /// The link from one node to another carries again.
+    Link(usize, usize),
+    /// A node applies promptly again.
+    Promptness(usize),
+}
+
+/// What one process does.
+#[derive(Debug, Clone)]
+pub(super) enum Task {
+    /// Apply some of the log.
+    Apply,
+    /// An answer to a proposal.
+    Answer { id: OpId, about: Option<(VmId, Ticket)>, applied: Applied },
+    /// A proposal has no answer yet.
+    Retry { id: OpId },
+    /// The leader's answer to a read: the log was at least this long when it was begun.
+    ReadReply { vm: VmId, ticket: Ticket, began: Time, index: u64 },
+    /// A read has no answer yet.
+    ReadRetry { vm: VmId, ticket: Ticket },
+    /// No leader is heard of.
+    LeaderLost,
+    /// The time a core asked to be woken.
+    Tick(VmId),
+    /// A part of the VM did something, if its machine is still this one.
+    Machine { vm: VmId, machine: u64, work: Work },
+    /// The machine is gone.
+    Gone { vm: VmId, machine: Option<u64> },
+    /// The source sends some pages of a round.
+    Send { vm: VmId, session: u64, pages: u64 },
+    /// The answer of a part about a session, if it is still this one.
+    Session { vm: VmId, session: u64, event: Event },
+    /// Something arrives.
+    Deliver { session: u64, to: End, wire: Wire },
+    /// The connection is seen to be gone.
+    Lost { session: u64, to: End },
+}
+
+/// What a machine, or the part that drives it, does.
+#[derive(Debug, Clone)]
+pub(super) enum Work {
+    /// It is made.
+    Made,
+    /// Making it failed.
+    Failed,
+    /// It is seen to have ended.
+    Ended,
+    /// It is seen to have been switched off by its guest.
+    Off,
+    /// The power button is pressed.
+    Button,
+    /// The guest stands still.
+    Paused,
+    /// The guest goes on.
+    Resumed,
+    /// The last pages and the device state go out.
+    HandOver { report: pollux_state::operation::MoveReport },
+    /// The device state is loaded, or not.
+    Load,
+    /// Only with a negative control: the shell loses its patience.
+    Impatient,
+}
+
+/// See the module.
+pub(super) struct Agenda {
+    heap: BinaryHeap<Entry>,
+    entries: u64,
+}
+
+struct Entry {
+    key: (Time, u64, u64),
+    what: Happening,
+}
+
+impl Agenda {
+    pub(super) fn new() -> Self {
+        Self { heap: BinaryHeap::new(), entries: 0 }
+    }
+
+    /// `tie` decides among things due at the same time.
+    pub(super) fn put(&mut self, at: Time, tie: u64, what: Happening) {
+        self.entries += 1;
+        self.heap.push(Entry { key: (at, tie, self.entries), what });
+    }
+
+    pub(super) fn next(&mut self) -> Option<(Time, Happening)> {
+        self.heap.pop().map(|entry| (entry.key.0, entry.what))
+    }
+}
+
+impl PartialEq for Entry {
+    fn eq(&self, other: &Self) -> bool {
+        self.key == other.key
+    }
+}
+
+impl Eq for Entry {}
+
+impl PartialOrd for Entry {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Entry {
+    /// The earliest is the greatest, for the heap gives the greatest first.
+    fn cmp(&self, other: &Self) -> Ordering {
+        other.key.cmp(&self.key)
+    }
+}

@@ -1,0 +1,279 @@
+//! One run: the safety phase, the liveness phase, the verdict.
+
+use std::{
+    cell::RefCell,
+    net::SocketAddr,
+    panic::{self, AssertUnwindSafe},
+    sync::Once,
+};
+
+use pollux_state::{
+    Command, Proposal, Rules,
+    id::{ClusterId, OpId},
+    vm::{Desired, Phase},
+};
+
+use super::{
+    Control, Time,
+    agenda::Happening,
+    guest::State,
+    world::{NODES, VMS, World},
+};
+
+/// Steps of the liveness phase, at most.
+const CALM_STEPS_MAX: u64 = 30_000;
+/// The cluster must come to rest within this time.
+const CALM_MS_MAX: Time = 60_000;
+/// At rest it must stay for this long, without an entry in the log.
+const REST_MS: Time = 2_000;
+/// A guest that runs has answered within this time.
+const SERVED_MS: Time = 300;
+
+/// What to simulate.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Steps of the safety phase.
+    pub steps: u64,
+    /// A defect put in on purpose.
+    pub control: Option<Control>,
+    /// The rules of the state machine.
+    pub rules: Rules,
+    /// Check the state machine's own invariants too. Off for a negative control in the state machine, so that it is seen
+    /// what the defect does, not only that it is there.
+    pub check_state: bool,
+    /// Print every line of the trace.
+    pub print: bool,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { steps: 2_000, control: None, rules: Rules::default(), check_state: true, print: false }
+    }
+}
+
+/// How a run went that broke no rule.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Outcome {
+    /// Of the whole trace: the same for the same seed and settings.
+    pub trace_hash: u64,
+    /// Events.
+    pub steps: u64,
+    /// Entries of the log.
+    pub entries: u64,
+    /// Counts that reached the outside client.
+    pub acknowledged: u64,
+    /// Frames that a gate refused.
+    pub dropped: u64,
+    /// Moves that arrived.
+    pub moves: u64,
+    /// Moves that were aborted.
+    pub aborted: u64,
+    /// Moves that were given back.
+    pub given_back: u64,
+    /// Moves that an operator took back.
+    pub taken_back: u64,
+    /// VMs started anew because their daemon had died.
+    pub revived: u64,
+}
+
+impl Outcome {
+    /// Adds the counts of another run.
+    pub fn add(&mut self, other: &Self) {
+        self.steps += other.steps;
+        self.entries += other.entries;
+        self.acknowledged += other.acknowledged;
+        self.dropped += other.dropped;
+        self.moves += other.moves;
+        self.aborted += other.aborted;
+        self.given_back += other.given_back;
+        self.taken_back += other.taken_back;
+        self.revived += other.revived;
+    }
+}
+
+/// A run that broke a rule.
+#[derive(Debug, Clone)]
+pub struct Failure {
+    /// Its seed.
+    pub seed: u64,
+    /// The rule, and what broke it.
+    pub what: String,
+    /// The last lines of the trace.
+    pub tail: Vec<String>,
+    /// What the command line needs besides the seed.
+    options: String,
+}
+
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for line in &self.tail {
+            writeln!(f, "{line}")?;
+        }
+        writeln!(f, "seed {}: {}", self.seed, self.what)?;
+        write!(f, "replay: cargo run -p pollux-sim -- protocol --seed {} --trace{}", self.seed, self.options)
+    }
+}
+
+/// Runs one seed.
+///
+/// # Errors
+/// The first rule that was broken, be it seen by the oracle or by an assertion of a core.
+pub fn run(seed: u64, settings: &Settings) -> Result<Outcome, Box<Failure>> {
+    quiet_panics();
+    let mut world = World::new(seed, settings.clone());
+    let mut steps = 0;
+    let result = panic::catch_unwind(AssertUnwindSafe(|| play(&mut world, &mut steps)));
+    let what = match result {
+        Ok(Ok(())) => None,
+        Ok(Err(what)) => Some(what),
+        Err(_) => Some(LAST_PANIC.take().unwrap_or_else(|| "a panic without a word".into())),
+    };
+    match what {
+        Some(what) => Err(Box::new(Failure { seed, what, tail: world.trace.tail(), options: options(settings) })),
+        None => Ok(Outcome {
+            trace_hash: world.trace.hash(),
+            steps,
+            entries: world.log.index(),
+            acknowledged: world.oracle.acknowledged,
+            dropped: world.oracle.dropped,
+            moves: world.oracle.moves,
+            aborted: world.oracle.aborted,
+            given_back: world.oracle.given_back,
+            taken_back: world.oracle.taken_back,
+            revived: world.oracle.revived,
+        }),
+    }
+}
+
+/// Settings as options of the command line. Other rules of the state machine have none: tests alone can make them.
+fn options(settings: &Settings) -> String {
+    let mut options = String::new();
+    if settings.steps != Settings::default().steps {
+        options += &format!(" --steps {}", settings.steps);
+    }
+    if let Some(control) = settings.control {
+        options += &format!(" --control {}", control.name());
+    }
+    options
+}
+
+fn play(world: &mut World, steps: &mut u64) -> Result<(), String> {
+    world.set_up();
+    while *steps < world.settings.steps {
+        step(world, steps)?;
+    }
+    world.calm_down();
+    let (until, most) = (world.now + CALM_MS_MAX, *steps + CALM_STEPS_MAX);
+    let mut rest = (world.now, world.log.index());
+    loop {
+        step(world, steps)?;
+        let unrest = world.unrest();
+        if unrest.is_some() || world.log.index() != rest.1 {
+            rest = (world.now, world.log.index());
+        }
+        if world.now - rest.0 >= REST_MS {
+            return Ok(());
+        }
+        if world.now > until || *steps > most {
+            let what = unrest.unwrap_or_else(|| "the log does not come to rest".into());
+            return Err(format!("the cluster does not converge: {what}"));
+        }
+    }
+}
+
+fn step(world: &mut World, steps: &mut u64) -> Result<(), String> {
+    *steps += 1;
+    world.step();
+    world.violation.clone().map_or(Ok(()), Err)
+}
+
+impl World {
+    /// A cluster of three nodes whose daemons start, and two VMs that are wanted.
+    fn set_up(&mut self) {
+        let founder = self.nodes[0].id;
+        let propose = |world: &mut Self, command| {
+            let id = OpId(world.rng.bytes());
+            world.append(Proposal { id, by: founder, at: world.now, command });
+        };
+        let cluster = ClusterId(self.rng.bytes());
+        propose(self, Command::Found { cluster, name: "n1".into(), address: address(0), key: [1; 32] });
+        for node in 1..NODES {
+            let (name, place) = (format!("n{}", node + 1), u8::try_from(node).unwrap_or_default());
+            let secret_hash = [place; 32];
+            let expires = self.now + 1_000;
+            propose(self, Command::AddToken { secret_hash, node_name: name.clone(), expires });
+            propose(self, Command::Join { secret_hash, name, address: address(node), key: [place + 1; 32] });
+        }
+        (0..NODES).for_each(|node| self.start(node));
+        for _ in 0..VMS {
+            let home = self.some_node();
+            self.create_vm(0, home);
+        }
+        self.put(150, Happening::User);
+        self.put(100, Happening::Fault);
+    }
+
+    /// Why the cluster has not come to rest, if it has not.
+    fn unrest(&self) -> Option<String> {
+        for vm in self.log.state.vms.values() {
+            let served = self.oracle.served.get(&vm.id).is_some_and(|at| self.now - at <= SERVED_MS);
+            match (&vm.phase, vm.desired) {
+                (Phase::Running { .. }, Desired::Running) if served => {}
+                (Phase::Stopped { .. }, Desired::Stopped { .. }) => {}
+                (phase, desired) => {
+                    return Some(format!("{} is {phase}, wanted {desired:?}, served: {served}", vm.id));
+                }
+            }
+        }
+        for node in &self.nodes {
+            let Some(daemon) = &node.daemon else { return Some(format!("{} has no daemon", node.id)) };
+            if node.applied != self.log.index() || node.state != self.log.state {
+                return Some(format!("{} has another state than the log", node.id));
+            }
+            if !daemon.open.is_empty() || !daemon.greetings.is_empty() {
+                return Some(format!("{} still asks for something", node.id));
+            }
+            for (vm, part) in &daemon.parts {
+                let owner = self.log.state.vms.get(vm).and_then(|vm| vm.phase.owner());
+                let mine = owner.is_some() && owner == daemon.life;
+                let machine = part.machine.as_ref();
+                let runs = machine.is_some_and(|it| it.state == State::Runs && it.gate.is_some());
+                if machine.is_some() != mine || runs != mine || part.session.is_some() {
+                    let doing = part.core.doing();
+                    return Some(format!("{vm} on {} is {doing}, owner: {owner:?}, machine: {machine:?}", node.id));
+                }
+                if !mine && !part.core.is_idle() {
+                    return Some(format!("{vm} on {} is {}, not idle", node.id, part.core.doing()));
+                }
+            }
+        }
+        None
+    }
+}
+
+/// Where a node listens.
+pub(super) fn address(node: usize) -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], 7_001 + u16::try_from(node).unwrap_or_default()))
+}
+
+thread_local! {
+    /// What the last panic on this thread said, where it was.
+    static LAST_PANIC: RefCell<Option<String>> = const { RefCell::new(None) };
+}
+
+/// A core that asserts is a finding, told with its seed: it is not printed where it happens.
+fn quiet_panics() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let before = panic::take_hook();
+        panic::set_hook(Box::new(move |info| {
+            let place = info.location().map(|place| format!("{}:{}", place.file(), place.line())).unwrap_or_default();
+            if place.contains("node/vm/") || place.contains("consensus/state/") {
+                let message = info.payload_as_str().unwrap_or("no words");
+                LAST_PANIC.set(Some(format!("an assertion failed at {place}: {message}")));
+            } else {
+                before(info);
+            }
+        }));
+    });
+}

@@ -1,0 +1,106 @@
+//! What users do, each through some node, each believing what that node's copy of the state says.
+
+use pollux_state::{
+    Command, Proposal,
+    id::{NodeId, OpId},
+    vm::{Desired, Phase, Vm, VmSpec},
+};
+
+use super::{
+    agenda::Happening,
+    world::{NODES, VMS, World},
+};
+
+impl World {
+    /// One deed now, and the next is set.
+    pub(super) fn user(&mut self) {
+        if self.calm {
+            return;
+        }
+        let pause = self.soon(10, self.temper.user_ms);
+        self.put(pause, Happening::User);
+        let node = self.rng.index(NODES);
+        if self.nodes[node].daemon.is_none() {
+            return;
+        }
+        let vms: Vec<Vm> = self.nodes[node].state.vms.values().cloned().collect();
+        if vms.len() < VMS {
+            let home = self.some_node();
+            return self.create_vm(node, home);
+        }
+        let vm = &vms[self.rng.index(vms.len())];
+        if let Some(command) = self.wish(vm) {
+            self.send_as_user(node, command);
+        }
+    }
+
+    pub(super) fn some_node(&mut self) -> NodeId {
+        let node = self.rng.index(NODES);
+        self.nodes[node].id
+    }
+
+    fn wish(&mut self, vm: &Vm) -> Option<Command> {
+        let wish = |desired, home| Some(Command::SetDesired { vm: vm.id, desired, home });
+        match (&vm.phase, self.rng.below(100)) {
+            (Phase::Running { .. }, 0..75) => {
+                let blackout_ms_max = u32::try_from(self.soon(50, 400)).unwrap_or(u32::MAX);
+                let to = self.some_node();
+                Some(Command::BeginMove { vm: vm.id, expect: vm.generation, to, blackout_ms_max })
+            }
+            (Phase::Moving { op, .. } | Phase::Arriving { op, .. }, 0..20) => Some(Command::Cancel { op: *op }),
+            (Phase::Arriving { .. }, 20..70) => {
+                self.take_back(vm);
+                None
+            }
+            (Phase::Stopped { .. }, 0..60) => {
+                let home = self.some_node();
+                wish(Desired::Running, Some(home).filter(|_| self.rng.chance(500)))
+            }
+            (Phase::Stopped { .. }, 60..65) => Some(Command::DeleteVm { vm: vm.id }),
+            (_, 75..85) => wish(Desired::Stopped { force: self.rng.chance(500) }, None),
+            (_, 85..95) => wish(Desired::Running, None),
+            _ => None,
+        }
+    }
+
+    /// An operator goes and looks: only a target whose daemon is dead is declared so, and it stays dead until the log has it.
+    fn take_back(&mut self, vm: &Vm) {
+        let Some(Phase::Arriving { to, .. }) = self.log.state.vms.get(&vm.id).map(|vm| vm.phase.clone()) else {
+            return;
+        };
+        if self.nodes[self.node_of(to.node)].daemon.is_some() || self.log.down {
+            return;
+        }
+        let expect = self.log.state.vms[&vm.id].generation;
+        let command = Command::TakeBack { vm: vm.id, expect, operator: "joan".into() };
+        let proposal = self.user_proposal(0, command);
+        self.append(proposal);
+    }
+
+    fn send_as_user(&mut self, node: usize, command: Command) {
+        let proposal = self.user_proposal(node, command);
+        let delay = self.leader_delay();
+        self.put(delay, Happening::Append { proposal, sender: node, from: None });
+    }
+
+    fn user_proposal(&mut self, node: usize, command: Command) -> Proposal {
+        Proposal { id: OpId(self.rng.bytes()), by: self.nodes[node].id, at: self.now, command }
+    }
+
+    pub(super) fn create_vm(&mut self, node: usize, home: NodeId) {
+        self.created += 1;
+        let spec = VmSpec {
+            name: format!("vm-{}", self.created),
+            memory_mib: 64,
+            vcpus: 1,
+            kernel: "/boot/vmlinuz".into(),
+            initrd: String::new(),
+            append: String::new(),
+            nics: Vec::new(),
+            machine: "pc-q35-7.2".into(),
+            cpu: "qemu64".into(),
+            autostart: self.rng.chance(700),
+        };
+        self.send_as_user(node, Command::CreateVm { spec, home, desired: Desired::Running });
+    }
+}

@@ -1,0 +1,86 @@
+//! The migration protocol over fixed seeds, and the proof that the simulation would notice if it were wrong.
+
+use pollux_sim::protocol::{Control, Failure, Outcome, Settings, run};
+use pollux_state::Rules;
+
+/// Seeds of the daily run; `pollux-sim` runs more.
+const SEEDS: u64 = 500;
+/// Each defect must show within this many seeds.
+const CONTROL_SEEDS: u64 = 1_500;
+
+fn first_failure(settings: &Settings) -> Option<Box<Failure>> {
+    (0..CONTROL_SEEDS).find_map(|seed| run(seed, settings).err())
+}
+
+/// The defect is found, and by a rule that it breaks.
+fn must_break(settings: &Settings, rules: &[&str]) {
+    let failure = first_failure(settings).expect("a defect that nobody notices: the simulation proves nothing");
+    let told = rules.iter().any(|rule| failure.what.contains(rule));
+    assert!(told, "found, but not by what it breaks: {failure}");
+}
+
+#[test]
+fn fixed_seeds_break_no_rule_and_converge() {
+    let settings = Settings::default();
+    let mut total = Outcome::default();
+    for seed in 0..SEEDS {
+        match run(seed, &settings) {
+            Ok(outcome) => total.add(&outcome),
+            Err(failure) => panic!("{failure}"),
+        }
+    }
+    // A simulation in which nothing happens proves nothing either.
+    let Outcome { moves, aborted, given_back, taken_back, revived, .. } = total;
+    let busy = moves > SEEDS && aborted > SEEDS && given_back > SEEDS / 10 && taken_back > 0 && revived > SEEDS / 10;
+    assert!(busy, "too little happened: {total:?}");
+}
+
+#[test]
+fn a_seed_gives_the_same_trace_every_time() {
+    let settings = Settings::default();
+    for seed in [1, 77, 4_242] {
+        let (first, second) = (run(seed, &settings).map_err(|it| it.what), run(seed, &settings).map_err(|it| it.what));
+        assert_eq!(first, second);
+    }
+    let hash = |seed| run(seed, &settings).map(|outcome| outcome.trace_hash).map_err(|it| it.what);
+    assert_ne!(hash(1), hash(2));
+}
+
+#[test]
+fn a_failure_tells_how_to_replay_it() {
+    let settings = Settings { control: Some(Control::ResumeBeforeCommit), ..Settings::default() };
+    let failure = first_failure(&settings).expect("a defect that shows").to_string();
+    assert!(failure.contains("cargo run -p pollux-sim -- protocol --seed "), "{failure}");
+    assert!(failure.contains("--control resume-before-commit"), "{failure}");
+    assert!(failure.lines().count() > 50, "{failure}");
+}
+
+#[test]
+fn without_the_generation_check_a_rule_breaks() {
+    let rules = Rules::without_generation_check();
+    must_break(&Settings { rules, check_state: false, ..Settings::default() }, &["rule 1)", "rule 2)", "rule 17)"]);
+}
+
+#[test]
+fn with_resume_on_timeout_a_rule_breaks() {
+    let settings = Settings { control: Some(Control::ResumeOnTimeout), ..Settings::default() };
+    must_break(&settings, &["rule 1)", "rule 17)"]);
+}
+
+#[test]
+fn with_one_page_forgotten_per_round_a_rule_breaks() {
+    let settings = Settings { control: Some(Control::ForgetOnePage), ..Settings::default() };
+    must_break(&settings, &["other memory or device state"]);
+}
+
+#[test]
+fn with_a_target_that_does_not_wait_for_the_log_a_rule_breaks() {
+    let settings = Settings { control: Some(Control::ResumeBeforeCommit), ..Settings::default() };
+    must_break(&settings, &["rule 1)"]);
+}
+
+#[test]
+fn with_a_target_that_gives_back_what_has_acted_a_rule_breaks() {
+    let settings = Settings { control: Some(Control::AlwaysUntouched), ..Settings::default() };
+    must_break(&settings, &["its guest had acted", "memory went back"]);
+}

@@ -1,0 +1,45 @@
+//! What is on a node, counted from outside: the daemon may be dead, and it is the daemon that is tested.
+
+use std::{
+    fs, io,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+};
+
+use pollux_lab::Host;
+
+/// How the names of the VMs' network interfaces begin.
+pub const TAP_PREFIX: &str = "px";
+
+/// The network namespace of a node, as a path.
+#[must_use]
+pub fn netns(host: &Host) -> PathBuf {
+    Path::new("/run/netns").join(host.namespace())
+}
+
+/// The QEMU processes on a node.
+///
+/// # Errors
+/// The namespace or `/proc` cannot be read.
+pub fn qemus(host: &Host) -> io::Result<Vec<i32>> {
+    let wanted = fs::metadata(netns(host))?;
+    let numbers = fs::read_dir("/proc")?.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    // One that ends while it is looked at is gone.
+    let there = |process: &i32| {
+        let same = fs::metadata(format!("/proc/{process}/ns/net"))
+            .is_ok_and(|found| (found.dev(), found.ino()) == (wanted.dev(), wanted.ino()));
+        let program = fs::read_link(format!("/proc/{process}/exe")).unwrap_or_default();
+        same && program.to_string_lossy().contains("qemu-system")
+    };
+    Ok(numbers.filter(there).collect())
+}
+
+/// The VMs' network interfaces on a node.
+///
+/// # Errors
+/// The namespace cannot be entered or read.
+pub fn taps(host: &Host) -> io::Result<Vec<String>> {
+    let table = host.within(|| fs::read_to_string("/proc/thread-self/net/dev")).map_err(io::Error::other)??;
+    let names = table.lines().filter_map(|line| Some(line.split_once(':')?.0.trim()));
+    Ok(names.filter(|name| name.starts_with(TAP_PREFIX)).map(str::to_owned).collect())
+}
