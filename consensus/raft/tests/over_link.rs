@@ -53,7 +53,7 @@ impl Service for Calls {
 
 /// Binds the address a node had before: the last task of its earlier life may hold it for a moment longer.
 async fn bind(address: SocketAddr, identity: Identity, calls: &Arc<Calls>) -> Endpoint {
-    let until = tokio::time::Instant::now() + SOON;
+    let until = tokio::time::Instant::now() + LONG;
     loop {
         match Endpoint::bind(Binding::new(address, identity.clone()), calls.clone()) {
             Ok(endpoint) => return endpoint,

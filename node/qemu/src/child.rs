@@ -158,7 +158,7 @@ pub struct Child {
     exit: watch::Receiver<Option<Exit>>,
     pub(crate) qmp: Option<UnixStream>,
     pub(crate) serial: Option<UnixStream>,
-    uffd: Option<Result<OwnedFd, TrackingRefused>>,
+    tracking: Option<Result<Tracking, TrackingRefused>>,
 }
 
 impl Child {
@@ -168,6 +168,8 @@ impl Child {
         let (pid, pidfd) = (process.pid, Arc::clone(&process.pidfd));
         let stderr = tokio::process::ChildStderr::from_std(stderr)?;
         let watched = sys::watch(pidfd.as_fd().try_clone_to_owned()?)?;
+        let tracked = pidfd.as_fd().try_clone_to_owned()?;
+        let tracking = uffd.map(|uffd| Tracking { pid, pidfd: tracked, uffd });
         let (publish, exit) = watch::channel(None);
 
         let last_words = tasks.spawn(tail(name.clone(), stderr));
@@ -187,7 +189,7 @@ impl Child {
             };
             publish.send_replace(Some(Exit { status, stderr_tail }));
         });
-        Ok(Self { name, pid, pidfd, exit, qmp: Some(qmp), serial: Some(serial), uffd: Some(uffd) })
+        Ok(Self { name, pid, pidfd, exit, qmp: Some(qmp), serial: Some(serial), tracking: Some(tracking) })
     }
 
     /// The VM's name.
@@ -231,9 +233,7 @@ impl Child {
     /// # Errors
     /// Why there is none; [`TrackingRefused::NotAsked`] also the second time.
     pub fn take_tracking(&mut self) -> Result<Tracking, TrackingRefused> {
-        let uffd = self.uffd.take().unwrap_or(Err(TrackingRefused::NotAsked))?;
-        let pidfd = self.pidfd.as_fd().try_clone_to_owned().map_err(|_| TrackingRefused::NotAsked)?;
-        Ok(Tracking { pid: self.pid, pidfd, uffd })
+        self.tracking.take().unwrap_or(Err(TrackingRefused::NotAsked))
     }
 }
 

@@ -12,7 +12,10 @@
 //! The VM's actor owns it. Every command has a deadline, and a slow reply is not a failure: QEMU may still carry the
 //! command out, and asking again is allowed.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
 
 use serde_json::{Value, json};
 use tokio::sync::Mutex;
@@ -106,10 +109,12 @@ pub enum MachineEvent {
 #[derive(Debug)]
 pub struct Machine {
     child: Child,
-    qmp: Arc<Qmp>,
+    qmp: Qmp,
     console: Console,
-    control_lost_told: std::sync::atomic::AtomicBool,
+    control_lost_told: AtomicBool,
     pub(crate) state_lock: Mutex<()>,
+    /// A save began that is not known to have ended.
+    pub(crate) unsettled: AtomicBool,
 }
 
 impl Machine {
@@ -138,7 +143,7 @@ impl Machine {
             Ok(qmp)
         };
         let qmp = match ready.await {
-            Ok(qmp) => Arc::new(qmp),
+            Ok(qmp) => qmp,
             // The connection ends a moment before the process does, and the process knows why.
             Err(source @ QmpError::Closed { .. }) => {
                 return Err(match tokio::time::timeout(REPLY_DEADLINE, child.exited()).await {
@@ -148,7 +153,14 @@ impl Machine {
             }
             Err(source) => return Err(StartError::Qmp { name, source }),
         };
-        Ok(Self { child, qmp, console, control_lost_told: false.into(), state_lock: Mutex::new(()) })
+        Ok(Self {
+            child,
+            qmp,
+            console,
+            control_lost_told: false.into(),
+            state_lock: Mutex::new(()),
+            unsettled: false.into(),
+        })
     }
 
     /// The VM's name.
@@ -196,6 +208,7 @@ impl Machine {
     /// # Errors
     /// See [`QmpError`].
     pub async fn cont(&self) -> Result<(), QmpError> {
+        self.settle().await?;
         self.command("cont").await
     }
 
@@ -240,7 +253,6 @@ impl Machine {
     /// The next event. One consumer at a time. Cancelling it loses nothing. After [`MachineEvent::Exited`] it returns that
     /// again at once.
     pub async fn next_event(&self) -> MachineEvent {
-        use std::sync::atomic::Ordering;
         while let Some(event) = self.qmp.next_event().await {
             if let Some(event) = translate(&event) {
                 return event;

@@ -3,7 +3,7 @@
 //! QEMU writes it as a migration stream into a pipe. The guest's memory is shared, so the capability `x-ignore-shared`
 //! leaves it out, and what remains is a few hundred KiB.
 
-use std::{io, os::fd::OwnedFd, time::Duration};
+use std::{io, os::fd::OwnedFd, sync::atomic::Ordering, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use rustix::pipe::{PipeFlags, fcntl_setpipe_size, pipe_with};
@@ -20,6 +20,9 @@ pub const STATE_BYTES_MAX: usize = 64 << 20;
 
 /// How long a save or a load may take. Milliseconds are usual; a held disk write can make it longer.
 const STATE_DEADLINE: Duration = Duration::from_secs(30);
+
+/// Between two questions whether QEMU has finished with a failed save.
+const SETTLE_PAUSE: Duration = Duration::from_millis(2);
 
 /// The pipe holds a usual state whole, so that QEMU need not wait for the reader. The limit for unprivileged users.
 const PIPE_BYTES: usize = 1 << 20;
@@ -131,7 +134,8 @@ pub enum LoadError {
 impl Machine {
     /// Saves the device state of a stopped machine. It stays stopped; [`cont`](Self::cont) must come before the next save.
     ///
-    /// Cancelling it is safe: QEMU's attempt fails at the pipe, and the next save may be refused until it has.
+    /// Cancelling it is safe: QEMU's attempt ends at the pipe, and what follows, [`cont`](Self::cont) or another save, waits
+    /// for that.
     ///
     /// # Errors
     /// See [`SaveError`]; the machine remains as it was.
@@ -139,11 +143,13 @@ impl Machine {
         let name = || self.name().to_owned();
         let failed = |source| SaveError::Qmp { name: name(), source };
         let _one_at_a_time = self.state_lock.lock().await;
+        self.settle().await.map_err(failed)?;
         let (ours, theirs) = state_pipe().map_err(|source| SaveError::Pipe { name: name(), source })?;
         let mut ours =
             pipe::Receiver::from_owned_fd(ours).map_err(|source| SaveError::Pipe { name: name(), source })?;
         let mut migration = self.qmp().migration();
         let before = migration.borrow().run;
+        self.unsettled.store(true, Ordering::Relaxed);
         // Both are on their way before the first is answered; QEMU carries them out in order.
         let mut lend = self.qmp().begin("getfd", json!({ "fdname": PIPE_NAME }), Some(theirs)).map_err(failed)?;
         let uri = json!({ "uri": format!("fd:{PIPE_NAME}") });
@@ -161,7 +167,10 @@ impl Machine {
                 }
             };
             match ended.ok().and_then(|run| run.ended()) {
-                Some(Ok(())) => Ok(state),
+                Some(Ok(())) => {
+                    self.unsettled.store(false, Ordering::Relaxed);
+                    Ok(state)
+                }
                 Some(Err(status)) => Err(SaveError::Failed { name: name(), status }),
                 None => Err(SaveError::Failed { name: name(), status: "the connection ended".to_owned() }),
             }
@@ -174,6 +183,28 @@ impl Machine {
                 Err(SaveError::Slow { name: name() })
             }
         }
+    }
+
+    /// Waits until QEMU has finished with a save that failed or was given up: before that it refuses to continue. There is
+    /// no event for it, so QEMU is asked again and again; after a save that succeeded it is not asked at all.
+    pub(crate) async fn settle(&self) -> Result<(), QmpError> {
+        let ask = async {
+            while self.unsettled.load(Ordering::Relaxed) {
+                let migration = self.qmp().execute("query-migrate", json!({}), STATE_DEADLINE).await?;
+                let status = self.qmp().execute("query-status", json!({}), STATE_DEADLINE).await?;
+                let over =
+                    matches!(migration["status"].as_str(), None | Some("none" | "completed" | "failed" | "cancelled"));
+                if over && status["status"] != "finish-migrate" {
+                    self.unsettled.store(false, Ordering::Relaxed);
+                    break;
+                }
+                tokio::time::sleep(SETTLE_PAUSE).await;
+            }
+            Ok(())
+        };
+        let slow =
+            || QmpError::Slow { command: "the end of a save that was given up".to_owned(), waited: STATE_DEADLINE };
+        tokio::time::timeout(STATE_DEADLINE, ask).await.unwrap_or_else(|_| Err(slow()))
     }
 
     /// Loads the device state of another machine into one started as [`crate::Role::Incoming`], whose memory already holds

@@ -234,16 +234,12 @@ async fn a_save_that_is_refused_or_cancelled_leaves_the_machine_whole() {
     let machine = world.start("hasty", &memory, Disguise::Sector, Role::Fresh).await;
     machine.cont().await.unwrap();
     counts_on(&machine, 1).await;
-    for after in [0, 1, 2, 4, 8] {
+    for after in [0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 12] {
         machine.stop().await.unwrap();
         let _ = tokio::time::timeout(Duration::from_millis(after), machine.save_state()).await;
-        // Whatever became of the first attempt, a later one succeeds once QEMU has finished with it.
-        let deadline = Instant::now() + guest::PATIENCE;
-        while let Err(error) = machine.save_state().await {
-            assert!(Instant::now() < deadline, "{error:?}");
-            machine.cont().await.unwrap();
-            machine.stop().await.unwrap();
-        }
+        machine.cont().await.expect("whatever became of the save");
+        machine.stop().await.unwrap();
+        machine.save_state().await.unwrap();
         machine.cont().await.unwrap();
         counts_on(&machine, 1).await;
     }

@@ -45,12 +45,14 @@ pub struct StreamGreeting {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ToTarget {
     /// The guest is paused and every page has been sent: `frames` frames of pages in all, then this, then the device state
-    /// in `state_bytes` raw bytes on the same stream.
+    /// as one LZ4 block of `packed_bytes` on the same stream. It is mostly zeros and ROM, and all of it is blackout.
     Complete {
         /// Page frames sent over all streams since the beginning.
         frames: u64,
         /// Length of the device state.
         state_bytes: u64,
+        /// Length of the block that it travels in.
+        packed_bytes: u64,
         /// What the move cost so far, `pause_ms` up to now.
         report: MoveReport,
     },

@@ -5,7 +5,10 @@
 //!
 //! - [`protocol`]: the migration protocol. The real state machine and the real VM cores, around model guests, links, a model
 //!   of the replicated log, and a model of the shell.
+//! - [`cluster`]: whole daemons. The real consensus over the real link and the real VM actors, around a simulated network,
+//!   simulated disks and model machines.
 
+pub mod cluster;
 pub mod protocol;
 mod rng;
 

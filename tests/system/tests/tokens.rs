@@ -72,7 +72,8 @@ fn only_a_token_of_this_cluster_admits_and_only_once_in_time_and_by_its_name() {
     });
     join(&late.to_string()).refused(exit::CONFLICT, &["expired"]);
 
-    // A name that is taken.
+    // None is made for a name that is taken, or that is none.
+    world.pollux("n1", &["cluster", "token", "--node", "n2"]).refused(exit::CONFLICT, &["n2", "taken"]);
     world.pollux("n1", &["cluster", "token", "--node", "Not A Name"]).refused(exit::USAGE, &["Not A Name"]);
 
     // After all of that the cluster is as it was.

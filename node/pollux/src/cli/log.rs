@@ -6,8 +6,9 @@ use tracing_subscriber::EnvFilter;
 
 use super::exit::Failure;
 
-/// What is logged when POLLUX_LOG does not say. openraft tells every heartbeat at `info`.
-const DEFAULT_FILTER: &str = "info,openraft=warn";
+/// What is logged when POLLUX_LOG does not say. openraft tells every heartbeat at `info`, and
+/// every unanswered one to a node that is down as an error; which nodes are down is in `pollux cluster status`.
+const DEFAULT_FILTER: &str = "info,openraft=error,openraft::replication=off";
 /// Chooses what is logged.
 const FILTER_VARIABLE: &str = "POLLUX_LOG";
 

@@ -166,6 +166,7 @@ impl Backend for Api {
     }
 
     async fn create_token(&self, request: TokenRequest) -> Result<TokenView, ApiError> {
+        pollux_state::spec::check_name("node", &request.node).map_err(|refusal| refused(&refusal))?;
         // A cluster that was founded a moment ago is about to know itself.
         let mut applied = self.consensus().watch();
         let known = applied.wait_for(|view| view.state.cluster.is_some());

@@ -181,18 +181,13 @@ impl Gathering {
         send_message(send, &ToSource::Ready).await?;
         loop {
             match receive_message(&mut recv).await? {
-                Some(ToTarget::Complete { frames, state_bytes, report }) => {
-                    let length = usize::try_from(state_bytes).map_err(|error| error.to_string())?;
-                    if length > STATE_BYTES_MAX {
-                        return Err(format!("a device state of {length} bytes is too long"));
-                    }
-                    let mut state = vec![0; length];
-                    recv.read_exact(&mut state).await.map_err(|error| error.to_string())?;
+                Some(ToTarget::Complete { frames, state_bytes, packed_bytes, report }) => {
+                    let state = receive_state(&mut recv, state_bytes, packed_bytes).await?;
                     // The page streams may be behind this one.
                     while self.frames.load(Ordering::Acquire) < frames {
                         self.progress.notified().await;
                     }
-                    *self.state.lock().unwrap_or_else(PoisonError::into_inner) = Some(Bytes::from(state));
+                    *self.state.lock().unwrap_or_else(PoisonError::into_inner) = Some(state);
                     let at = super::millis(self.shared.started.elapsed());
                     self.tell(Event::AllReceived { report, at }).await;
                 }
@@ -203,5 +198,20 @@ impl Gathering {
                 None => return Err("the source closed the connection".into()),
             }
         }
+    }
+}
+
+/// The device state that follows a `Complete`.
+async fn receive_state(recv: &mut RecvStream, state_bytes: u64, packed_bytes: u64) -> Result<Bytes, String> {
+    let length = |bytes: u64| usize::try_from(bytes).ok().filter(|bytes| *bytes <= STATE_BYTES_MAX);
+    let (Some(state_bytes), Some(packed_bytes)) = (length(state_bytes), length(packed_bytes)) else {
+        return Err(format!("a device state of {state_bytes} bytes in {packed_bytes} is too long"));
+    };
+    let mut packed = vec![0; packed_bytes];
+    recv.read_exact(&mut packed).await.map_err(|error| error.to_string())?;
+    match lz4_flex::block::decompress(&packed, state_bytes) {
+        Ok(state) if state.len() == state_bytes => Ok(Bytes::from(state)),
+        Ok(state) => Err(format!("the device state is {} bytes, not {state_bytes}", state.len())),
+        Err(error) => Err(format!("the device state cannot be unpacked: {error}")),
     }
 }

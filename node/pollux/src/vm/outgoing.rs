@@ -266,7 +266,8 @@ impl Session {
         report.rounds = round;
         report.pages += last.pages;
         report.zero_pages += last.zero_pages;
-        report.wire_bytes += last.wire_bytes + state.len() as u64;
+        let packed = lz4_flex::block::compress(&state);
+        report.wire_bytes += last.wire_bytes + packed.len() as u64;
         report.pause_ms = u32::try_from(paused_at.elapsed().as_millis()).unwrap_or(u32::MAX);
 
         let connection = self.connected()?;
@@ -274,12 +275,13 @@ impl Session {
         for stream in &connection.streams {
             frames += stream.lock().await.frames();
         }
-        let complete = ToTarget::Complete { frames, state_bytes: state.len() as u64, report };
+        let (state_bytes, packed_bytes) = (state.len() as u64, packed.len() as u64);
+        let complete = ToTarget::Complete { frames, state_bytes, packed_bytes, report };
         // From here on the target may win: that it closes the stream afterwards is no failure.
         self.handed_over.store(true, Ordering::Release);
         let mut control = connection.control.lock().await;
         send_message(&mut control, &complete).await?;
-        control.write_all(&state).await.map_err(|error| error.to_string())
+        control.write_all(&packed).await.map_err(|error| error.to_string())
     }
 }
 

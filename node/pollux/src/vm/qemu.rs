@@ -93,6 +93,13 @@ impl Host for QemuHost {
                 return Err(GuestError(in_words(&error)));
             }
         };
+        if order.standby {
+            // QEMU has put firmware and kernel there, as for a boot; the source sends only pages that were ever written.
+            if let Err(error) = memory.zero_range(0..memory.pages()) {
+                machine.kill();
+                return Err(failed("the standby's memory")(error));
+            }
+        }
         let memory = Arc::new(memory);
         let tracker = match machine.take_tracking() {
             Ok(tracking) => Tracker::Unused(tracking),

@@ -16,7 +16,7 @@ pub const MEMORY_BYTES: u64 = 32 * MIB;
 /// Nobody and nogroup.
 pub const NOBODY: Identity = Identity { uid: 65534, gid: 65534 };
 /// Longest wait for anything, in any test.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The pages the guest writes once per round; it writes no other.
 pub const PAGES_WRITTEN: std::ops::Range<u64> = 0x20..0x80;
