@@ -209,6 +209,16 @@ pub enum Outcome {
     Refused(Refusal),
 }
 
+impl Outcome {
+    /// What was done, or why nothing was.
+    ///
+    /// # Errors
+    /// The refusal.
+    pub fn done(self) -> Result<Self, Refusal> {
+        if let Self::Refused(refusal) = self { Err(refusal) } else { Ok(self) }
+    }
+}
+
 /// What applying an entry did, and at which place in the log.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Applied {

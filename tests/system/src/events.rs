@@ -3,12 +3,15 @@
 use std::{
     io::{BufRead, BufReader},
     process::{Child, Command, Stdio},
-    sync::mpsc::{Receiver, RecvTimeoutError, channel},
+    sync::mpsc::{Receiver, RecvTimeoutError, sync_channel},
     thread,
     time::{Duration, Instant},
 };
 
 use crate::views::Event;
+
+/// Events that may wait to be heard; the program waits then.
+const EVENTS_MAX: usize = 1024;
 
 /// The events of one operation. Dropping it stops listening.
 #[derive(Debug)]
@@ -22,7 +25,7 @@ impl Events {
     pub(crate) fn follow(operation: &str, mut command: Command) -> Self {
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("`pollux` can be started");
         let stdout = child.stdout.take().expect("standard output is a pipe");
-        let (tell, told) = channel();
+        let (tell, told) = sync_channel(EVENTS_MAX);
         thread::spawn(move || {
             for line in BufReader::new(stdout).lines().map_while(Result::ok) {
                 let event = serde_json::from_str(&line).expect("each line is one event");

@@ -3,12 +3,15 @@
 use std::{
     io::{BufRead, BufReader, Read},
     process::{Child, ChildStderr, Command, Stdio},
-    sync::mpsc::{Receiver, RecvTimeoutError, channel},
+    sync::mpsc::{Receiver, RecvTimeoutError, sync_channel},
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
 use crate::cli::{Answer, code_of};
+
+/// Lines that may wait to be read; the program waits then.
+const LINES_MAX: usize = 1024;
 
 /// The steps of a move, in order.
 pub const PHASES: [&str; 4] = ["preparing", "copying", "switching", "arriving"];
@@ -29,7 +32,7 @@ impl Following {
         let mut child = command.spawn().unwrap_or_else(|error| panic!("`{asked}` cannot be started: {error}"));
         let stderr = child.stderr.take().expect("standard error is a pipe");
         let mut stdout = child.stdout.take().expect("standard output is a pipe");
-        let (told, lines) = channel();
+        let (told, lines) = sync_channel(LINES_MAX);
         let reader = thread::spawn(move || {
             tell_lines(stderr, |line| told.send(line).is_ok());
             let mut out = String::new();

@@ -38,10 +38,9 @@ pub(super) async fn admit(
         .propose(proposal, Duration::from_millis(DECIDE_MS_MAX))
         .await
         .map_err(|error| Fault::internal(format!("the cluster could not decide: {error}; try again")))?;
-    let node = match applied.outcome {
-        Outcome::Joined(node) => node,
-        Outcome::Refused(refusal) => return Err(refused(&refusal)),
-        other => return Err(Fault::internal(format!("the cluster answered a join with {other:?}"))),
+    let outcome = applied.outcome.done().map_err(|refusal| refused(&refusal))?;
+    let Outcome::Joined(node) = outcome else {
+        return Err(Fault::internal(format!("the cluster answered a join with {outcome:?}")));
     };
     let certificate = authority
         .issue(node, &request.name, Role::Member, &request.signing_request)
@@ -59,14 +58,15 @@ pub(super) async fn admit(
 }
 
 fn refused(refusal: &Refusal) -> Fault {
-    let text = refusal.to_string();
-    let code = match refusal {
-        Refusal::Token(why) if why.contains("does not know it") => fault::TOKEN_UNKNOWN,
-        Refusal::Token(why) if why.contains("made for") => fault::TOKEN_NAME,
-        Refusal::Token(why) if why.contains("used it") => fault::TOKEN_USED,
-        Refusal::Token(why) if why.contains("expired") => fault::TOKEN_EXPIRED,
-        Refusal::Token(_) => fault::TOKEN_UNKNOWN,
-        _ => fault::SERVICE_FIRST,
+    let Refusal::Token(why) = refusal else { return Fault::new(fault::SERVICE_FIRST, refusal.to_string()) };
+    let code = if why.contains("made for") {
+        fault::TOKEN_NAME
+    } else if why.contains("used it") {
+        fault::TOKEN_USED
+    } else if why.contains("expired") {
+        fault::TOKEN_EXPIRED
+    } else {
+        fault::TOKEN_UNKNOWN
     };
-    Fault::new(code, text)
+    Fault::new(code, refusal.to_string())
 }

@@ -74,10 +74,8 @@ impl Api {
         match self.consensus().propose(proposal, Duration::from_millis(PROPOSE_MS_MAX)).await {
             Ok(applied) => {
                 self.caught_up(applied.index).await;
-                match applied.outcome {
-                    Outcome::Refused(refusal) => Err(refused(&refusal)),
-                    outcome => Ok((id, outcome)),
-                }
+                let outcome = applied.outcome.done().map_err(|refusal| refused(&refusal))?;
+                Ok((id, outcome))
             }
             Err(error) => Err(not_proposed(&error)),
         }

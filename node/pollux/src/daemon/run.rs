@@ -255,12 +255,14 @@ async fn begin_life(
             daemon.consensus.propose(proposal.clone(), Duration::from_millis(ATTEMPT_MS))
         })
         .await;
-        match applied.outcome {
-            Outcome::Incarnation(incarnation) => return Ok(incarnation),
-            // A late word of an earlier process of this node came between the read and this one.
-            Outcome::Refused(Refusal::AnotherLife { .. }) => {}
-            Outcome::Refused(refusal) => return Err(RunError::Refused(refusal.to_string())),
-            other => return Err(RunError::Refused(format!("an odd answer: {other:?}"))),
+        let refusal = match applied.outcome.done() {
+            Ok(Outcome::Incarnation(incarnation)) => return Ok(incarnation),
+            Ok(outcome) => return Err(RunError::Refused(format!("an odd answer: {outcome:?}"))),
+            Err(refusal) => refusal,
+        };
+        // A late word of an earlier process of this node may have come between the read and this one.
+        if !matches!(refusal, Refusal::AnotherLife { .. }) {
+            return Err(RunError::Refused(refusal.to_string()));
         }
     }
 }

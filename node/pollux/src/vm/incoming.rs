@@ -156,9 +156,9 @@ impl Incoming {
             let gathering = self.gathering.clone();
             self.gathering.shared.tasks.spawn(async move {
                 let mut send = send;
-                match gathering.cancel.run_until_cancelled(gathering.converse(&mut send, recv)).await {
-                    Some(Err(why)) => gathering.tell(Event::SessionLost(why)).await,
-                    Some(Ok(())) | None => {}
+                let conversation = gathering.converse(&mut send, recv);
+                if let Some(Err(why)) = gathering.cancel.run_until_cancelled(conversation).await {
+                    gathering.tell(Event::SessionLost(why)).await;
                 }
                 // An orderly end: a source that has handed over must not take it for a loss.
                 let _ = send.finish();

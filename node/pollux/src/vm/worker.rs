@@ -97,13 +97,13 @@ impl Bench {
                 self.tell(Mail::GuestGone).await;
                 self.tell(Mail::Event(Event::Gone)).await;
             }
-            other => {
+            job @ (Job::Resume(_) | Job::Pause | Job::PowerButton | Job::Announce | Job::Load(_)) => {
                 let Some(guest) = self.guest.clone() else { return };
                 let doom = self.doom.clone();
                 tokio::select! {
                     biased;
                     () = doom.cancelled() => {}
-                    event = drive(guest, other) => if let Some(event) = event { self.tell(Mail::Event(event)).await },
+                    event = drive(guest, job) => if let Some(event) = event { self.tell(Mail::Event(event)).await },
                 }
             }
         }
