@@ -78,9 +78,9 @@ impl Process {
         self.open().is_some_and(|fd| pidfd_send_signal(fd, signal).is_ok())
     }
 
-    /// Waits until it has ended; false when it has not by `deadline`.
+    /// Waits until it has ended, its last thread too; false when it has not by `deadline`.
     pub(crate) fn wait(self, deadline: Instant) -> bool {
-        if let Some(fd) = self.open() {
+        if let Some(fd) = self.open_even_if_ending() {
             loop {
                 let left = deadline.saturating_duration_since(Instant::now());
                 let timeout = Timespec::try_from(left).unwrap_or_default();
@@ -108,6 +108,12 @@ impl Process {
     /// If it is a child of this very process, nobody else will ever ask how it ended.
     pub(crate) fn reap(self) {
         let _ = waitpid(nix::unistd::Pid::from_raw(self.pid), Some(WaitPidFlag::WNOHANG));
+    }
+
+    /// The same of a process whose first thread has ended and whose others have not: it still holds its locks and files.
+    fn open_even_if_ending(self) -> Option<OwnedFd> {
+        let fd = pidfd_open(Pid::from_raw(self.pid)?, PidfdFlags::empty()).ok()?;
+        stat(self.pid).filter(|stat| stat.started_ticks == self.started_ticks).map(|_| fd)
     }
 
     /// A handle on this process. Checked after it was had: from then on it cannot come to mean another.

@@ -14,11 +14,12 @@
 //! ```
 //!
 //! What a seed fixes: faults, users, latencies, elections, connection ids, operation ids, machines. What it does not fix: the
-//! keys of TLS and the length of its signatures, the order in which tokio's unbiased `select!` looks (the runtime's own seed
-//! can be set only by a build with `tokio_unstable`), and the wall clock that proposals carry for people. So a seed replays
-//! a *history that is alike*, seldom the same to the millisecond; a failure that depends on such an order may need its seed
-//! run a few times.
+//! keys of TLS and with them the lengths of certificates and signatures; the order in which an unbiased `select!` of tokio
+//! looks (a runtime's own seed can be set only in a build with `tokio_unstable`); the order of standard hash maps; and the
+//! wall clock that proposals carry for people. So most seeds replay to the millisecond, and some part ways after a crash by
+//! a datagram; a failure that depends on such an order may need its seed run a few times.
 
+mod control;
 mod fault;
 mod guest;
 mod machine;
@@ -29,4 +30,5 @@ mod service;
 mod socket;
 mod user;
 
+pub use control::Control;
 pub use run::{Failure, Outcome, Settings, run};

@@ -1,21 +1,29 @@
 //! `pollux-sim`: runs simulations by seed, on the command line.
 
 use std::{
+    fmt::Debug,
     process::ExitCode,
     sync::atomic::{AtomicU64, Ordering},
     thread,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use clap::{Args, Parser, Subcommand};
-use pollux_sim::protocol::{self, Control, Failure, Outcome, Settings};
+use pollux_sim::{
+    cluster,
+    protocol::{self, Control, Settings},
+};
+use tracing_subscriber::EnvFilter;
+
+/// A run of whole nodes costs about as much as this many of the protocol alone.
+const NODES_COST: u64 = 100;
 
 /// Simulates clusters; one seed decides everything.
 #[derive(Parser)]
 struct Cli {
     #[command(subcommand)]
     simulation: Option<Simulation>,
-    /// Without a simulation named: run all there are with this many seeds each.
+    /// Without a simulation named: run all there are with this many seeds each (of whole nodes, a hundredth).
     #[arg(long, default_value_t = 1_000)]
     seeds: u64,
     /// The first seed.
@@ -26,10 +34,12 @@ struct Cli {
 #[derive(Subcommand)]
 enum Simulation {
     /// The migration protocol: real state machine and VM cores, model guests, links and log.
-    Protocol(Seeds),
+    Protocol(Protocol),
+    /// Whole nodes: real consensus, link and VM actors, on a simulated network with simulated disks and machines.
+    Cluster(Cluster),
 }
 
-#[derive(Args)]
+#[derive(Args, Clone, Copy)]
 struct Seeds {
     /// How many seeds.
     #[arg(long, default_value_t = 1_000)]
@@ -43,6 +53,12 @@ struct Seeds {
     /// Print everything that happens (with --seed).
     #[arg(long, requires = "seed")]
     trace: bool,
+}
+
+#[derive(Args)]
+struct Protocol {
+    #[command(flatten)]
+    seeds: Seeds,
     /// Events with faults, before the cluster must converge.
     #[arg(long, default_value_t = Settings::default().steps)]
     steps: u64,
@@ -51,68 +67,116 @@ struct Seeds {
     control: Option<Control>,
 }
 
+#[derive(Args)]
+struct Cluster {
+    #[command(flatten)]
+    seeds: Seeds,
+    /// Simulated seconds with faults, before the cluster must converge.
+    #[arg(long, default_value_t = cluster::Settings::default().faults.as_secs())]
+    seconds: u64,
+    /// Put a defect in, to see that it is found.
+    #[arg(long)]
+    control: Option<cluster::Control>,
+}
+
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let good = match cli.simulation {
-        Some(Simulation::Protocol(seeds)) => simulate_protocol(&seeds),
+        Some(Simulation::Protocol(args)) => simulate_protocol(&args),
+        Some(Simulation::Cluster(args)) => simulate_cluster(&args),
         None => {
-            let Settings { steps, .. } = Settings::default();
-            simulate_protocol(&Seeds {
-                seeds: cli.seeds,
-                from: cli.from,
-                seed: None,
-                trace: false,
-                steps,
-                control: None,
-            })
+            let seeds = Seeds { seeds: cli.seeds, from: cli.from, seed: None, trace: false };
+            let protocol = Protocol { seeds, steps: Settings::default().steps, control: None };
+            let seeds = Seeds { seeds: cli.seeds.div_ceil(NODES_COST), ..seeds };
+            let cluster = Cluster { seeds, seconds: cluster::Settings::default().faults.as_secs(), control: None };
+            // Both, whatever comes of the first.
+            simulate_protocol(&protocol) & simulate_cluster(&cluster)
         }
     };
     if good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-fn simulate_protocol(args: &Seeds) -> bool {
-    let settings = Settings { steps: args.steps, control: args.control, print: args.trace, ..Settings::default() };
-    let (from, seeds) = args.seed.map_or((args.from, args.seeds), |seed| (seed, 1));
+fn simulate_protocol(args: &Protocol) -> bool {
+    let Protocol { seeds, steps, control } = *args;
+    let settings = Settings { steps, control, print: seeds.trace, ..Settings::default() };
+    simulate(
+        "protocol",
+        seeds,
+        |seed| protocol::run(seed, &settings).map_err(|failure| (failure.what.clone(), failure.to_string())),
+        protocol::Outcome::add,
+    )
+}
+
+fn simulate_cluster(args: &Cluster) -> bool {
+    let Cluster { seeds, seconds, control } = *args;
+    if seeds.trace {
+        // What the nodes themselves say, if RUST_LOG asks for it.
+        let said = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("off"));
+        tracing_subscriber::fmt().with_env_filter(said).without_time().init();
+    }
+    let settings = cluster::Settings { faults: Duration::from_secs(seconds), control, print: seeds.trace };
+    simulate(
+        "cluster",
+        seeds,
+        |seed| cluster::run(seed, &settings).map_err(|failure| (failure.what.clone(), failure.to_string())),
+        cluster::Outcome::add,
+    )
+}
+
+/// Runs seeds, tells of the first failure in full and of the others in a line; whether there was none. A failure is what
+/// broke, and all there is to say.
+fn simulate<T: Default + Debug + Send>(
+    name: &str,
+    seeds: Seeds,
+    run: impl Fn(u64) -> Result<T, (String, String)> + Sync,
+    add: impl Fn(&mut T, &T) + Sync,
+) -> bool {
+    let (from, count) = seeds.seed.map_or((seeds.from, seeds.seeds), |seed| (seed, 1));
     let began = Instant::now();
-    let (total, failures) = sweep(from, seeds, &settings);
+    let (total, failures) = sweep(from, count, &run, &add);
     let seconds = began.elapsed().as_secs_f64();
-    if let Some(failure) = failures.first().filter(|_| !args.trace) {
-        eprintln!("{failure}");
+    for (number, (seed, (what, story))) in failures.iter().enumerate() {
+        if number == 0 && !seeds.trace {
+            eprintln!("{story}");
+        } else {
+            eprintln!("seed {seed}: {what}");
+        }
     }
-    for failure in failures.iter().skip(1) {
-        eprintln!("seed {}: {}", failure.seed, failure.what);
-    }
-    println!("protocol: {seeds} seeds, {} failed, {seconds:.1} s: {total:?}", failures.len());
+    println!("{name}: {count} seeds, {} failed, {seconds:.1} s: {total:?}", failures.len());
     failures.is_empty()
 }
 
 /// Runs seeds on every processor there is; failures come sorted by seed.
-fn sweep(from: u64, seeds: u64, settings: &Settings) -> (Outcome, Vec<Failure>) {
+fn sweep<T: Default + Send, E: Send>(
+    from: u64,
+    seeds: u64,
+    run: &(impl Fn(u64) -> Result<T, E> + Sync),
+    add: &(impl Fn(&mut T, &T) + Sync),
+) -> (T, Vec<(u64, E)>) {
     let next = AtomicU64::new(from);
     let workers = thread::available_parallelism().map_or(1, usize::from);
     let work = || {
-        let (mut total, mut failures) = (Outcome::default(), Vec::new());
+        let (mut total, mut failures) = (T::default(), Vec::new());
         loop {
             let seed = next.fetch_add(1, Ordering::Relaxed);
             if seed >= from + seeds {
                 return (total, failures);
             }
-            match protocol::run(seed, settings) {
-                Ok(outcome) => total.add(&outcome),
-                Err(failure) => failures.push(*failure),
+            match run(seed) {
+                Ok(outcome) => add(&mut total, &outcome),
+                Err(failure) => failures.push((seed, failure)),
             }
         }
     };
-    let mut total = Outcome::default();
-    let mut failures = Vec::new();
+    let (mut total, mut failures) = (T::default(), Vec::new());
     thread::scope(|scope| {
         let workers: Vec<_> = (0..workers).map(|_| scope.spawn(work)).collect();
         for worker in workers {
             let (outcome, mut found) = worker.join().expect("a worker catches what its runs do");
-            total.add(&outcome);
+            add(&mut total, &outcome);
             failures.append(&mut found);
         }
     });
-    failures.sort_by_key(|failure| failure.seed);
+    failures.sort_by_key(|(seed, _)| *seed);
     (total, failures)
 }

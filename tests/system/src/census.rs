@@ -43,3 +43,9 @@ pub fn taps(host: &Host) -> io::Result<Vec<String>> {
     let names = table.lines().filter_map(|line| Some(line.split_once(':')?.0.trim()));
     Ok(names.filter(|name| name.starts_with(TAP_PREFIX)).map(str::to_owned).collect())
 }
+
+/// How many threads a process has; one that has ended and was not waited for yet has one.
+#[must_use]
+pub fn threads(process: i32) -> usize {
+    fs::read_dir(format!("/proc/{process}/task")).map_or(0, Iterator::count)
+}

@@ -9,7 +9,7 @@ use std::{
     thread,
 };
 
-use pollux_lab::{Cable, Daemon, Host, Lab, LabConfig, LabName, leftovers};
+use pollux_lab::{Cable, Daemon, DaemonState, Host, Lab, LabConfig, LabName, leftovers};
 use pollux_probe::owners::Watched;
 
 use crate::{
@@ -297,13 +297,23 @@ impl World {
         }
     }
 
-    /// Kills a node's daemon, without warning.
+    /// Kills a node's daemon, without warning, and waits until nothing of it runs any more.
     ///
     /// # Panics
     /// If it did not run.
     #[track_caller]
     pub fn kill(&self, node: &str) {
+        let status = self.lab.status().unwrap_or_else(|error| panic!("{error}"));
+        let daemon = status.nodes.iter().find(|status| status.name == node).map(|status| status.daemon);
+        let Some(DaemonState::Running { pid }) = daemon else {
+            panic!("the daemon of {node} does not run: {daemon:?}")
+        };
         self.lab.kill(node).unwrap_or_else(|error| panic!("{node} cannot be killed: {error}"));
+        // Its first thread may be gone before the others, and with them its lock and its sockets.
+        until("the last thread of a killed daemon to end", SETTLE, || match census::threads(pid) {
+            0 | 1 => Ok(()),
+            threads => Err(format!("{threads} threads of {pid}")),
+        });
     }
 
     /// Starts a node's daemon again.

@@ -59,7 +59,9 @@ pub(super) async fn admit(
 
 fn refused(refusal: &Refusal) -> Fault {
     let Refusal::Token(why) = refusal else { return Fault::new(fault::SERVICE_FIRST, refusal.to_string()) };
-    let code = if why.contains("made for") {
+    let code = if why.contains("does not know it") {
+        fault::TOKEN_UNKNOWN
+    } else if why.contains("made for") {
         fault::TOKEN_NAME
     } else if why.contains("used it") {
         fault::TOKEN_USED

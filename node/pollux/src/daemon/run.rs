@@ -119,6 +119,7 @@ impl Daemon {
 /// # Errors
 /// [`RunError`]: it could not start, or what it stands on failed.
 pub async fn run(config: RunConfig) -> Result<(), RunError> {
+    die_whole();
     let stop = stop_signal()?;
     let dir = Dir::open(&config.dir);
     if !dir.is_used() {
@@ -158,8 +159,10 @@ pub async fn run(config: RunConfig) -> Result<(), RunError> {
             lived = looking_after => lived,
         };
         // The VMs first: as long as they end, the API can still say so.
-        if let Some(vms) = daemon.vms() {
-            vms.shutdown().await;
+        if let Some(vms) = daemon.vms()
+            && tokio::time::timeout(Duration::from_millis(END_MS_MAX), vms.shutdown()).await.is_err()
+        {
+            tracing::error!("the VMs could not be ended in good order in time; they end with this process");
         }
         api_stop.cancel();
         lived
@@ -285,6 +288,16 @@ async fn again<T, E: std::fmt::Display, F: Future<Output = Result<T, E>>>(troubl
         tries += 1;
         tokio::time::sleep(Duration::from_millis(AGAIN_MS)).await;
     }
+}
+
+/// A broken assertion ends the process, not one task: "stopping is safe" holds only for a whole daemon, whose machines the
+/// kernel ends with it.
+fn die_whole() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        report(info);
+        std::process::abort();
+    }));
 }
 
 /// Cancelled by SIGTERM or SIGINT.

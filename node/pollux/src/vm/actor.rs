@@ -42,6 +42,8 @@ use super::{
 
 /// Letters that may wait for an actor; senders wait then.
 pub(super) const MAIL_MAX: usize = 256;
+/// Streams that may wait for their move to be admitted: one control stream and as many page streams as a move may have.
+const EARLY_MAX: usize = 17;
 /// One attempt to put a proposal into the log, or to read it, in milliseconds. The next follows with the same id.
 const ATTEMPT_MS: u64 = 2_000;
 /// Pause between attempts, in milliseconds.
@@ -98,6 +100,8 @@ pub(super) struct Actor {
     session: u64,
     outgoing: Option<Outgoing>,
     incoming: Option<Incoming>,
+    /// Streams of a move that is decided and not admitted yet: this node is still cleaning up after the one before.
+    early: Vec<Mail>,
     paused_at: Option<Instant>,
     progress: Option<Progress>,
 }
@@ -139,6 +143,7 @@ impl Actor {
             session: 0,
             outgoing: None,
             incoming: None,
+            early: Vec::new(),
             paused_at: None,
             progress: None,
         };
@@ -176,8 +181,9 @@ impl Actor {
         tokio::select! {
             biased;
             () = cancel.cancelled() => None,
-            changed = self.applied.changed() => changed.ok().map(|()| Input::Applied),
-            changed = self.leader.changed() => changed.ok().map(|()| Input::Leader),
+            // A log that has failed decides nothing more; what runs goes on (DESIGN, rule 6).
+            Ok(()) = self.applied.changed() => Some(Input::Applied),
+            Ok(()) = self.leader.changed() => Some(Input::Leader),
             mail = self.mail.recv() => mail.map(Input::Mail),
             () = tick => Some(Input::Tick),
         }
@@ -190,12 +196,17 @@ impl Actor {
                 self.apply(event).await;
             }
             Input::Leader => {
-                if self.leader.borrow_and_update().is_none() {
-                    self.apply(Event::LeaderLost).await;
-                }
+                // Any change: between two leaders there was a moment without.
+                self.leader.mark_unchanged();
+                self.apply(Event::LeaderLost).await;
             }
             Input::Tick => self.apply(Event::Tick).await,
-            Input::Mail(Mail::Event(event)) => self.apply(event).await,
+            Input::Mail(Mail::Event(event)) => {
+                if let Event::Answered { ticket, .. } = &event {
+                    self.asks.remove(ticket);
+                }
+                self.apply(event).await;
+            }
             Input::Mail(Mail::Session { number, event }) => {
                 if number == self.session {
                     self.apply(event).await;
@@ -215,15 +226,30 @@ impl Actor {
             Input::Mail(Mail::GuestGone) => {
                 self.guest.send_replace(None);
             }
-            Input::Mail(Mail::Control { peer, greeting, send, recv }) => match &mut self.incoming {
-                Some(incoming) => incoming.control(peer, greeting, send, recv),
-                None => super::incoming::refuse(send, "no move is expected here"),
-            },
-            Input::Mail(Mail::Pages { peer, greeting, recv }) => {
-                if let Some(incoming) = &mut self.incoming {
-                    incoming.pages(peer, greeting, recv);
-                }
+            Input::Mail(mail @ (Mail::Control { .. } | Mail::Pages { .. })) => self.stream(mail),
+        }
+    }
+
+    /// A stream of a source: to the move it belongs to, now or once that is admitted.
+    fn stream(&mut self, mail: Mail) {
+        let op = match &mail {
+            Mail::Control { greeting, .. } => greeting.op,
+            Mail::Pages { greeting, .. } => greeting.op,
+            Mail::Event(_) | Mail::Session { .. } | Mail::Machine { .. } | Mail::Guest(_) | Mail::GuestGone => return,
+        };
+        let admitted = self.incoming.as_ref().is_some_and(|incoming| incoming.is_for(op));
+        let decided = self.core.view().vm.as_ref().is_some_and(|seen| seen.moving(op));
+        if !admitted && decided && self.early.len() < EARLY_MAX {
+            return self.early.push(mail);
+        }
+        match (mail, &mut self.incoming) {
+            (Mail::Control { peer, greeting, send, recv }, Some(incoming)) => {
+                incoming.control(peer, greeting, send, recv);
             }
+            (Mail::Control { send, .. }, None) => super::incoming::refuse(send, "no move is expected here"),
+            (Mail::Pages { peer, greeting, recv }, Some(incoming)) => incoming.pages(peer, greeting, recv),
+            // Dropping a page stream tells its source to stop.
+            _ => {}
         }
     }
 
@@ -276,7 +302,7 @@ impl Actor {
                 self.disconnect("the machine is being ended");
                 self.worker.queue(Job::End).await;
             }
-            Effect::PowerButton => self.worker.queue(Job::PowerButton).await,
+            Effect::PowerButton => self.worker.press(),
             Effect::Pause => {
                 self.paused_at = Some(Instant::now());
                 self.worker.queue(Job::Pause).await;
@@ -323,6 +349,7 @@ impl Actor {
                 let incoming =
                     Incoming::new(self.shared.clone(), self.vm, op, from, generation, self.session, &self.post);
                 self.incoming = Some(incoming);
+                std::mem::take(&mut self.early).into_iter().for_each(|mail| self.stream(mail));
             }
             Effect::Load => match self.incoming.as_mut().and_then(Incoming::device_state) {
                 Some(state) => self.worker.queue(Job::Load(state)).await,
@@ -371,6 +398,7 @@ impl Actor {
 
     fn disconnect(&mut self, reason: &str) {
         self.session += 1;
+        self.early.clear();
         if let Some(outgoing) = self.outgoing.take() {
             outgoing.end(reason);
         }

@@ -61,7 +61,7 @@ pub trait Guest: Send + Sync + 'static {
     /// Pauses the guest, lets every frame that it sent before leave, closes the gate. However slow, it is not a failure.
     async fn pause(&self) -> Result<(), GuestError>;
 
-    /// Closes the gate: when this returns, nothing more leaves.
+    /// Closes the gate for good: when this returns, nothing more leaves, and no resume opens it again.
     async fn close_gate(&self);
 
     /// Tells the bridges where the guest's network cards are.
@@ -70,11 +70,12 @@ pub trait Guest: Send + Sync + 'static {
     /// Presses the power button.
     async fn power_button(&self) -> Result<(), GuestError>;
 
-    /// Begins tracking: from here on every write of the guest is found by [`Guest::scan`].
-    async fn track(&self) -> Result<(), GuestError>;
+    /// Begins tracking anew: from here on every write of the guest is found by [`Guest::scan`] with the number returned,
+    /// and scans with an earlier number fail.
+    async fn track(&self) -> Result<u64, GuestError>;
 
     /// Adds the pages written since the last scan (or since tracking began) to `dirty`, and protects them again first.
-    async fn scan(&self, dirty: &mut PageSet) -> Result<(), GuestError>;
+    async fn scan(&self, tracking: u64, dirty: &mut PageSet) -> Result<(), GuestError>;
 
     /// Ends tracking.
     async fn untrack(&self);

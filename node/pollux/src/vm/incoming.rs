@@ -46,6 +46,8 @@ struct Gathering {
     number: u64,
     post: mpsc::Sender<Mail>,
     cancel: CancellationToken,
+    /// Cancelled when every page is in: from then on the memory is the guest's.
+    pages: CancellationToken,
     frames: AtomicU64,
     progress: Notify,
     state: Mutex<Option<Bytes>>,
@@ -85,11 +87,17 @@ impl Incoming {
             number,
             post: post.clone(),
             cancel: CancellationToken::new(),
+            pages: CancellationToken::new(),
             frames: AtomicU64::new(0),
             progress: Notify::new(),
             state: Mutex::new(None),
         });
         Self { gathering, guest: None, control: None, streams: Vec::new() }
+    }
+
+    /// Does it gather for this move?
+    pub(super) fn is_for(&self, op: OpId) -> bool {
+        self.gathering.op == op
     }
 
     /// The source's control stream: admitted, or refused by name.
@@ -144,7 +152,8 @@ impl Incoming {
                     gathering.frames.fetch_add(1, Ordering::AcqRel);
                     gathering.progress.notify_one();
                 };
-                if let Err(why) = pages::receive(recv, fence, memory, arrived).await {
+                let receiving = gathering.pages.run_until_cancelled(pages::receive(recv, fence, memory, arrived));
+                if let Some(Err(why)) = receiving.await {
                     gathering.tell(Event::SessionLost(why)).await;
                 }
             });
@@ -187,6 +196,7 @@ impl Gathering {
                     while self.frames.load(Ordering::Acquire) < frames {
                         self.progress.notified().await;
                     }
+                    self.pages.cancel();
                     *self.state.lock().unwrap_or_else(PoisonError::into_inner) = Some(state);
                     let at = super::millis(self.shared.started.elapsed());
                     self.tell(Event::AllReceived { report, at }).await;

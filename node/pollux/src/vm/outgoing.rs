@@ -62,6 +62,7 @@ struct Session {
     cancel: CancellationToken,
     connection: OnceLock<Connection>,
     pending: Mutex<PageSet>,
+    tracking: OnceLock<u64>,
     handed_over: AtomicBool,
 }
 
@@ -92,6 +93,7 @@ impl Outgoing {
             cancel: CancellationToken::new(),
             connection: OnceLock::new(),
             pending,
+            tracking: OnceLock::new(),
             handed_over: AtomicBool::new(false),
         });
         session.spawn(|session| async move {
@@ -178,7 +180,11 @@ impl Session {
 
     /// Protects first, then looks which pages there are: whatever is written from here on is found by a scan.
     async fn connect(&self) -> Result<RecvStream, String> {
-        self.guest.track().await.map_err(|error| format!("the guest's memory cannot be tracked: {error}"))?;
+        let tracking = self.guest.track().await;
+        let tracking = tracking.map_err(|error| format!("the guest's memory cannot be tracked: {error}"))?;
+        if self.tracking.set(tracking).is_err() {
+            return Err("tracked twice".into());
+        }
         *self.pending.lock().await = self.guest.memory().populated().map_err(|error| error.to_string())?;
 
         let address = {
@@ -242,7 +248,8 @@ impl Session {
 
     async fn scan_pending(&self) -> Result<u64, String> {
         let mut pending = self.pending.lock().await;
-        self.guest.scan(&mut pending).await.map_err(|error| format!("dirty tracking failed: {error}"))?;
+        let tracking = *self.tracking.get().ok_or("the guest is not tracked")?;
+        self.guest.scan(tracking, &mut pending).await.map_err(|error| format!("dirty tracking failed: {error}"))?;
         Ok(pending.len())
     }
 
@@ -279,9 +286,13 @@ impl Session {
         let complete = ToTarget::Complete { frames, state_bytes, packed_bytes, report };
         // From here on the target may win: that it closes the stream afterwards is no failure.
         self.handed_over.store(true, Ordering::Release);
-        let mut control = connection.control.lock().await;
-        send_message(&mut control, &complete).await?;
-        control.write_all(&packed).await.map_err(|error| error.to_string())
+        let last = async {
+            let mut control = connection.control.lock().await;
+            send_message(&mut control, &complete).await?;
+            control.write_all(&packed).await.map_err(|error| error.to_string())
+        };
+        // On a bad link this takes long, and an abort need not wait for it: only the save must be seen to its end.
+        self.cancel.run_until_cancelled(last).await.unwrap_or_else(|| Err("the move was called off".into()))
     }
 }
 

@@ -97,6 +97,10 @@ impl Host for QemuHost {
             // QEMU has put firmware and kernel there, as for a boot; the source sends only pages that were ever written.
             if let Err(error) = memory.zero_range(0..memory.pages()) {
                 machine.kill();
+                machine.child().exited().await;
+                for (_, port) in ports {
+                    port.stop().await;
+                }
                 return Err(failed("the standby's memory")(error));
             }
         }
@@ -109,7 +113,7 @@ impl Host for QemuHost {
             machine,
             memory,
             ports: RwLock::new(ports),
-            tracker: Mutex::new(tracker),
+            tracker: Mutex::new(Tracked { tracker, epoch: 0 }),
             over: CancellationToken::new(),
         });
         let (over, watched) = (guest.over.clone(), guest.clone());
@@ -146,8 +150,14 @@ struct QemuGuest {
     machine: Machine,
     memory: Arc<GuestMemory>,
     ports: RwLock<Vec<(MacAddr, PortHandle)>>,
-    tracker: Mutex<Tracker>,
+    tracker: Mutex<Tracked>,
     over: CancellationToken,
+}
+
+/// The tracker, and which use of it is the current one: a late scan of an earlier move would take marks away.
+struct Tracked {
+    tracker: Tracker,
+    epoch: u64,
 }
 
 /// How the guest's writes are found.
@@ -180,8 +190,11 @@ impl Guest for QemuGuest {
     async fn resume(&self, generation: Generation) -> Result<(), GuestError> {
         let ports = self.ports.read().await;
         for (_, port) in &*ports {
-            port.runs_under(generation).await.map_err(failed("a network card"))?;
-            port.open_gate(generation).await.map_err(failed("a network card's gate"))?;
+            match port.runs_under(generation).await {
+                Ok(()) => port.open_gate(generation).await.map_err(failed("a network card's gate"))?,
+                // A port that ended emits nothing; the guest lives on without that card.
+                Err(end) => tracing::error!(vm = self.machine.name(), %end, "a network card is gone"),
+            }
         }
         patient(|| self.machine.cont()).await.map_err(failed("cont"))
     }
@@ -190,15 +203,18 @@ impl Guest for QemuGuest {
         patient(|| self.machine.stop()).await.map_err(failed("stop"))?;
         // QEMU sends nothing more; what it has sent belongs to before the pause (DESIGN, section 5: the cut).
         for (_, port) in &*self.ports.read().await {
-            port.drained().await.map_err(failed("a network card"))?;
+            if let Err(end) = port.drained().await {
+                tracing::error!(vm = self.machine.name(), %end, "a network card is gone");
+            }
             port.close_gate().await;
         }
         Ok(())
     }
 
     async fn close_gate(&self) {
+        // For good: a continue that still waits in the worker's queue must not open it again.
         for (_, port) in &*self.ports.read().await {
-            port.close_gate().await;
+            port.fence(Generation(u64::MAX)).await;
         }
     }
 
@@ -214,18 +230,21 @@ impl Guest for QemuGuest {
         self.machine.powerdown().await.map_err(failed("system_powerdown"))
     }
 
-    async fn track(&self) -> Result<(), GuestError> {
-        let mut tracker = self.tracker.lock().await;
-        match std::mem::replace(&mut *tracker, Tracker::Refused("tracking could not be begun".into())) {
+    async fn track(&self) -> Result<u64, GuestError> {
+        let mut tracking = self.tracker.lock().await;
+        tracking.epoch += 1;
+        let epoch = tracking.epoch;
+        let tracker = &mut tracking.tracker;
+        match std::mem::replace(tracker, Tracker::Refused("tracking could not be begun".into())) {
             Tracker::Unused(Tracking { pid, pidfd, uffd }) => {
                 let attached = DirtyTracker::attach(pid, pidfd, uffd, &self.memory).map_err(failed("tracking"))?;
                 *tracker = Tracker::Attached(attached);
-                Ok(())
+                Ok(epoch)
             }
             Tracker::Attached(attached) => {
                 *tracker = Tracker::Attached(attached);
                 // What was written until now is all pages that exist; from here on it counts.
-                tracker.scan(&mut PageSet::empty(self.memory.pages()))
+                tracker.scan(&mut PageSet::empty(self.memory.pages())).map(|()| epoch)
             }
             Tracker::Refused(why) => {
                 *tracker = Tracker::Refused(why.clone());
@@ -234,8 +253,12 @@ impl Guest for QemuGuest {
         }
     }
 
-    async fn scan(&self, dirty: &mut PageSet) -> Result<(), GuestError> {
-        self.tracker.lock().await.scan(dirty)
+    async fn scan(&self, epoch: u64, dirty: &mut PageSet) -> Result<(), GuestError> {
+        let mut tracking = self.tracker.lock().await;
+        if tracking.epoch != epoch {
+            return Err(GuestError("another move tracks this guest now".into()));
+        }
+        tracking.tracker.scan(dirty)
     }
 
     async fn untrack(&self) {

@@ -118,8 +118,21 @@ impl Vms {
         let (actor, handle) = Actor::new(self.shared.clone(), vm);
         actors.insert(vm, handle.clone());
         drop(actors);
-        self.shared.tasks.spawn(actor.run(self.cancel.clone()));
+        let (vms, cancel) = (self.clone(), self.cancel.clone());
+        self.shared.tasks.spawn(async move {
+            actor.run(cancel).await;
+            vms.ended(vm);
+        });
         handle
+    }
+
+    /// An actor has ended. What was decided while it did may need another.
+    fn ended(&self, vm: VmId) {
+        self.actors().retain(|known, handle| *known != vm || !handle.post.is_closed());
+        let state = self.shared.consensus.watch().borrow().state.clone();
+        if !self.cancel.is_cancelled() && concerns(&state, vm, self.shared.me.node) {
+            drop(self.ensure(vm));
+        }
     }
 
     fn actors(&self) -> MutexGuard<'_, HashMap<VmId, Handle>> {

@@ -70,6 +70,11 @@ impl Worker {
         Self { jobs, doom, renew }
     }
 
+    /// Presses the power button, unless the machine is busy: it is pressed again anyway.
+    pub(super) fn press(&self) {
+        let _ = self.jobs.try_send(Job::PowerButton);
+    }
+
     /// Queues a job. A full queue waits: the core never has that many open.
     pub(super) async fn queue(&mut self, job: Job) {
         if matches!(job, Job::End) {
@@ -83,6 +88,13 @@ impl Worker {
     }
 }
 
+impl Drop for Worker {
+    /// The actor is gone: what still waits in the queue must not be done to its machine.
+    fn drop(&mut self) {
+        self.doom.cancel();
+    }
+}
+
 /// The channel on which a machine reports.
 pub(super) fn reports() -> (mpsc::Sender<GuestEvent>, mpsc::Receiver<GuestEvent>) {
     mpsc::channel(GUEST_EVENTS_MAX)
@@ -91,6 +103,8 @@ pub(super) fn reports() -> (mpsc::Sender<GuestEvent>, mpsc::Receiver<GuestEvent>
 impl Bench {
     async fn carry_out(&mut self, job: Job) {
         match job {
+            // An end follows, or the actor is gone.
+            Job::Launch { .. } if self.doom.is_cancelled() => {}
             Job::Launch { order, reports } => self.launch(order, reports).await,
             Job::End => {
                 self.end().await;

@@ -76,7 +76,9 @@ enum Stage {
         took_ms: Option<u32>,
     },
     Pausing,
-    HandingOver,
+    HandingOver {
+        since: Millis,
+    },
     /// The target has, or will have, every byte.
     Deciding {
         since: Millis,
@@ -111,7 +113,7 @@ impl Source {
             Stage::Connecting { .. } | Stage::Sending { .. } | Stage::Scanning { .. } | Stage::Probing { .. } => {
                 "running"
             }
-            Stage::Pausing | Stage::HandingOver => "handing over",
+            Stage::Pausing | Stage::HandingOver { .. } => "handing over",
             Stage::Deciding { .. } => "handed over",
         }
     }
@@ -223,7 +225,11 @@ impl Source {
             self.fail("the VM is to be stopped".into());
         }
         if self.overdue(core) {
-            let what = if handed_over { "take over" } else { "get ready" };
+            let what = match self.stage {
+                Stage::Deciding { .. } => "take over",
+                Stage::HandingOver { .. } => "take in the last pages",
+                _ => "get ready",
+            };
             self.fail(format!("the target did not {what} in time"));
         }
         if let Some(reason) = self.abort.clone() {
@@ -255,14 +261,14 @@ impl Source {
             Stage::Probing { round, took_ms: Some(took_ms) } => self.probed(fx, round, took_ms),
             Stage::Pausing if self.paused => {
                 self.handing_over = true;
-                self.stage = Stage::HandingOver;
+                self.stage = Stage::HandingOver { since: core.now };
                 fx.push(Effect::HandOver { report: self.report.clone() });
             }
             Stage::Connecting { .. }
             | Stage::Sending { .. }
             | Stage::Scanning { .. }
             | Stage::Pausing
-            | Stage::HandingOver => {}
+            | Stage::HandingOver { .. } => {}
             // Nothing, unless the read was given up with a lost leader.
             Stage::Probing { took_ms: None, .. } => core.read(fx),
             Stage::Deciding { .. } => self.show(fx, MovePhase::Deciding),
@@ -342,12 +348,12 @@ impl Source {
         match self.stage {
             Stage::Connecting { connected: false } => Some(self.began + core.limits.connect_ms),
             Stage::Deciding { since } => Some(since + core.limits.decide_ms),
+            Stage::HandingOver { since } => Some(since + core.limits.decide_ms + self.budget_ms),
             Stage::Connecting { .. }
             | Stage::Sending { .. }
             | Stage::Scanning { .. }
             | Stage::Probing { .. }
-            | Stage::Pausing
-            | Stage::HandingOver => None,
+            | Stage::Pausing => None,
         }
     }
 

@@ -112,8 +112,13 @@ impl Program {
     }
 
     /// Moves what was written since the last scan into `into`; `false`: nobody tracks.
-    pub(super) fn scan(&mut self, into: &mut PageSet) -> bool {
-        self.dirty.as_mut().map(|dirty| into.union_with(&std::mem::replace(dirty, PageSet::empty(PAGES)))).is_some()
+    pub(super) fn scan(&mut self, into: &mut PageSet, forgetful: bool) -> bool {
+        let Some(dirty) = &mut self.dirty else { return false };
+        let first = dirty.iter().next();
+        first.filter(|_| forgetful).into_iter().for_each(|page| dirty.remove(page));
+        into.union_with(dirty);
+        dirty.clear();
+        true
     }
 
     pub(super) fn save(&self) -> Bytes {

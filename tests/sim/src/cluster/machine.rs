@@ -6,7 +6,7 @@
 use std::{
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -20,6 +20,7 @@ use tokio::time::sleep;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
+    Control,
     guest::{Program, Stamps},
     recorder::{Frame, Recorder},
 };
@@ -73,6 +74,8 @@ impl Host for Machines {
             program,
             runs: AtomicBool::new(false),
             gate: Mutex::new(None),
+            shut: AtomicBool::new(false),
+            tracking: AtomicU64::new(0),
             over: CancellationToken::new(),
         });
         self.tasks.spawn(machine.over.clone().run_until_cancelled_owned(beat(machine.clone(), dice)));
@@ -89,6 +92,10 @@ struct Machine {
     program: Mutex<Program>,
     runs: AtomicBool,
     gate: Mutex<Option<Generation>>,
+    /// The gate was closed for good.
+    shut: AtomicBool,
+    /// Which use of the tracker is the current one.
+    tracking: AtomicU64,
     over: CancellationToken,
 }
 
@@ -141,6 +148,9 @@ impl Guest for Machine {
     }
 
     async fn resume(&self, generation: Generation) -> Result<(), GuestError> {
+        if self.shut.load(Ordering::Acquire) {
+            return Err(GuestError("the gate was closed for good".into()));
+        }
         *self.gate() = Some(generation);
         self.takes(ORDER_MS).await;
         if self.program().boot == 0 {
@@ -152,12 +162,16 @@ impl Guest for Machine {
 
     async fn pause(&self) -> Result<(), GuestError> {
         self.takes(ORDER_MS).await;
+        if self.recorder.control == Some(Control::PauseInVain) {
+            return Ok(());
+        }
         self.runs.store(false, Ordering::Release);
         *self.gate() = None;
         Ok(())
     }
 
     async fn close_gate(&self) {
+        self.shut.store(true, Ordering::Release);
         *self.gate() = None;
     }
 
@@ -167,14 +181,18 @@ impl Guest for Machine {
         Ok(())
     }
 
-    async fn track(&self) -> Result<(), GuestError> {
+    async fn track(&self) -> Result<u64, GuestError> {
         self.takes(ORDER_MS).await;
         self.program().track();
-        Ok(())
+        Ok(self.tracking.fetch_add(1, Ordering::AcqRel) + 1)
     }
 
-    async fn scan(&self, dirty: &mut PageSet) -> Result<(), GuestError> {
-        if self.program().scan(dirty) { Ok(()) } else { Err(GuestError("nobody tracks this guest".into())) }
+    async fn scan(&self, tracking: u64, dirty: &mut PageSet) -> Result<(), GuestError> {
+        if tracking != self.tracking.load(Ordering::Acquire) {
+            return Err(GuestError("another move tracks this guest now".into()));
+        }
+        let forgetful = self.recorder.control == Some(Control::ForgetOnePage);
+        if self.program().scan(dirty, forgetful) { Ok(()) } else { Err(GuestError("nobody tracks this guest".into())) }
     }
 
     async fn untrack(&self) {}

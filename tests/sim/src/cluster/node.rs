@@ -15,7 +15,7 @@ use std::{
 
 use pollux::vm::{Marks, Minter, Shared, Vms};
 use pollux_link::{Binding, Endpoint, Identity, simulation};
-use pollux_raft::{Config, Consensus, MemoryDisk, ProposeError, Retention, Store};
+use pollux_raft::{Config, Consensus, FoundError, MemoryDisk, ProposeError, Retention, Store};
 use pollux_state::{
     Applied, Command, Outcome, Proposal, Refusal,
     id::{Incarnation, NodeId, Owner},
@@ -28,12 +28,7 @@ use tokio::{
 };
 use tokio_util::task::TaskTracker;
 
-use super::{
-    machine::Machines,
-    recorder::Recorder,
-    service::Reception,
-    socket::Socket,
-};
+use super::{machine::Machines, recorder::Recorder, service::Reception, socket::Socket};
 use crate::Rng;
 
 /// Where every node listens, on its own address.
@@ -56,7 +51,7 @@ pub(super) struct Place {
     pub(super) name: String,
     pub(super) address: SocketAddr,
     pub(super) identity: Identity,
-    pub(super) disk: Arc<MemoryDisk>,
+    disk: Mutex<Arc<MemoryDisk>>,
     pub(super) recorder: Arc<Recorder>,
     /// The cluster's first entry, on the node that founds it.
     pub(super) founding: Option<Proposal>,
@@ -103,7 +98,7 @@ impl Place {
             name,
             address,
             identity,
-            disk: Arc::new(MemoryDisk::new()),
+            disk: Mutex::default(),
             recorder,
             founding,
             retention,
@@ -114,6 +109,15 @@ impl Place {
             daemon: Mutex::default(),
             answers: Mutex::default(),
         }
+    }
+
+    pub(super) fn disk(&self) -> Arc<MemoryDisk> {
+        self.disk.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Puts an empty disk in.
+    pub(super) fn new_disk(&self) {
+        *self.disk.lock().unwrap_or_else(PoisonError::into_inner) = Arc::default();
     }
 
     pub(super) fn daemon(&self) -> Option<Daemon> {
@@ -155,7 +159,7 @@ pub(super) async fn live(place: Arc<Place>) -> turmoil::Result {
     let mut binding = Binding::new(place.address, place.identity.clone());
     binding.socket = Some(simulation::Socket::new(socket, dice.bits()));
     let endpoint = Endpoint::bind(binding, Arc::new(Reception(place.clone())))?;
-    let mut config = Config::new(place.id, Store::Memory(place.disk.clone()));
+    let mut config = Config::new(place.id, Store::Memory(place.disk()));
     config.seed = Some(dice.bits());
     config.retention = place.retention;
     let consensus = Consensus::start(config, endpoint.clone()).await?;
@@ -214,8 +218,11 @@ pub(super) async fn live(place: Arc<Place>) -> turmoil::Result {
 
 async fn found(consensus: &Consensus, founding: &Proposal) -> turmoil::Result {
     while consensus.watch().borrow().state.cluster.is_none() {
-        if let Ok(Applied { outcome: Outcome::Refused(why), .. }) = consensus.found(founding.clone(), ATTEMPT).await {
-            return Err(why.to_string().into());
+        match consensus.found(founding.clone(), ATTEMPT).await {
+            Ok(Applied { outcome: Outcome::Refused(why), .. }) => return Err(why.to_string().into()),
+            Ok(_) => {}
+            Err(FoundError::Propose(_)) => sleep(AGAIN).await,
+            Err(error) => return Err(error.into()),
         }
     }
     Ok(())
@@ -229,10 +236,13 @@ async fn begin_life(place: &Place, consensus: &Consensus, minter: &Minter) -> tu
         let after = known.ok_or_else(|| format!("{} is not in the cluster", place.id))?;
         let command = Command::StartIncarnation { after, address: place.address, facts: facts() };
         let proposal = Proposal { id: minter.mint(), by: place.id, at: 0, command };
-        match again(|| consensus.propose(proposal.clone(), ATTEMPT)).await.outcome {
-            Outcome::Incarnation(incarnation) => return Ok(incarnation),
-            Outcome::Refused(Refusal::AnotherLife { .. }) => {}
-            other => return Err(format!("{} may not live: {other:?}", place.id).into()),
+        let outcome = again(|| consensus.propose(proposal.clone(), ATTEMPT)).await.outcome;
+        if let Outcome::Incarnation(incarnation) = outcome {
+            return Ok(incarnation);
+        }
+        // A late word of an earlier life came between the read and this one: again. Anything else ends the run.
+        if !matches!(outcome, Outcome::Refused(Refusal::AnotherLife { .. })) {
+            return Err(format!("{} may not live: {outcome:?}", place.id).into());
         }
     }
 }
