@@ -228,7 +228,11 @@ impl Source {
             let what = match self.stage {
                 Stage::Deciding { .. } => "take over",
                 Stage::HandingOver { .. } => "take in the last pages",
-                _ => "get ready",
+                Stage::Connecting { .. }
+                | Stage::Sending { .. }
+                | Stage::Scanning { .. }
+                | Stage::Probing { .. }
+                | Stage::Pausing => "get ready",
             };
             self.fail(format!("the target did not {what} in time"));
         }

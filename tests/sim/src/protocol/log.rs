@@ -165,11 +165,11 @@ impl World {
                 self.tell(process, vm, Event::Answered { ticket, index: applied.index, outcome: applied.outcome });
             }
             None if open.is_some() => {
-                match applied.outcome {
-                    Outcome::Incarnation(incarnation) => self.begin_life(process, incarnation),
+                match applied.outcome.done() {
+                    Ok(Outcome::Incarnation(incarnation)) => self.begin_life(process, incarnation),
                     // A late word of an earlier process came between the read and this one.
-                    Outcome::Refused(pollux_state::Refusal::AnotherLife { .. }) => self.ask_for_life(process),
-                    other => self.violate(format!("a daemon could not begin its life: {}", Told(&other))),
+                    Err(pollux_state::Refusal::AnotherLife { .. }) => self.ask_for_life(process),
+                    other => self.violate(format!("a daemon could not begin its life: {other:?}")),
                 }
             }
             None => {}
