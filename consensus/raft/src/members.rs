@@ -75,8 +75,9 @@ pub(crate) async fn run(consensus: Consensus) {
         }
         tokio::select! {
             () = consensus.stopping() => return,
-            _ = view.changed() => {}
-            _ = leadership.changed() => {}
+            // A core that has failed changes nothing more, and says so at once, again and again.
+            Ok(()) = view.changed() => {}
+            Ok(()) = leadership.changed() => {}
             () = tokio::time::sleep(LOOK_AGAIN) => {}
         }
     }

@@ -238,6 +238,7 @@ async fn found(daemon: &Daemon, dir: &Dir) -> Result<(), RunError> {
             Err(FoundError::Propose(error)) => tracing::warn!(%error, "the cluster is not there yet"),
             Err(error) => return Err(error.into()),
         }
+        tokio::time::sleep(Duration::from_millis(AGAIN_MS)).await;
     }
 }
 
