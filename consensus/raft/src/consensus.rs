@@ -25,7 +25,7 @@ use crate::{
     runtime::with_seed,
     store::{
         self, Opened,
-        disk::{Store, StoreError},
+        disk::{Store, StoreError, StoreId},
         log::LogStore,
         machine::View,
         writer::Writer,
@@ -102,6 +102,7 @@ pub struct Consensus(Arc<Inner>);
 
 struct Inner {
     node: NodeId,
+    store: StoreId,
     timing: Timing,
     raft: Raft,
     log: LogStore,
@@ -120,7 +121,7 @@ impl Consensus {
     pub(crate) async fn start_on(config: Config, network: Arc<dyn Network>) -> Result<Self, StartError> {
         let raft_config = Arc::new(openraft_config(&config)?);
         let in_flight = Arc::new(InFlight::default());
-        let Opened { log, machine, writer, view, .. } =
+        let Opened { log, machine, writer, view, id, .. } =
             store::open(&config.store, config.rules.clone(), Arc::clone(&in_flight))?;
         let peers = Peers::new(network, view.clone(), config.timing.heartbeat);
         let starting = Raft::new(config.node.0, raft_config, peers.clone(), log.clone(), machine);
@@ -134,6 +135,7 @@ impl Consensus {
         };
         let consensus = Self(Arc::new(Inner {
             node: config.node,
+            store: id,
             timing: config.timing,
             raft,
             log,
@@ -213,6 +215,12 @@ impl Consensus {
     #[must_use]
     pub fn node(&self) -> NodeId {
         self.0.node
+    }
+
+    /// The store it keeps its log in. To be remembered outside of it, and named at every later start.
+    #[must_use]
+    pub fn store(&self) -> StoreId {
+        self.0.store
     }
 
     pub(crate) fn raft(&self) -> &Raft {

@@ -28,10 +28,10 @@ use crate::{
 
 /// What a node knows about leadership.
 #[derive(Debug, Clone)]
-struct Knowledge {
-    leading: bool,
+pub(crate) struct Knowledge {
+    pub(crate) leading: bool,
     /// It accepted a leader, and that leader's last sign of life is younger than its lease.
-    hears_leader: bool,
+    pub(crate) hears_leader: bool,
     last_log: Option<LogId>,
     /// The voters; two sets during a change of membership.
     voters: Vec<BTreeSet<u64>>,
@@ -47,7 +47,7 @@ pub(crate) enum Silent {
 }
 
 impl Knowledge {
-    async fn of(raft: &Raft, log: &LogStore, lease: Duration) -> Result<Self, Silent> {
+    pub(crate) async fn of(raft: &Raft, log: &LogStore, lease: Duration) -> Result<Self, Silent> {
         let last_log = log.last()?;
         // Answered by openraft's core itself: a node whose core hangs does not answer, and so is no reason to vote.
         raft.with_raft_state(move |state| {

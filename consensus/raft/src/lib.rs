@@ -44,7 +44,7 @@ pub use propose::ProposeError;
 pub use read::ReadError;
 pub use status::{Role, Status};
 pub use store::{
-    disk::{Store, StoreError},
+    disk::{Store, StoreError, StoreId},
     machine::View,
     memory::MemoryDisk,
 };

@@ -2,13 +2,16 @@
 //!
 //! Level-triggered: it compares the nodes in the applied state with openraft's membership and takes one step towards what
 //! should be, until both agree. A leader that dies half way leaves the rest to the next one. Nodes learn as soon as they
-//! have joined; the first three of them vote. A node becomes a voter only when it has the log and answers: a voter that
+//! have joined; the first three of them that have started vote. A node becomes a voter only when it has the log and answers: a voter that
 //! is not there would count against every majority.
 
 use std::{collections::BTreeMap, collections::BTreeSet, time::Duration};
 
 use openraft::{ChangeMembers, ServerState};
-use pollux_state::{id::NodeId, node::Node};
+use pollux_state::{
+    id::{Incarnation, NodeId},
+    node::Node,
+};
 use tokio::time::timeout;
 
 use crate::{
@@ -45,8 +48,10 @@ fn next_step(
     }
     let configs = membership.get_joint_config();
     let voters = configs.last()?;
-    let next = nodes.keys().take(VOTERS).map(|id| id.0).find(|id| !voters.contains(id) && up_to_date(*id));
-    match next {
+    // One that has joined and never started may never do so.
+    let started = nodes.values().filter(|node| node.incarnation != Incarnation::default()).map(|node| node.id.0);
+    let next = started.take(VOTERS).find(|id| !voters.contains(id) && up_to_date(*id));
+    match next.filter(|_| voters.len() < VOTERS) {
         Some(id) => Some(Step::Vote(voters.iter().copied().chain([id]).collect())),
         // Somebody died between the two halves of a change.
         None if configs.len() > 1 => Some(Step::Vote(voters.clone())),
@@ -134,7 +139,7 @@ async fn newcomers_answer(consensus: &Consensus, metrics: &Metrics, voters: &BTr
 
 #[cfg(test)]
 mod tests {
-    use pollux_state::{id::Incarnation, node::Facts};
+    use pollux_state::node::Facts;
 
     use super::*;
 
@@ -144,7 +149,7 @@ mod tests {
             name: format!("n{id}"),
             address: "127.0.0.1:1".parse().unwrap(),
             key: [0; 32],
-            incarnation: Incarnation(0),
+            incarnation: Incarnation(1),
             facts: Facts::default(),
             joined: 0,
             authority: false,
@@ -183,6 +188,18 @@ mod tests {
         let nodes = nodes(&[1, 2, 3, 4]);
         assert_eq!(next_step(&nodes, &membership(&[&[1, 2, 3]], &[4]), |_| true), None);
         assert_eq!(next_step(&nodes, &membership(&[&[1, 2]], &[3, 4]), |id| id == 4), None);
+    }
+
+    #[test]
+    fn a_node_that_never_started_keeps_no_other_from_voting() {
+        let mut nodes = nodes(&[1, 2, 3, 4]);
+        let ghost = nodes.get_mut(&NodeId(2)).unwrap();
+        ghost.incarnation = Incarnation(0);
+        assert_eq!(next_step(&nodes, &membership(&[&[1, 3]], &[2, 4]), |_| true), votes(&[1, 3, 4]));
+
+        nodes.get_mut(&NodeId(2)).unwrap().incarnation = Incarnation(1);
+        let full = next_step(&nodes, &membership(&[&[1, 3, 4]], &[2]), |_| true);
+        assert_eq!(full, None, "it comes too late, and an even number of voters would be worse than three");
     }
 
     #[test]

@@ -17,6 +17,7 @@ use pollux_raft::{Config, Consensus, Store};
 use pollux_state::{
     Command, Outcome, Proposal,
     id::{ClusterId, Incarnation, NodeId, OpId},
+    node::Facts,
 };
 use pollux_wire::fault;
 use tempfile::TempDir;
@@ -73,7 +74,7 @@ impl Node {
         let calls = Arc::new(Calls::default());
         let node = identity.node();
         let endpoint = bind(address, identity, &calls).await;
-        let config = Config::new(node, Store::Dir(directory));
+        let config = Config::new(node, Store::Dir { path: directory, known: None });
         let consensus = Consensus::start(config, endpoint.clone()).await.unwrap();
         consensus.announce_incarnation(Incarnation(1));
         assert!(calls.0.set(consensus.clone()).is_ok());
@@ -128,6 +129,8 @@ impl Cluster {
             cluster.propose(1, add).await;
             let join = Command::Join { secret_hash, name, address, key: [id; 32] };
             assert_eq!(cluster.propose(1, join).await, Outcome::Joined(NodeId(u64::from(id))));
+            let life = Command::StartIncarnation { after: Incarnation(0), address, facts: Facts::default() };
+            assert_eq!(cluster.propose(usize::from(id), life).await, Outcome::Incarnation(Incarnation(1)));
         }
         cluster.until_all_vote().await;
         cluster

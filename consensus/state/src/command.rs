@@ -5,7 +5,7 @@ use core::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
-pub use crate::refusal::Refusal;
+pub use crate::refusal::{Refusal, TokenRefusal};
 
 use crate::{
     UnixMs,

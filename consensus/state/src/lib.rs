@@ -41,7 +41,7 @@ pub mod vm;
 mod tests;
 
 pub use apply::{ClusterState, Rules};
-pub use command::{Applied, Command, Outcome, Proposal, Refusal};
+pub use command::{Applied, Command, Outcome, Proposal, Refusal, TokenRefusal};
 pub use pollux_wire::id;
 
 /// Milliseconds since 1970-01-01T00:00:00Z by the clock of whoever wrote it. For people, for the expiry of tokens and

@@ -38,7 +38,7 @@ pub enum Refusal {
     },
     /// The join token is unknown, used, expired or for another name.
     #[error("the join token is refused: {0}; make a new one with `pollux cluster token --node NAME`")]
-    Token(String),
+    Token(TokenRefusal),
     /// The VM is at another generation: somebody else's change came first.
     #[error("VM {vm} is at {current} ({phase}), not at {expected}: another change came first")]
     Generation {
@@ -112,6 +112,34 @@ pub enum Refusal {
     /// The operation has ended.
     #[error("operation {0} has ended already; `pollux op show` tells how")]
     Ended(OpId),
+}
+
+/// Why a join token does not admit.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
+pub enum TokenRefusal {
+    /// A token is to be added whose secret another one has.
+    #[error("its secret is in use already")]
+    InUse,
+    /// Never issued, or expired so long ago that it was forgotten.
+    #[error("this cluster does not know it, or it expired long ago")]
+    Unknown,
+    /// Issued for a node of another name.
+    #[error("it was made for {made_for}, not for {asked}")]
+    OtherName {
+        /// The token's name.
+        made_for: String,
+        /// The name of whoever showed it.
+        asked: String,
+    },
+    /// It admitted a node already, and not the one that shows it now.
+    #[error("{by} used it already")]
+    Used {
+        /// Which.
+        by: String,
+    },
+    /// Its time is over.
+    #[error("it has expired")]
+    Expired,
 }
 
 impl Refusal {

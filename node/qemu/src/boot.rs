@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use rustix::fs::{MemfdFlags, SealFlags};
+use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags};
 
 use crate::Identity;
 
@@ -43,7 +43,9 @@ pub(crate) struct BootFile(OwnedFd);
 impl BootFile {
     /// Opens the file; when QEMU's user may not read it, a copy in memory takes its place.
     fn open(path: &Path, reader: Option<Identity>) -> io::Result<Self> {
-        let mut file = File::open(path)?;
+        // Opening a FIFO would wait for its writer, and with it every other launch; a regular file does not care.
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+        let mut file = File::from(rustix::fs::open(path, flags, Mode::empty())?);
         let facts = file.metadata()?;
         if !facts.is_file() {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));

@@ -12,6 +12,7 @@
 mod boot;
 mod child;
 mod console;
+mod execute;
 mod facts;
 #[cfg_attr(not(target_arch = "x86_64"), path = "inject_other.rs")]
 mod inject;

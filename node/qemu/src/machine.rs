@@ -22,8 +22,11 @@ use tokio::sync::Mutex;
 
 use crate::{Child, Console, Event, Exit, Launch, Qmp, QmpError, SpawnError, Spawner, Tracking, TrackingRefused};
 
-/// How long QEMU may take to answer. `stop` waits for disk writes, which may be held for longer: [`QmpError::Slow`].
+/// How long QEMU may take to answer.
 const REPLY_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Between two attempts to send a command for which there is no room.
+const BUSY_PAUSE: Duration = Duration::from_millis(100);
 
 /// QEMU's own limits on a migration would delay the saving of device state: none. Bytes per second and milliseconds, each
 /// the largest that every supported QEMU takes.
@@ -195,21 +198,27 @@ impl Machine {
         self.child.take_tracking()
     }
 
-    /// Pauses the guest. On return its CPUs stand still, disk requests are done and the network cards send nothing.
+    /// Pauses the guest. On return its CPUs stand still, disk requests are done and the network cards send nothing. QEMU
+    /// waits for disk writes first, which may be held: however slow it is, that is no failure (DESIGN, rule 16).
     ///
     /// # Errors
-    /// See [`QmpError`]; after [`QmpError::Slow`] it may still pause, as [`MachineEvent::Stopped`] then tells.
+    /// [`QmpError::Rejected`] or [`QmpError::Closed`].
     pub async fn stop(&self) -> Result<(), QmpError> {
-        self.command("stop").await
+        self.patient("stop").await
     }
 
-    /// Lets the guest run.
+    /// Lets the guest run; however slow, it is no failure.
     ///
     /// # Errors
-    /// See [`QmpError`].
+    /// [`QmpError::Rejected`]: it does not run. [`QmpError::Closed`]: it may.
     pub async fn cont(&self) -> Result<(), QmpError> {
-        self.settle().await?;
-        self.command("cont").await
+        loop {
+            match self.settle().await {
+                Err(slow @ QmpError::Slow { .. }) => tracing::warn!(vm = self.name(), %slow),
+                settled => break settled?,
+            }
+        }
+        self.patient("cont").await
     }
 
     /// Presses the guest's power button. What it does about that is up to it.
@@ -268,6 +277,22 @@ impl Machine {
             return MachineEvent::ControlLost { reason };
         }
         MachineEvent::Exited(self.child.exited().await)
+    }
+
+    /// Sends a command once and waits for its answer, however long that takes.
+    async fn patient(&self, command: &'static str) -> Result<(), QmpError> {
+        let mut pending = loop {
+            match self.qmp.begin(command, json!({}), None) {
+                Err(QmpError::Busy { .. }) => tokio::time::sleep(BUSY_PAUSE).await,
+                begun => break begun?,
+            }
+        };
+        loop {
+            match pending.wait(REPLY_DEADLINE).await {
+                Err(slow @ QmpError::Slow { .. }) => tracing::warn!(vm = self.name(), %slow),
+                answered => return answered.map(drop),
+            }
+        }
     }
 
     async fn command(&self, command: &'static str) -> Result<(), QmpError> {

@@ -8,33 +8,20 @@
 //! costs nothing: its process is killed and reaped.
 
 use std::{
-    ffi::OsString,
-    io::{self, Read},
-    os::fd::{AsRawFd, OwnedFd},
-    os::unix::net::UnixStream,
-    os::unix::process::CommandExt,
-    path::PathBuf,
-    process::{Command, Stdio},
-    sync::Mutex,
-    thread::JoinHandle,
+    ffi::OsString, io, os::fd::AsRawFd, os::unix::net::UnixStream, path::PathBuf, sync::Mutex, thread::JoinHandle,
 };
 
-use nix::unistd::{Gid, Pid};
-use rustix::{
-    fs::{Mode, OFlags},
-    pipe::PipeFlags,
-    process::{PidfdFlags, Resource, Rlimit, Signal},
-};
+use nix::unistd::Gid;
+use rustix::fs::{Mode, OFlags};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::task::TaskTracker;
 
 use crate::{
     Accelerator, Child, Identity, Launch, TrackingRefused, TrackingWish,
     boot::OpenBoot,
-    child::{Process, Spawned},
-    inject,
+    child::Spawned,
+    execute::{Executing, Execution, execute},
     launch::Inherited,
-    sys,
 };
 
 /// Launches that may wait for the thread.
@@ -101,9 +88,9 @@ pub enum SpawnError {
     },
 }
 
-struct Job {
-    launch: Box<Launch>,
-    reply: oneshot::Sender<Result<Spawned, SpawnError>>,
+enum Job {
+    Start { launch: Box<Launch>, reply: oneshot::Sender<Result<Spawned, SpawnError>> },
+    Trial { binary: PathBuf, identity: Option<Identity>, reply: oneshot::Sender<Result<(), SpawnError>> },
 }
 
 /// Starts QEMUs. When it is dropped or [shut down](Self::shutdown), all of them are killed.
@@ -122,9 +109,12 @@ impl Spawner {
     pub fn start() -> io::Result<Self> {
         let (jobs, mut inbox) = mpsc::channel::<Job>(LAUNCHES_MAX);
         let thread = std::thread::Builder::new().name("qemu-spawner".to_owned()).spawn(move || {
-            while let Some(Job { launch, reply }) = inbox.blocking_recv() {
+            while let Some(job) = inbox.blocking_recv() {
                 // A process whose caller has gone is dropped here: killed and reaped.
-                let _ = reply.send(start(*launch));
+                match job {
+                    Job::Start { launch, reply } => drop(reply.send(start(*launch))),
+                    Job::Trial { binary, identity, reply } => drop(reply.send(trial(binary, identity))),
+                }
             }
         })?;
         Ok(Self { jobs: Mutex::new(Some(jobs)), thread: Mutex::new(Some(thread)), tasks: TaskTracker::new() })
@@ -136,16 +126,33 @@ impl Spawner {
     /// Why it was not started; nothing is left of it.
     pub async fn spawn(&self, launch: Launch) -> Result<Child, SpawnError> {
         let name = launch.name.clone();
-        let ended = || SpawnError::Ended { name: name.clone() };
-        let jobs = self.jobs.lock().expect("no holder panics").clone().ok_or_else(ended)?;
-        let (reply, answer) = oneshot::channel();
-        jobs.send(Job { launch: Box::new(launch), reply }).await.map_err(|_| ended())?;
-        let spawned = answer.await.map_err(|_| ended())??;
+        let spawned = self.ask(&name, |reply| Job::Start { launch: Box::new(launch), reply }).await?;
         Child::watch(spawned, &self.tasks).map_err(|source| SpawnError::Step {
             name,
             step: "watch the process",
             source,
         })
+    }
+
+    /// Tries whether the writes of a QEMU that runs as `identity` can be tracked: starts `binary --version` exactly as a
+    /// machine is started, takes a userfaultfd out of it and drops it.
+    ///
+    /// # Errors
+    /// [`SpawnError::Untracked`] if its writes cannot be tracked, others if it cannot be started.
+    pub async fn try_tracking(&self, binary: PathBuf, identity: Option<Identity>) -> Result<(), SpawnError> {
+        self.ask(TRIAL, |reply| Job::Trial { binary, identity, reply }).await
+    }
+
+    async fn ask<T>(
+        &self,
+        name: &str,
+        job: impl FnOnce(oneshot::Sender<Result<T, SpawnError>>) -> Job,
+    ) -> Result<T, SpawnError> {
+        let ended = || SpawnError::Ended { name: name.to_owned() };
+        let jobs = self.jobs.lock().expect("no holder panics").clone().ok_or_else(ended)?;
+        let (reply, answer) = oneshot::channel();
+        jobs.send(job(reply)).await.map_err(|_| ended())?;
+        answer.await.map_err(|_| ended())?
     }
 
     /// The tracker that the tasks of children and machines belong to.
@@ -163,43 +170,6 @@ impl Spawner {
         }
         self.tasks.close();
         self.tasks.wait().await;
-    }
-}
-
-/// What the new process does before it becomes QEMU, in this order.
-#[derive(Debug, Clone, Copy)]
-#[repr(u8)]
-enum Step {
-    Session,
-    Cgroup,
-    Core,
-    Groups,
-    Group,
-    User,
-    Death,
-    Orphan,
-    Privileges,
-    Inherit,
-    Trace,
-}
-
-impl Step {
-    const ALL: [(Self, &'static str); 11] = [
-        (Self::Session, "leave the daemon's session"),
-        (Self::Cgroup, "join the VM's control group"),
-        (Self::Core, "forbid core dumps"),
-        (Self::Groups, "give up supplementary groups; run the daemon as root or leave `identity` out"),
-        (Self::Group, "become the unprivileged group"),
-        (Self::User, "become the unprivileged user"),
-        (Self::Death, "bind its life to the daemon's"),
-        (Self::Orphan, "find its parent, which has just died"),
-        (Self::Privileges, "give up gaining privileges"),
-        (Self::Inherit, "inherit its descriptors"),
-        (Self::Trace, "be traced"),
-    ];
-
-    fn explain(byte: u8) -> Option<(Self, &'static str)> {
-        Self::ALL.into_iter().find(|(step, _)| *step as u8 == byte)
     }
 }
 
@@ -223,9 +193,6 @@ fn start(launch: Launch) -> Result<Spawned, SpawnError> {
             .map_err(|errno| failed("open the control group's `cgroup.procs`")(errno.into()))
     });
     let cgroup = cgroup.transpose()?;
-    let (progress, progress_theirs) =
-        rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(|errno| failed("make a pipe")(errno.into()))?;
-
     let inherited = Inherited {
         memory: launch.memory.as_raw_fd(),
         qmp: qmp_theirs.as_raw_fd(),
@@ -237,64 +204,38 @@ fn start(launch: Launch) -> Result<Spawned, SpawnError> {
     descriptors.extend(boot.descriptors());
     descriptors.extend(launch.nics.iter().map(|nic| nic.socket.as_raw_fd()));
 
-    let mut command = Command::new(&launch.binary);
-    command.args(&arguments).arg0("qemu").env_clear().current_dir("/");
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     let groups = if launch.accelerator == Accelerator::Kvm { kvm_group() } else { None };
-    let groups = groups.into_iter().collect();
-    let preparation = Preparation {
-        groups,
+    let order = Execution {
+        name: &launch.name,
+        binary: &launch.binary,
+        arguments,
+        descriptors,
+        groups: groups.into_iter().collect(),
         cgroup,
         identity: launch.identity,
-        parent: rustix::process::getpid(),
-        progress: progress_theirs,
+        wish: launch.tracking,
     };
-    let wish = if cfg!(target_arch = "x86_64") { launch.tracking } else { TrackingWish::Off };
-    sys::before_exec(&mut command, descriptors, move || preparation.run(wish));
+    let Executing { process, stderr, uffd } = execute(order)?;
+    Ok(Spawned { name, process, stderr, qmp, serial, uffd })
+}
 
-    let started = command.spawn();
-    // The last copies of the writing end: from here on reading ends with what the child wrote.
-    drop(command);
-    let mut told = [0; 1];
-    let told = matches!(std::fs::File::from(progress).read(&mut told), Ok(1)).then(|| Step::explain(told[0])).flatten();
-    let mut child = match (started, told) {
-        (Ok(child), _) => child,
-        (Err(source), Some((Step::Trace, _))) => {
-            let errno = nix::errno::Errno::from_raw(source.raw_os_error().unwrap_or(0));
-            return Err(SpawnError::Untracked { name, source: TrackingRefused::Trace(errno) });
-        }
-        (Err(source), Some((_, step))) => return Err(SpawnError::Step { name, step, source }),
-        (Err(source), None) => return Err(SpawnError::Exec { name, binary: launch.binary, source }),
-    };
-    let stderr = child.stderr.take().expect("standard error was asked for");
-    let number = i32::try_from(child.id()).expect("process numbers are positive and small");
-    let pid = rustix::process::Pid::from_child(&child);
-    let pidfd = match rustix::process::pidfd_open(pid, PidfdFlags::empty()) {
-        Ok(pidfd) => pidfd,
-        Err(errno) => {
-            // Not reaped yet, so its number is still its own.
-            let _ = child.kill();
-            let _ = child.wait();
-            return Err(failed("watch the process")(errno.into()));
-        }
-    };
-    let process = Process::new(number, pidfd);
+/// The name under which the trial of tracking shows.
+const TRIAL: &str = "trial";
 
-    let uffd = match (wish, told) {
-        (TrackingWish::Off, _) => {
-            Err(if cfg!(target_arch = "x86_64") { TrackingRefused::NotAsked } else { TrackingRefused::Architecture })
-        }
-        (TrackingWish::Optional, Some((Step::Trace, _))) => Err(TrackingRefused::Trace(nix::errno::Errno::EPERM)),
-        (TrackingWish::Optional | TrackingWish::Required, _) => {
-            inject::take_userfaultfd(Pid::from_raw(number), process.pidfd())
-        }
+/// See [`Spawner::try_tracking`]; runs on the spawner's thread.
+fn trial(binary: PathBuf, identity: Option<Identity>) -> Result<(), SpawnError> {
+    let order = Execution {
+        name: TRIAL,
+        binary: &binary,
+        arguments: vec!["--version".into()],
+        descriptors: Vec::new(),
+        groups: Vec::new(),
+        cgroup: None,
+        identity,
+        wish: TrackingWish::Required,
     };
-    match uffd {
-        Err(source) if launch.tracking == TrackingWish::Required || !source.left_it_running() && told.is_none() => {
-            Err(SpawnError::Untracked { name, source })
-        }
-        uffd => Ok(Spawned { name, process, stderr, qmp, serial, uffd }),
-    }
+    // What was started ends with the value.
+    execute(order).map(drop)
 }
 
 /// The group that may use KVM, if there is one: an unprivileged QEMU needs it.
@@ -302,54 +243,4 @@ fn kvm_group() -> Option<Gid> {
     use std::os::unix::fs::MetadataExt;
     let device = std::fs::metadata("/dev/kvm").ok()?;
     (device.mode() & 0o060 == 0o060).then(|| Gid::from_raw(device.gid()))
-}
-
-/// What the new process needs between fork and exec; allocated before.
-struct Preparation {
-    groups: Vec<Gid>,
-    cgroup: Option<OwnedFd>,
-    identity: Option<Identity>,
-    parent: rustix::process::Pid,
-    progress: OwnedFd,
-}
-
-impl Preparation {
-    /// System calls only: see [`sys::before_exec`].
-    fn run(&self, wish: TrackingWish) -> io::Result<()> {
-        let at = |step: Step| move |error: io::Error| self.tell(step, error);
-        rustix::process::setsid().map_err(io::Error::from).map_err(at(Step::Session))?;
-        if let Some(procs) = &self.cgroup {
-            rustix::io::write(procs, b"0").map_err(io::Error::from).map_err(at(Step::Cgroup))?;
-        }
-        let none = Rlimit { current: Some(0), maximum: Some(0) };
-        rustix::process::setrlimit(Resource::Core, none).map_err(io::Error::from).map_err(at(Step::Core))?;
-        if let Some(Identity { uid, gid }) = self.identity {
-            let (uid, gid) = (nix::unistd::Uid::from_raw(uid), Gid::from_raw(gid));
-            nix::unistd::setgroups(&self.groups).map_err(io::Error::from).map_err(at(Step::Groups))?;
-            nix::unistd::setresgid(gid, gid, gid).map_err(io::Error::from).map_err(at(Step::Group))?;
-            nix::unistd::setresuid(uid, uid, uid).map_err(io::Error::from).map_err(at(Step::User))?;
-        }
-        // After the change of user, which clears it; and the parent may have died before it was set.
-        rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
-            .map_err(io::Error::from)
-            .map_err(at(Step::Death))?;
-        if rustix::process::getppid() != Some(self.parent) {
-            return Err(self.tell(Step::Orphan, io::Error::from(rustix::io::Errno::SRCH)));
-        }
-        rustix::thread::set_no_new_privs(true).map_err(io::Error::from).map_err(at(Step::Privileges))?;
-        match wish {
-            TrackingWish::Off => Ok(()),
-            TrackingWish::Required => inject::trace_me().map_err(io::Error::from).map_err(at(Step::Trace)),
-            TrackingWish::Optional => {
-                // Told, and started without.
-                inject::trace_me().map_err(io::Error::from).map_err(at(Step::Trace)).or(Ok(()))
-            }
-        }
-    }
-
-    /// Tells the parent which step failed; what failed travels with the error.
-    fn tell(&self, step: Step, error: io::Error) -> io::Error {
-        let _ = rustix::io::write(&self.progress, &[step as u8]);
-        error
-    }
 }

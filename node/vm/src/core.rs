@@ -27,6 +27,9 @@ const TURNS_MAX: usize = 8;
 pub struct Limits {
     /// For the target to say that it is ready, and for the source to connect, in milliseconds.
     pub connect_ms: u64,
+    /// What the log said counts as current for so long after it was asked, in milliseconds. Longer than one attempt at a
+    /// read may take, shorter than anybody could decide that this node is gone.
+    pub sure_ms: u64,
     /// From handing over until the source proposes to give up, in milliseconds.
     pub decide_ms: u64,
     /// First pause after a failed start, doubled with each further one, in milliseconds.
@@ -37,7 +40,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { connect_ms: 60_000, decide_ms: 5_000, restart_ms: 1_000, restart_ms_max: 60_000 }
+        Self { connect_ms: 60_000, sure_ms: 2_000, decide_ms: 5_000, restart_ms: 1_000, restart_ms_max: 60_000 }
     }
 }
 
@@ -46,6 +49,15 @@ impl Default for Limits {
 struct Ask {
     ticket: Ticket,
     command: Command,
+    since: Millis,
+}
+
+/// The log was asked at `since`, or later, and said this.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Sure {
+    generation: Generation,
+    phase: Phase,
+    since: Millis,
 }
 
 /// What one node does about one VM. Made when the VM first concerns the node, dropped when nothing of it is left there.
@@ -63,10 +75,11 @@ pub struct VmCore {
     last_ticket: Ticket,
     /// No proposal before this moment: one was refused.
     hold_until: Millis,
-    /// The read under way that will make the view certain.
-    confirm: Option<Ticket>,
-    /// The generation and phase that a read or an answer of the log has shown to be current (DESIGN, rule 3).
-    sure_of: Option<(Generation, Phase)>,
+    /// The read under way that will make the view certain, and when it was asked for.
+    confirm: Option<(Ticket, Millis)>,
+    /// What a read or an answer of the log has shown to be current (DESIGN, rule 3). Ages: a process that was stopped, or
+    /// an answer that was repeated, may be about a time long ago.
+    sure: Option<Sure>,
     /// How long the last read took: what a commit costs.
     pub(crate) quorum_ms: u32,
     /// A move in which this node's part as a target has failed, before its guest could act: why.
@@ -92,7 +105,7 @@ impl VmCore {
             last_ticket: Ticket(0),
             hold_until: 0,
             confirm: None,
-            sure_of: None,
+            sure: None,
             quorum_ms: 0,
             spoiled: None,
             untouched,
@@ -157,15 +170,14 @@ impl VmCore {
             }
             Event::Answered { ticket, index, outcome } => self.answered(ticket, index, &outcome),
             Event::Confirmed { ticket, took_ms } => {
-                if self.confirm == Some(ticket) {
-                    self.confirm = None;
+                if let Some((_, since)) = self.confirm.take_if(|(asked, _)| *asked == ticket) {
                     self.quorum_ms = took_ms;
-                    self.sure_of = self.key();
+                    self.be_sure(since);
                     self.role.confirmed(took_ms);
                 }
             }
             // A read that was begun before proves nothing about the time after.
-            Event::LeaderLost => (self.sure_of, self.confirm) = (None, None),
+            Event::LeaderLost => (self.sure, self.confirm) = (None, None),
             Event::Tick => {}
             other => self.role.take_in(self.now, other),
         }
@@ -173,9 +185,7 @@ impl VmCore {
 
     fn learn(&mut self, view: View) {
         self.view = view;
-        if self.sure_of != self.key() {
-            self.sure_of = None;
-        }
+        self.sure.take_if(|sure| !self.view.vm.as_ref().is_some_and(|seen| sure.is_of(seen)));
     }
 
     fn answered(&mut self, ticket: Ticket, index: u64, outcome: &Outcome) {
@@ -188,7 +198,8 @@ impl VmCore {
                     && seen.decide(self.me, *generation, &ask.command)
                 {
                     self.view.index = index;
-                    self.sure_of = self.key();
+                    // From when it was first proposed: the answer to one that was repeated tells of the time it took effect.
+                    self.be_sure(ask.since);
                 }
             }
             Outcome::Refused(_) => self.hold_until = self.now + REFUSED_PAUSE_MS,
@@ -202,12 +213,13 @@ impl VmCore {
 
     /// Moves the role towards the view until it rests.
     fn settle(&mut self, fx: &mut Effects) {
+        // First, or a proposal that has become pointless would stand in the way of its successor.
+        self.withdraw_moot(fx);
         for _ in 0..TURNS_MAX {
             let role = mem::replace(&mut self.role, Role::Discarding(Discarding));
             match role.step(self, fx) {
                 Turn::Stay(role) => {
                     self.role = role;
-                    self.withdraw_moot(fx);
                     return;
                 }
                 Turn::Go(role) => self.role = role,
@@ -243,8 +255,15 @@ impl VmCore {
         }
     }
 
-    fn key(&self) -> Option<(Generation, Phase)> {
-        self.view.vm.as_ref().map(|seen| (seen.generation, seen.phase.clone()))
+    /// What the view says was shown by the log, which was asked at `since`.
+    fn be_sure(&mut self, since: Millis) {
+        self.sure =
+            self.view.vm.as_ref().map(|seen| Sure { generation: seen.generation, phase: seen.phase.clone(), since });
+    }
+
+    fn is_sure(&self) -> bool {
+        let (Some(sure), Some(seen)) = (&self.sure, &self.view.vm) else { return false };
+        sure.is_of(seen) && self.now.saturating_sub(sure.since) <= self.limits.sure_ms
     }
 
     // What roles may do.
@@ -258,31 +277,30 @@ impl VmCore {
             return;
         }
         let ticket = self.ticket();
-        self.asks.push(Ask { ticket, command: command.clone() });
+        self.asks.push(Ask { ticket, command: command.clone(), since: self.now });
         fx.push(Effect::Propose { ticket, command });
     }
 
     /// Is the view certain to be current? If not, asks for a read that makes it so.
     pub(crate) fn sure(&mut self, fx: &mut Effects) -> bool {
-        if self.sure_of.is_some() && self.sure_of == self.key() {
-            return true;
+        if !self.is_sure() {
+            self.read(fx);
         }
-        self.read(fx);
-        false
+        self.is_sure()
     }
 
     /// Begins a read, unless one is under way.
     pub(crate) fn read(&mut self, fx: &mut Effects) {
         if self.confirm.is_none() {
             let ticket = self.ticket();
-            self.confirm = Some(ticket);
+            self.confirm = Some((ticket, self.now));
             fx.push(Effect::Confirm { ticket });
         }
     }
 
     /// Lets the guest act. The one place that opens the gate.
     pub(crate) fn resume(&mut self, fx: &mut Effects, generation: Generation) {
-        assert!(self.sure_of.is_some() && self.sure_of == self.key(), "resuming {} on a stale view (rule 3)", self.vm);
+        assert!(self.is_sure(), "resuming {} on a stale view (rule 3)", self.vm);
         self.gate = Some(generation);
         fx.push(Effect::Resume { generation });
     }
@@ -314,6 +332,12 @@ impl VmCore {
     fn ticket(&mut self) -> Ticket {
         self.last_ticket.0 += 1;
         self.last_ticket
+    }
+}
+
+impl Sure {
+    fn is_of(&self, seen: &Seen) -> bool {
+        (self.generation, &self.phase) == (seen.generation, &seen.phase)
     }
 }
 

@@ -52,6 +52,9 @@ pub enum Event {
     Paused,
     /// After [`Effect::Resume`]: the guest runs.
     Resumed,
+    /// After [`Effect::Resume`]: it does not, and certainly has not executed anything. (Where that is not certain, the machine
+    /// counts as ended.)
+    NotResumed(String),
 
     /// The target answered: it is ready for pages.
     PeerReady,
@@ -59,8 +62,15 @@ pub enum Event {
     PeerRefused(String),
     /// The connection to the other side of the move is gone.
     SessionLost(String),
-    /// After [`Effect::SendRound`].
-    RoundSent(RoundReport),
+    /// After [`Effect::SendRound`], every now and then: where the round stands, for people.
+    RoundUnderWay {
+        /// What was sent of it so far.
+        sent: RoundReport,
+        /// Pages of it still to be sent.
+        left_pages: u64,
+    },
+    /// After [`Effect::SendRound`]: the target has all of it.
+    RoundLanded(RoundReport),
     /// After [`Effect::Scan`]: pages that must be sent again.
     Scanned {
         /// How many.
@@ -71,6 +81,8 @@ pub enum Event {
     /// After [`Effect::HandOver`]: it could not be done.
     HandOverFailed(String),
 
+    /// The source is connected to this target.
+    SourceConnected,
     /// The target has every page and the device state.
     AllReceived {
         /// What it cost up to here.
@@ -84,12 +96,17 @@ pub enum Event {
     Loaded,
     /// After [`Effect::Load`]: it is not.
     LoadFailed(String),
+    /// After [`Effect::CommitToRun`]: a later life of this daemon will take the guest for one that has acted.
+    CommittedToRun,
+    /// After [`Effect::CommitToRun`]: that could not be recorded, so it must not act.
+    CommitToRunFailed(String),
 
     /// Time has passed: see [`crate::VmCore::deadline`].
     Tick,
 }
 
-/// One pass over memory, as it went.
+/// One pass over memory, as it went. Its time runs until the target had it all: what still lies in send buffers would be
+/// in the way of the last pages, and would make the link look faster than it is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct RoundReport {
     /// Pages sent, zero pages included.
@@ -155,7 +172,7 @@ pub enum Effect {
         /// The generation the source owns the VM at.
         generation: Generation,
     },
-    /// Source: send what the last scan found (everything, at first). Answer: `RoundSent`.
+    /// Source: send what the last scan found (everything, at first). Answer: `RoundLanded`, `RoundUnderWay` before it.
     SendRound {
         /// From 1.
         round: u32,
@@ -184,7 +201,7 @@ pub enum Effect {
     },
     /// Target: load the device state into the standby. Answer: `Loaded` or `LoadFailed`.
     Load,
-    /// Target: record that the guest may emit from now on, before it does: see [`Effect::Resume`] of a standby.
+    /// Target: record that the guest may emit from now on, before it does. Answer: `CommittedToRun` or `CommitToRunFailed`.
     CommitToRun {
         /// The operation.
         op: OpId,

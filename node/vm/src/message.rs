@@ -61,6 +61,11 @@ pub enum ToTarget {
         /// Why.
         reason: String,
     },
+    /// A round has been sent: `frames` frames of pages in all so far. To be answered with [`ToSource::Landed`].
+    RoundEnd {
+        /// Page frames sent over all streams since the beginning.
+        frames: u64,
+    },
 }
 
 /// Target to source.
@@ -72,5 +77,10 @@ pub enum ToSource {
     Refused {
         /// Why.
         reason: String,
+    },
+    /// The pages of the first `frames` frames are in the standby's memory.
+    Landed {
+        /// As in [`ToTarget::RoundEnd`].
+        frames: u64,
     },
 }

@@ -1,7 +1,7 @@
 //! What a node is doing about a VM: one file per role, with the data that role needs and nothing else.
 //!
 //! A role takes in the events that concern it, and steps: it compares itself with the view and stays or becomes another.
-//! Events of a role that has passed (a late `RoundSent`) are dropped here.
+//! Events of a role that has passed (a late `RoundLanded`) are dropped here.
 
 mod idle;
 mod releasing;

@@ -33,10 +33,18 @@ fn loading() -> (Desk, Effects) {
     (desk, fx)
 }
 
-fn arrived() -> (Desk, Effects) {
+/// It won and has loaded; that its guest may act is being recorded.
+fn committing() -> Desk {
     let (mut desk, fx) = loading();
     desk.hear(Event::Loaded);
     let fx = desk.answer(&fx, owned(6));
+    assert_eq!(fx, [Effect::CommitToRun { op: OP }]);
+    desk
+}
+
+fn arrived() -> (Desk, Effects) {
+    let mut desk = committing();
+    let fx = desk.hear(Event::CommittedToRun);
     assert!(resumes(&fx), "{fx:?}");
     let fx = desk.hear(Event::Resumed);
     (desk, fx)
@@ -48,12 +56,12 @@ fn a_move_that_succeeds_is_recorded_resumed_announced_and_reported_in_this_order
     assert!(desk.hear(Event::Loaded).is_empty(), "the log has not decided");
     assert_eq!(desk.core.gate(), None);
 
-    let fx = desk.answer(&fx, owned(6));
+    assert_eq!(desk.answer(&fx, owned(6)), [Effect::CommitToRun { op: OP }]);
+    assert_eq!(desk.core.gate(), None, "it is not recorded yet");
+
+    let fx = desk.hear(Event::CommittedToRun);
     let resume = Effect::Resume { generation: Generation(6) };
-    assert!(
-        matches!(&fx[..], [Effect::CommitToRun { op: OP }, r, Effect::Disconnect { .. }] if *r == resume),
-        "{fx:?}"
-    );
+    assert!(matches!(&fx[..], [r, Effect::Disconnect { .. }] if *r == resume), "{fx:?}");
 
     let fx = desk.hear(Event::Resumed);
     assert_eq!(fx.first(), Some(&Effect::Announce));
@@ -67,7 +75,26 @@ fn a_move_that_succeeds_is_recorded_resumed_announced_and_reported_in_this_order
 fn a_switchover_that_is_won_before_the_device_state_is_loaded_waits_for_it() {
     let (mut desk, fx) = loading();
     assert!(desk.answer(&fx, owned(6)).is_empty());
-    assert!(resumes(&desk.hear(Event::Loaded)));
+    assert_eq!(desk.hear(Event::Loaded), [Effect::CommitToRun { op: OP }]);
+    assert!(resumes(&desk.hear(Event::CommittedToRun)));
+}
+
+#[test]
+fn a_target_that_cannot_record_that_its_guest_runs_gives_it_back() {
+    let mut desk = committing();
+    let fx = desk.hear(Event::CommitToRunFailed("the disk is full".into()));
+    assert!(!resumes(&fx) && fx.contains(&Effect::Discard), "{fx:?}");
+    let fx = desk.hear(Event::Gone);
+    assert!(matches!(proposed(&fx), Some(Command::GiveBack { op: OP, expect: Generation(6), .. })), "{fx:?}");
+}
+
+#[test]
+fn a_leader_lost_while_it_is_recorded_is_read_again_before_the_guest_acts() {
+    let mut desk = committing();
+    let read = desk.hear(Event::LeaderLost);
+    let fx = desk.hear(Event::CommittedToRun);
+    assert!(!resumes(&fx), "{fx:?}");
+    assert!(resumes(&desk.confirm(&read, 2)));
 }
 
 #[test]
@@ -140,13 +167,65 @@ fn a_standby_that_is_not_ready_in_time_ends_the_move() {
 }
 
 #[test]
+fn a_source_that_never_connects_ends_the_move() {
+    let mut desk = receiving();
+    desk.hear(Event::MachineReady);
+    assert!(desk.wait(LIMITS.connect_ms).contains(&Effect::Discard));
+    let fx = desk.hear(Event::Gone);
+    assert!(aborts_because(&fx, "the source did not connect"), "{fx:?}");
+
+    let mut desk = receiving();
+    desk.hear(Event::SourceConnected);
+    desk.hear(Event::MachineReady);
+    assert_eq!(desk.core.deadline(), None, "a connected source may take as long as it likes");
+    assert!(desk.wait(10 * LIMITS.connect_ms).is_empty());
+}
+
+#[test]
+fn a_cancel_that_its_source_cannot_hear_ends_the_move_at_the_target() {
+    let mut desk = receiving();
+    desk.seen.cancel = true;
+    assert!(desk.decided(5, coming_here(OP)).contains(&Effect::Discard));
+    let fx = desk.hear(Event::Gone);
+    assert!(aborts_because(&fx, "cancelled"), "{fx:?}");
+}
+
+#[test]
+fn a_guest_that_certainly_did_not_run_at_the_target_is_given_back() {
+    let mut desk = committing();
+    desk.hear(Event::CommittedToRun);
+    let fx = desk.hear(Event::NotResumed("no bridge".into()));
+    assert!(matches!(fx[..], [Effect::CloseGate, Effect::Discard]), "{fx:?}");
+    let fx = desk.hear(Event::Gone);
+    assert!(matches!(proposed(&fx), Some(Command::GiveBack { op: OP, expect: Generation(6), .. })), "{fx:?}");
+}
+
+#[test]
+fn what_the_log_answered_long_ago_lets_nothing_run() {
+    // The switchover was repeated until it was answered, or this process was stopped: the right may have moved on.
+    let (mut desk, fx) = loading();
+    desk.hear(Event::Loaded);
+    desk.wait(LIMITS.sure_ms + 1);
+    let fx = desk.answer(&fx, owned(6));
+    assert!(!fx.contains(&Effect::CommitToRun { op: OP }), "{fx:?}");
+    assert_eq!(desk.confirm(&fx, 2), [Effect::CommitToRun { op: OP }]);
+    desk.wait(LIMITS.sure_ms + 1);
+    let fx = desk.hear(Event::CommittedToRun);
+    assert!(!resumes(&fx), "{fx:?}");
+}
+
+#[test]
 fn a_stop_that_is_wanted_while_it_arrives_is_carried_out_at_the_target() {
     let (mut desk, _) = arrived();
     desk.seen.desired = Desired::Stopped { force: true };
     desk.seen.home = OTHER.node;
     let fx = desk.decided(6, arriving_here());
     assert!(releases_because(&fx, &StopCause::Operator), "{fx:?}");
-    assert_eq!(desk.answer(&fx, owned(7)).first(), Some(&Effect::Discard));
+    let fx = desk.answer(&fx, owned(7));
+    assert!(
+        matches!(fx[..], [Effect::Withdraw { .. }, Effect::Discard]),
+        "nor is its arrival reported any more: {fx:?}"
+    );
 }
 
 #[test]
@@ -164,7 +243,7 @@ fn an_arrival_answered_again_much_later_does_not_undo_the_next_move() {
     desk.decided(6, moving_away(NEXT_OP));
     let fx = desk.hear(Event::PeerReady);
     desk.confirm(&fx, 2);
-    desk.hear(Event::RoundSent(round(10_000, 100)));
+    desk.hear(Event::RoundLanded(round(10_000, 100)));
     let fx = desk.hear(Event::Scanned { pending_pages: 0 });
     desk.confirm(&fx, 2);
     desk.hear(Event::Paused);

@@ -34,7 +34,7 @@ fn copying() -> Desk {
 /// What is left fits the budget: how long does a commit take now?
 fn probing() -> (Desk, Effects) {
     let mut desk = copying();
-    assert_eq!(desk.hear(Event::RoundSent(round(10_000, 100))), [Effect::Scan]);
+    assert_eq!(desk.hear(Event::RoundLanded(round(10_000, 100))), [Effect::Scan]);
     let fx = desk.hear(Event::Scanned { pending_pages: 10 });
     assert!(matches!(fx[..], [Effect::Confirm { .. }]), "{fx:?}");
     (desk, fx)
@@ -174,7 +174,7 @@ fn a_user_cancels_the_move_or_wants_the_vm_stopped() {
 fn a_guest_that_writes_faster_than_the_link_carries_stays() {
     let mut desk = copying();
     for _ in 0..100 {
-        let fx = desk.hear(Event::RoundSent(round(10_000, 1_000)));
+        let fx = desk.hear(Event::RoundLanded(round(10_000, 1_000)));
         if !fx.contains(&Effect::Scan) {
             break;
         }
@@ -197,7 +197,7 @@ fn a_quorum_that_is_too_slow_is_waited_for_with_a_round_in_between_and_not_for_e
             return;
         }
         assert_eq!(fx, [Effect::SendRound { round: next }]);
-        desk.hear(Event::RoundSent(round(10, 1)));
+        desk.hear(Event::RoundLanded(round(10, 1)));
         fx = desk.hear(Event::Scanned { pending_pages: 0 });
     }
     panic!("the move goes on for ever");
@@ -240,6 +240,18 @@ fn a_guest_that_ended_here_is_released_even_if_it_is_given_back_into_another_mov
     let fx = desk.decided(7, moving_away(NEXT_OP));
     assert!(releases_because(&fx, &StopCause::QemuEnded("signal 9".into())), "{fx:?}");
     assert!(!fx.contains(&Effect::Discard), "not before the log agrees");
+}
+
+#[test]
+fn a_proposal_that_has_become_pointless_does_not_keep_back_its_successor() {
+    // Cut off while its machine ended, this node learns in one step that the target won and gave the guest back.
+    let mut desk = handing_over();
+    let fx = desk.hear(Event::MachineEnded("signal 9".into()));
+    assert!(matches!(proposed(&fx), Some(Command::Release { expect: Generation(5), .. })), "{fx:?}");
+
+    let fx = desk.decided(7, running(ME));
+    assert!(matches!(fx[0], Effect::Withdraw { .. }), "{fx:?}");
+    assert!(matches!(proposed(&fx), Some(Command::Release { expect: Generation(7), .. })), "{fx:?}");
 }
 
 #[test]

@@ -134,6 +134,18 @@ fn a_machine_that_ends_by_itself_is_told_to_the_log() {
 }
 
 #[test]
+fn a_guest_that_was_told_to_run_and_does_not_is_told_to_the_log() {
+    let mut desk = Desk::new();
+    let fx = desk.decided(4, STOPPED);
+    desk.answer(&fx, owned(5));
+    desk.hear(Event::MachineReady);
+    assert_eq!(desk.core.gate(), Some(Generation(5)));
+    let fx = desk.hear(Event::NotResumed("no bridge".into()));
+    assert!(releases_because(&fx, &StopCause::QemuEnded("no bridge".into())), "{fx:?}");
+    assert_eq!(desk.core.gate(), None);
+}
+
+#[test]
 fn what_is_refused_is_asked_again_only_after_a_pause() {
     let mut desk = Desk::new();
     let fx = desk.decided(4, STOPPED);

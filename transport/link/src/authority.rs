@@ -299,6 +299,16 @@ mod tests {
     }
 
     #[test]
+    fn a_key_that_was_made_is_kept() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("joining.pem");
+        let made = NodeKey::kept(&path).unwrap();
+        assert_eq!(NodeKey::kept(&path).unwrap().public(), made.public());
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o604)).unwrap();
+        assert!(matches!(NodeKey::kept(&path), Err(IdentityError::Exposed { bits: 0o004, .. })));
+    }
+
+    #[test]
     fn an_exposed_key_is_refused() {
         let directory = tempfile::tempdir().unwrap();
         authority().identity(NodeId(1), "a", Role::Member).unwrap().save(directory.path()).unwrap();

@@ -54,6 +54,33 @@ pub enum IdentityError {
     Key(#[from] KeyError),
 }
 
+impl NodeKey {
+    /// The key kept in `path`, with mode 0600; a new one is made and written there if there is none. A node that asks to
+    /// join keeps its key from before the first question: should the answer be lost, the cluster knows it again by that.
+    ///
+    /// # Errors
+    /// When the file cannot be read or written, holds no key, or is open to others.
+    pub fn kept(path: &Path) -> Result<Self, IdentityError> {
+        let at = |source| IdentityError::Io { path: path.to_owned(), source };
+        match fs::read(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let key = Self::generate()?;
+                keep::write(path, &keep::pem("PRIVATE KEY", key.private_der().secret_der())).map_err(at)?;
+                Ok(key)
+            }
+            read => {
+                let text = read.map_err(at)?;
+                let bits = keep::open_to_others(path).map_err(at)?;
+                if bits != 0 {
+                    return Err(IdentityError::Exposed { path: path.to_owned(), bits });
+                }
+                let key = PrivateKeyDer::from_pem_slice(&text).map_err(|_| IdentityError::Damaged("no private key"))?;
+                Ok(Self::from_der(&key)?)
+            }
+        }
+    }
+}
+
 /// A node's identity. Its parts have been checked against each other.
 #[derive(Debug, Clone)]
 pub struct Identity {

@@ -97,10 +97,9 @@ pub enum JoinError {
     /// The cluster refused for another reason.
     #[error("the cluster refused: {0}")]
     Refused(Fault),
-    /// The request was sent and no answer came. The node may have been admitted; if so, the token is used up.
-    #[error(
-        "no answer to the join: the token may be used up; look at the cluster's node list, and ask for a new token"
-    )]
+    /// The request was sent and no answer came. The node may have been admitted; joining again with the same token and the
+    /// same key finds out, and gets what was missed.
+    #[error("no answer to the join, so this node may have been admitted or not: run the same command again")]
     Unknown,
     /// The cluster's answer does not fit together.
     #[error("the cluster's answer is unusable: {0}")]
@@ -229,6 +228,7 @@ async fn exchange(
             fault::TOKEN_UNKNOWN => JoinError::TokenUnknown,
             fault::TOKEN_EXPIRED => JoinError::TokenExpired,
             fault::TOKEN_USED => JoinError::TokenUsed,
+            fault::JOIN_UNDECIDED => JoinError::Unknown,
             _ => JoinError::Refused(fault),
         }),
         Ok(Err(AnswerError::Malformed | AnswerError::TooLarge { .. })) => Err(JoinError::BadReply("not a join reply")),

@@ -30,6 +30,8 @@ pub const TOKEN_USED: u16 = 34;
 pub const TOKEN_NAME: u16 = 35;
 /// Join: this node cannot admit others now (no quorum, no authority here); ask another one.
 pub const ASK_ANOTHER: u16 = 36;
+/// Join: the node may have been admitted or not. Asking again with the same token and the same key finds out.
+pub const JOIN_UNDECIDED: u16 = 37;
 
 /// The first number that a service may use as it likes.
 pub const SERVICE_FIRST: u16 = 256;

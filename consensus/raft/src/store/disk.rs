@@ -4,8 +4,11 @@
 //! the tables, and never waits for the writer. Changes go through [`writer`](super::writer).
 
 use std::{
+    fmt,
+    num::ParseIntError,
     ops::{Bound, RangeBounds},
-    path::PathBuf,
+    path::{Path, PathBuf},
+    str::FromStr,
     sync::{Arc, Mutex, PoisonError, RwLock},
 };
 
@@ -24,6 +27,7 @@ const LOG: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("log");
 /// Everything there is one of.
 const SINGLE: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("single");
 const KEY_FORMAT: &str = "format";
+const KEY_ID: &str = "id";
 const KEY_VOTE: &str = "vote";
 const KEY_COMMITTED: &str = "committed";
 const KEY_PURGED: &str = "purged";
@@ -34,10 +38,39 @@ const KEY_SNAPSHOT_DATA: &str = "snapshot-data";
 /// Where a node keeps its log, its vote and its snapshot.
 #[derive(Debug, Clone)]
 pub enum Store {
-    /// In `raft.redb` in this directory, which is made if it is not there. Commits run on a thread of their own.
-    Dir(PathBuf),
+    /// In `raft.redb` in this directory. Commits run on a thread of their own.
+    Dir {
+        /// The directory, made if it is not there.
+        path: PathBuf,
+        /// The store this node has had since its first start. Only a node that never had one is given a new one: a node
+        /// that forgot what it voted for and acknowledged must not vote again under the same name (DESIGN, rule 19).
+        known: Option<StoreId>,
+    },
     /// In memory that outlives the node, for simulations. Commits run in place, because a simulation has one thread.
     Memory(Arc<MemoryDisk>),
+}
+
+/// Names one store, from the moment it was made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StoreId([u8; 16]);
+
+impl StoreId {
+    /// In the simulations' memory, which is never exchanged.
+    const IN_MEMORY: Self = Self([0; 16]);
+}
+
+impl fmt::Display for StoreId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", u128::from_be_bytes(self.0))
+    }
+}
+
+impl FromStr for StoreId {
+    type Err = ParseIntError;
+
+    fn from_str(text: &str) -> Result<Self, ParseIntError> {
+        u128::from_str_radix(text, 16).map(|number| Self(number.to_be_bytes()))
+    }
 }
 
 /// The store could not be opened, read or written.
@@ -58,6 +91,18 @@ pub enum StoreError {
         name: String,
         /// What redb said.
         reason: String,
+    },
+    /// This node had a store, and it is gone or another one is in its place.
+    #[error(
+        "the log {name} is not the one this node has voted with ({found}); a node without its log must not take part \
+         under its old identity: put the right one back, never an older copy of it, or remove the node's directory and let \
+         the host join as a new node"
+    )]
+    NotOurs {
+        /// Which.
+        name: String,
+        /// What is there instead.
+        found: &'static str,
     },
     /// Written by a newer version.
     #[error("the log {name} has format {found}, this pollux knows up to {known}; use the newer pollux that wrote it")]
@@ -118,52 +163,48 @@ pub(crate) struct Disk {
     /// The newest committed log id, written with the next change or at the close. It only spares a restarted node the
     /// wait for the leader to repeat it, so it is not worth a sync of its own.
     committed: Mutex<Option<LogId>>,
+    id: StoreId,
 }
 
 impl Disk {
     pub(crate) fn open(store: &Store) -> Result<Self, StoreError> {
         let mut builder = Database::builder();
         builder.set_cache_size(CACHE_BYTES);
-        let (name, database) = match store {
-            Store::Dir(path) => {
-                std::fs::create_dir_all(path)
-                    .map_err(|error| StoreError::Directory { path: path.clone(), reason: error.to_string() })?;
+        let (name, known, database) = match store {
+            Store::Dir { path, known } => {
                 let file = path.join("raft.redb");
-                (file.display().to_string(), builder.create(file))
+                let name = file.display().to_string();
+                if known.is_some() && !file.exists() {
+                    return Err(StoreError::NotOurs { name, found: "there is none" });
+                }
+                make_durable(path)
+                    .map_err(|error| StoreError::Directory { path: path.clone(), reason: error.to_string() })?;
+                (name, *known, builder.create(file))
             }
-            Store::Memory(disk) => ("in memory".to_owned(), builder.create_with_backend(disk.attach())),
+            Store::Memory(disk) => ("in memory".to_owned(), None, builder.create_with_backend(disk.attach())),
         };
         let database = database.map_err(|error| StoreError::Open { name: name.clone(), reason: error.to_string() })?;
-        let disk = Self { database: RwLock::new(Some(database)), committed: Mutex::new(None) };
-        disk.check_format(&name)?;
+        let new_id = match store {
+            Store::Dir { .. } => StoreId(rand::random()),
+            Store::Memory(_) => StoreId::IN_MEMORY,
+        };
+        let id = prepare(&database, &name, new_id)?;
+        if known.is_some_and(|known| known != id) {
+            return Err(StoreError::NotOurs { name, found: "it is another's" });
+        }
+        if let Store::Dir { path, .. } = store {
+            make_durable(path)
+                .map_err(|error| StoreError::Directory { path: path.clone(), reason: error.to_string() })?;
+        }
+        let disk = Self { database: RwLock::new(Some(database)), committed: Mutex::new(None), id };
         let committed = disk.committed_on_disk()?;
         *disk.committed.lock().unwrap_or_else(PoisonError::into_inner) = committed;
         Ok(disk)
     }
 
-    fn check_format(&self, name: &str) -> Result<(), StoreError> {
-        const WHAT: &str = "preparing the log's tables";
-        let found = self.with(|database| {
-            let transaction = database.begin_write().map_err(|error| io(WHAT, error))?;
-            let found = {
-                transaction.open_table(LOG).map_err(|error| io(WHAT, error))?;
-                let mut single = transaction.open_table(SINGLE).map_err(|error| io(WHAT, error))?;
-                let found = single
-                    .get(KEY_FORMAT)
-                    .map_err(|error| io(WHAT, error))?
-                    .map(|value| <[u8; 4]>::try_from(value.value()).map_or(u32::MAX, u32::from_le_bytes));
-                if found.is_none() {
-                    single.insert(KEY_FORMAT, FORMAT.to_le_bytes().as_slice()).map_err(|error| io(WHAT, error))?;
-                }
-                found
-            };
-            transaction.commit().map_err(|error| io(WHAT, error))?;
-            Ok(found)
-        })?;
-        match found {
-            Some(found) if found > FORMAT => Err(StoreError::Newer { name: name.to_owned(), found, known: FORMAT }),
-            Some(_) | None => Ok(()),
-        }
+    /// Which store this is.
+    pub(crate) fn id(&self) -> StoreId {
+        self.id
     }
 
     /// As a future version would leave it.
@@ -290,6 +331,37 @@ impl Disk {
         self.database.write().unwrap_or_else(PoisonError::into_inner).take();
         written
     }
+}
+
+/// Makes the directory if it is not there, and what it lists outlive a power cut.
+fn make_durable(path: &Path) -> std::io::Result<()> {
+    std::fs::create_dir_all(path)?;
+    std::fs::File::open(path)?.sync_all()
+}
+
+/// Makes the tables if they are not there, and looks what the store calls itself; a new one gets `new_id`.
+fn prepare(database: &Database, name: &str, new_id: StoreId) -> Result<StoreId, StoreError> {
+    const WHAT: &str = "preparing the log's tables";
+    let transaction = database.begin_write().map_err(|error| io(WHAT, error))?;
+    let (format, id) = {
+        transaction.open_table(LOG).map_err(|error| io(WHAT, error))?;
+        let mut single = transaction.open_table(SINGLE).map_err(|error| io(WHAT, error))?;
+        let mut kept = |key, new: &[u8]| -> Result<Vec<u8>, StoreError> {
+            let found = single.get(key).map_err(|error| io(WHAT, error))?.map(|value| value.value().to_vec());
+            if found.is_none() {
+                single.insert(key, new).map_err(|error| io(WHAT, error))?;
+            }
+            Ok(found.unwrap_or_else(|| new.to_vec()))
+        };
+        (kept(KEY_FORMAT, &FORMAT.to_le_bytes())?, kept(KEY_ID, &new_id.0)?)
+    };
+    transaction.commit().map_err(|error| io(WHAT, error))?;
+    let found = <[u8; 4]>::try_from(format).map_or(u32::MAX, u32::from_le_bytes);
+    if found > FORMAT {
+        return Err(StoreError::Newer { name: name.to_owned(), found, known: FORMAT });
+    }
+    let odd = |_| StoreError::Io { what: WHAT, reason: "its identity is malformed".to_owned() };
+    <[u8; 16]>::try_from(id).map(StoreId).map_err(odd)
 }
 
 fn write(

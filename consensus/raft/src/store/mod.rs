@@ -26,7 +26,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use tokio::sync::watch;
 
 use self::{
-    disk::{Disk, Store, StoreError},
+    disk::{Disk, Store, StoreError, StoreId},
     log::LogStore,
     machine::{StateMachine, View},
     writer::Writer,
@@ -42,6 +42,7 @@ pub(crate) struct Opened {
     pub(crate) machine: StateMachine,
     pub(crate) writer: Writer,
     pub(crate) view: watch::Receiver<View>,
+    pub(crate) id: StoreId,
     #[cfg(test)]
     disk: Arc<Disk>,
 }
@@ -51,12 +52,14 @@ pub(crate) fn open(store: &Store, rules: Rules, in_flight: Arc<InFlight>) -> Res
     let disk = Arc::new(Disk::open(store)?);
     let writer = Writer::start(store, &disk)?;
     let log = LogStore::new(Arc::clone(&disk), writer.clone(), in_flight);
+    let id = disk.id();
     let (machine, view) = StateMachine::load(Arc::clone(&disk), writer.clone(), rules)?;
     Ok(Opened {
         log,
         machine,
         writer,
         view,
+        id,
         #[cfg(test)]
         disk,
     })

@@ -15,7 +15,9 @@ struct InDirectory;
 impl StoreBuilder<TypeConfig, LogStore, StateMachine, TempDir> for InDirectory {
     async fn build(&self) -> Result<(TempDir, LogStore, StateMachine), StorageError> {
         let directory = TempDir::new().unwrap();
-        let opened = open(&Store::Dir(directory.path().to_owned()), Rules::default(), Arc::default()).unwrap();
+        let opened =
+            open(&Store::Dir { path: directory.path().to_owned(), known: None }, Rules::default(), Arc::default())
+                .unwrap();
         Ok((directory, opened.log, opened.machine))
     }
 }
@@ -89,7 +91,7 @@ async fn a_disk_that_is_gone_fails_every_write_from_then_on() {
 #[tokio::test]
 async fn a_closed_store_can_be_opened_again_at_once_and_refuses_late_writes() {
     let directory = TempDir::new().unwrap();
-    let store = Store::Dir(directory.path().to_owned());
+    let store = Store::Dir { path: directory.path().to_owned(), known: None };
     let mut opened = open(&store, Rules::default(), Arc::default()).unwrap();
     save(&mut opened, 0).await;
     opened.log.save_committed(Some(log_id(0))).await.unwrap();
@@ -114,9 +116,28 @@ async fn an_older_snapshot_does_not_replace_a_newer_one() {
 }
 
 #[test]
+fn a_node_that_had_a_store_is_given_no_other() {
+    let (mine, others) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    let at = |path: &TempDir, known| Store::Dir { path: path.path().to_owned(), known };
+    let first = Disk::open(&at(&mine, None)).unwrap().id();
+    Disk::open(&at(&others, None)).unwrap();
+
+    let again = Disk::open(&at(&mine, Some(first))).unwrap();
+    assert_eq!((again.id(), first.to_string().parse()), (first, Ok(first)));
+    drop(again);
+
+    let exchanged = Disk::open(&at(&others, Some(first)));
+    assert!(matches!(exchanged, Err(StoreError::NotOurs { .. })), "{exchanged:?}");
+    std::fs::remove_file(mine.path().join("raft.redb")).unwrap();
+    let gone = Disk::open(&at(&mine, Some(first)));
+    assert!(matches!(gone, Err(StoreError::NotOurs { .. })), "{gone:?}");
+    assert!(!mine.path().join("raft.redb").exists(), "and no empty one is made in its place");
+}
+
+#[test]
 fn a_store_of_a_newer_version_is_refused_by_its_number() {
     let directory = TempDir::new().unwrap();
-    let store = Store::Dir(directory.path().to_owned());
+    let store = Store::Dir { path: directory.path().to_owned(), known: None };
     Disk::open(&store).unwrap().set_format(7).unwrap();
 
     let refused = Disk::open(&store);

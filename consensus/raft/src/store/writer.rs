@@ -42,7 +42,7 @@ impl Writer {
     pub(crate) fn start(store: &Store, disk: &Arc<Disk>) -> Result<Self, StoreError> {
         match store {
             Store::Memory(_) => Ok(Self::Inline(Arc::clone(disk))),
-            Store::Dir(_) => {
+            Store::Dir { .. } => {
                 let (queue, jobs) = mpsc::channel(QUEUE_CHANGES_MAX);
                 let disk = Arc::clone(disk);
                 thread::Builder::new()

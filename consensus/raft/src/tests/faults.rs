@@ -83,6 +83,24 @@ async fn a_minority_never_succeeds_and_says_what_it_does_not_know() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn whoever_is_cut_off_hears_no_leader_not_even_itself() {
+    for (cut_off, led_before) in [(NodeId(1), true), (NodeId(3), false)] {
+        let cluster = Cluster::of(3).await;
+        assert_eq!(leads(&cluster.node(cut_off.0)), led_before);
+        let mut heard = cluster.node(cut_off.0).leader();
+        tokio::time::timeout(SOON, heard.wait_for(Option::is_some)).await.unwrap().unwrap();
+
+        cluster.wires.isolate(cut_off);
+        let silence = tokio::time::timeout(Duration::from_secs(3), heard.wait_for(Option::is_none)).await;
+        assert!(silence.is_ok(), "{cut_off} goes on naming a leader that it cannot hear");
+        drop(silence);
+
+        cluster.wires.heal();
+        tokio::time::timeout(SOON, heard.wait_for(Option::is_some)).await.unwrap().unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_lost_answer_is_asked_for_again() {
     let cluster = Cluster::of(3).await;
     assert!(leads(&cluster.node(1)));

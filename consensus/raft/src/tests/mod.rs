@@ -11,6 +11,7 @@ use std::{sync::Arc, time::Duration};
 use pollux_state::{
     Applied, Command, Outcome, Proposal,
     id::{ClusterId, Incarnation, NodeId, OpId},
+    node::Facts,
 };
 use tokio::time::timeout;
 
@@ -108,7 +109,11 @@ impl Cluster {
         self.propose(1, add).await;
         let join = Command::Join { secret_hash, name, address: address(node), key: hash(node) };
         assert_eq!(self.propose(1, join).await.outcome, Outcome::Joined(NodeId(node)));
-        self.start(node).await
+        let consensus = self.start(node).await;
+        let after = Incarnation(0);
+        let life = Command::StartIncarnation { after, address: address(node), facts: Facts::default() };
+        assert_eq!(self.propose(node, life).await.outcome, Outcome::Incarnation(Incarnation(1)));
+        consensus
     }
 
     async fn propose(&mut self, by: u64, command: Command) -> Applied {

@@ -9,7 +9,7 @@ use core::net::SocketAddr;
 use super::{About, Step};
 use crate::{
     UnixMs,
-    command::{Outcome, Refusal},
+    command::{Outcome, Refusal, TokenRefusal},
     id::{ClusterId, Incarnation, NodeId},
     limits::{BRIDGE_MAX, BRIDGES_MAX, EXTRA_FACTS_MAX, FACT_MAX, NAME_MAX, NODES_MAX, TOKENS_MAX},
     node::{Facts, JoinToken, Node},
@@ -46,7 +46,7 @@ impl Step<'_> {
             return Err(Refusal::invalid("ttl", "the token would have expired already; give it some time"));
         }
         if self.state.tokens.contains_key(&secret_hash) {
-            return Err(Refusal::Token("its secret is in use already".to_string()));
+            return Err(Refusal::Token(TokenRefusal::InUse));
         }
         if self.state.tokens.values().filter(|token| token.expires > now).count() >= TOKENS_MAX {
             return Err(Refusal::full("join tokens", TOKENS_MAX));
@@ -66,25 +66,28 @@ impl Step<'_> {
         key: [u8; 32],
     ) -> Result<Outcome, Refusal> {
         let Some(token) = self.state.tokens.get(secret_hash) else {
-            return Err(Refusal::Token("this cluster does not know it, or it expired long ago".to_string()));
+            return Err(Refusal::Token(TokenRefusal::Unknown));
         };
         if token.node_name != name {
-            return Err(Refusal::Token(format!("it was made for {}, not for {}", token.node_name, shown(name))));
+            let (made_for, asked) = (token.node_name.clone(), shown(name));
+            return Err(Refusal::Token(TokenRefusal::OtherName { made_for, asked }));
         }
         match token.used {
             // Its first answer may have been lost; it is the same node that asks, so it may have it again at any time.
             Some((user, node)) if user == key => return Ok(Outcome::Joined(node)),
             Some((_, node)) => {
-                return Err(Refusal::Token(format!("{} used it already", self.node_name(node))));
+                return Err(Refusal::Token(TokenRefusal::Used { by: self.node_name(node) }));
             }
             None => {}
         }
         if token.expires <= self.proposal.at {
-            return Err(Refusal::Token("it has expired".to_string()));
+            return Err(Refusal::Token(TokenRefusal::Expired));
         }
         self.name_free(name)?;
         check_address(address)?;
-        if let Some(other) = self.state.nodes.values().find(|node| node.address == address) {
+        // One that has never been started may be a join whose answer was lost: it keeps nobody else away.
+        let started = |node: &&Node| node.address == address && node.incarnation != Incarnation::default();
+        if let Some(other) = self.state.nodes.values().find(started) {
             let why = format!("{address} is where {} listens; give this node another", other.name);
             return Err(Refusal::invalid("address", why));
         }

@@ -83,7 +83,7 @@ pub(crate) async fn join(format: Format, verb: Join) -> Result<(), Failure> {
             JoinRefused::Used(_) => Exit::Conflict,
             JoinRefused::Listen(_) | JoinRefused::Token(_) => Exit::Usage,
             JoinRefused::Join(ref refused) => of_refused_join(refused),
-            JoinRefused::Dir(_) | JoinRefused::Key(_) | JoinRefused::Identity(_) => Exit::Internal,
+            JoinRefused::Dir(_) | JoinRefused::Identity(_) => Exit::Internal,
         };
         Failure::from_error(exit, &error)
     })?;
@@ -135,6 +135,7 @@ pub(crate) async fn run(socket: PathBuf, verb: Run) -> Result<(), Failure> {
             | RunError::Bind(_)
             | RunError::Consensus(_)
             | RunError::Found(_)
+            | RunError::LogName(_)
             | RunError::Host(_)
             | RunError::Api(_)
             | RunError::Io { .. } => Exit::Internal,

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use pollux_link::{Authority, Fault, Role, Token, request_key};
-use pollux_raft::Consensus;
-use pollux_state::{Command, Outcome, Proposal, Refusal, id::NodeId};
+use pollux_raft::{Consensus, ProposeError};
+use pollux_state::{Command, Outcome, Proposal, Refusal, TokenRefusal, id::NodeId};
 use pollux_wire::{
     fault,
     join::{JoinReply, JoinRequest},
@@ -34,10 +34,8 @@ pub(super) async fn admit(
         key: key_hash(&key),
     };
     let proposal = Proposal { id: minter.mint(), by, at: wall_ms(), command };
-    let applied = consensus
-        .propose(proposal, Duration::from_millis(DECIDE_MS_MAX))
-        .await
-        .map_err(|error| Fault::internal(format!("the cluster could not decide: {error}; try again")))?;
+    let applied =
+        consensus.propose(proposal, Duration::from_millis(DECIDE_MS_MAX)).await.map_err(|error| undecided(&error))?;
     let outcome = applied.outcome.done().map_err(|refusal| refused(&refusal))?;
     let Outcome::Joined(node) = outcome else {
         return Err(Fault::internal(format!("the cluster answered a join with {outcome:?}")));
@@ -58,17 +56,32 @@ pub(super) async fn admit(
 }
 
 fn refused(refusal: &Refusal) -> Fault {
-    let Refusal::Token(why) = refusal else { return Fault::new(fault::SERVICE_FIRST, refusal.to_string()) };
-    let code = if why.contains("does not know it") {
-        fault::TOKEN_UNKNOWN
-    } else if why.contains("made for") {
-        fault::TOKEN_NAME
-    } else if why.contains("used it") {
-        fault::TOKEN_USED
-    } else if why.contains("expired") {
-        fault::TOKEN_EXPIRED
-    } else {
-        fault::TOKEN_UNKNOWN
+    let code = match refusal {
+        Refusal::Token(TokenRefusal::Unknown | TokenRefusal::InUse) => fault::TOKEN_UNKNOWN,
+        Refusal::Token(TokenRefusal::OtherName { .. }) => fault::TOKEN_NAME,
+        Refusal::Token(TokenRefusal::Used { .. }) => fault::TOKEN_USED,
+        Refusal::Token(TokenRefusal::Expired) => fault::TOKEN_EXPIRED,
+        Refusal::Founding(_)
+        | Refusal::NoSuchNode(_)
+        | Refusal::NoSuchVm(_)
+        | Refusal::NoSuchOperation(_)
+        | Refusal::NameTaken(_)
+        | Refusal::Invalid { .. }
+        | Refusal::Generation { .. }
+        | Refusal::NotYours { .. }
+        | Refusal::StaleIncarnation { .. }
+        | Refusal::AnotherLife { .. }
+        | Refusal::WrongPhase { .. }
+        | Refusal::Full { .. }
+        | Refusal::Ended(_) => fault::SERVICE_FIRST,
     };
     Fault::new(code, refusal.to_string())
+}
+
+fn undecided(error: &ProposeError) -> Fault {
+    if error.is_unknown() {
+        Fault::new(fault::JOIN_UNDECIDED, format!("it is not known whether the node was admitted: {error}"))
+    } else {
+        Fault::new(fault::ASK_ANOTHER, format!("the cluster could not decide: {error}"))
+    }
 }

@@ -145,7 +145,8 @@ impl Backend for Api {
             id: self.0.identity.cluster().to_string(),
             healthy: problems.is_empty(),
             answered_by: self.0.identity.name().to_owned(),
-            leader: status.leader.map(|leader| sight.node_name(leader)),
+            // Without a majority a node goes on naming the last one it knew.
+            leader: status.leader.filter(|_| quorum).map(|leader| sight.node_name(leader)),
             term: status.term,
             quorum,
             voters: status.voters.iter().map(|voter| sight.node_name(*voter)).collect(),

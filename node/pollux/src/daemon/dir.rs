@@ -4,7 +4,8 @@
 //!   identity/    who this node is: certificate, key, the cluster's CA certificate
 //!   authority/   the CA's key; only on the node that founded the cluster
 //!   node.json    where it listens
-//!   founding.json  the first entry of the log; only on the node that founded the cluster
+//!   founding.json  the first entry of the log; on the node that founds the cluster, until it has
+//!   joining.pem  the key of a node that has asked to join and has not been answered yet
 //!   log/         the consensus layer's store
 //!   standby/     marks of standbys that have not acted (see `crate::vm`)
 //!   lock         held by the running daemon
@@ -56,6 +57,16 @@ pub(crate) struct NodeFile {
     pub(crate) version: u8,
     /// Where the daemon listens, and where the others find it.
     pub(crate) listen: SocketAddr,
+    /// The log's store, once there is one: see [`pollux_raft::Store::Dir`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) log: Option<String>,
+}
+
+impl NodeFile {
+    /// Of a node that has not run yet.
+    pub(crate) fn new(listen: SocketAddr) -> Self {
+        Self { version: NODE_FILE_VERSION, listen, log: None }
+    }
 }
 
 pub(crate) const NODE_FILE_VERSION: u8 = 1;
@@ -85,6 +96,34 @@ impl Dir {
 
     pub(crate) fn founding(&self) -> PathBuf {
         self.0.join("founding.json")
+    }
+
+    /// The cluster has been founded: the entry that founds it is in the log, and is not needed a second time.
+    pub(crate) fn forget_founding(&self) -> Result<(), DirError> {
+        let path = self.founding();
+        gone(fs::remove_file(&path)).map_err(|source| at(&path, source))
+    }
+
+    pub(crate) fn joining_key(&self) -> PathBuf {
+        self.0.join("joining.pem")
+    }
+
+    /// The node has joined: its key is part of its identity.
+    pub(crate) fn forget_joining(&self) -> Result<(), DirError> {
+        let path = self.joining_key();
+        gone(fs::remove_file(&path)).map_err(|source| at(&path, source))
+    }
+
+    /// Removes what a founding left behind that was not finished; only one that is to found has a CA. No daemon has run on
+    /// it, and nobody has heard of its cluster.
+    pub(crate) fn clear_unfinished_founding(&self) -> Result<(), DirError> {
+        if self.authority().exists() && !self.is_used() {
+            for path in [self.identity(), self.authority()] {
+                gone(fs::remove_dir_all(&path)).map_err(|source| at(&path, source))?;
+            }
+            self.forget_founding()?;
+        }
+        Ok(())
     }
 
     pub(crate) fn log(&self) -> PathBuf {
@@ -140,6 +179,14 @@ pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, DirError>
     serde_json::from_slice(&text).map_err(|source| DirError::Malformed { path: path.into(), source })
 }
 
+/// Removed, or never there.
+fn gone(removed: io::Result<()>) -> io::Result<()> {
+    match removed {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
 fn at(path: &Path, source: io::Error) -> DirError {
     DirError::Io { path: path.to_owned(), source }
 }
@@ -162,7 +209,7 @@ mod tests {
     fn what_was_written_is_read_and_anything_else_is_named() {
         let temporary = tempfile::tempdir().expect("a temporary directory");
         let path = temporary.path().join("node.json");
-        let node = NodeFile { version: NODE_FILE_VERSION, listen: "10.0.0.1:7700".parse().expect("an address") };
+        let node = NodeFile::new("10.0.0.1:7700".parse().expect("an address"));
         write_json(&path, &node).expect("written");
         assert_eq!(read_json::<NodeFile>(&path).expect("read"), node);
 

@@ -1,13 +1,14 @@
 //! What this host can do, found once when the daemon starts.
 
-use std::path::Path;
-
 use pollux_state::node::Facts;
 
+use crate::vm::qemu::QemuHost;
+
 /// Looks at the host. What cannot be found out is left empty, and said in the log.
-pub(super) async fn gather(qemu: &Path) -> Facts {
-    let version = match pollux_qemu::qemu_version(qemu).await {
-        Ok(version) => version.build,
+pub(super) async fn gather(host: &QemuHost) -> Facts {
+    let version = match pollux_qemu::qemu_version(host.binary()).await {
+        // Whole: a build that a distribution did not name is known by its number only.
+        Ok(version) => version.to_string(),
         Err(error) => {
             tracing::warn!(%error, "this node cannot run VMs");
             String::new()
@@ -25,9 +26,17 @@ pub(super) async fn gather(qemu: &Path) -> Facts {
         memory_mib: memory_mib(),
         processors: std::thread::available_parallelism().map_or(1, |count| u32::try_from(count.get()).unwrap_or(1)),
         bridges,
-        tracking_refused: pollux_memory::preflight().err().map(|error| error.to_string()).unwrap_or_default(),
+        tracking_refused: tracking_refused(host).await,
         ..Facts::default()
     }
+}
+
+/// Why guests' writes cannot be tracked here: the kernel cannot do it, or does not let this daemon. Empty: they can.
+async fn tracking_refused(host: &QemuHost) -> String {
+    if let Err(refused) = pollux_memory::preflight() {
+        return refused.to_string();
+    }
+    host.try_tracking().await.err().map(|refused| refused.0).unwrap_or_default()
 }
 
 fn memory_mib() -> u64 {

@@ -12,7 +12,7 @@ use pollux_wire::{codec, fault, limits::Limit, method::FORWARD};
 use serde::{Deserialize, Serialize};
 
 use super::views;
-use crate::{api::types, vm::Vms, vm::wall_ms};
+use crate::{api::types, vm::Vms};
 
 /// How long another daemon may take to answer, in milliseconds. A user waits for it.
 const ANSWER_MS_MAX: u64 = 1_000;
@@ -52,10 +52,10 @@ pub(super) fn answer(vms: Option<&Vms>, body: &[u8]) -> Result<Bytes, Fault> {
 
 pub(super) fn doing(vms: Option<&Vms>, vm: VmId) -> Doing {
     let status = vms.and_then(|vms| vms.status(vm));
-    let progress = status.as_ref().and_then(|status| status.progress.as_ref());
+    let progress = status.as_ref().and_then(|status| status.progress);
     Doing {
         runtime: Some(views::runtime(status.as_ref())),
-        progress: progress.map(|progress| views::progress_view(progress, wall_ms())),
+        progress: progress.map(|(progress, since)| views::progress_view(&progress, since)),
     }
 }
 

@@ -6,14 +6,16 @@ use std::{
     time::Duration,
 };
 
-use pollux_link::{Authority, AuthorityError, Fingerprint, IdentityError, JoinError, NodeKey, Role, Token, TokenError};
+use pollux_link::{
+    Authority, AuthorityError, Fingerprint, Identity, IdentityError, JoinError, NodeKey, Role, Token, TokenError,
+};
 use pollux_state::{
     Command, Proposal,
     id::{ClusterId, NodeId},
 };
 use serde::Serialize;
 
-use super::dir::{self, Dir, DirError, NODE_FILE_VERSION, NodeFile};
+use super::dir::{self, Dir, DirError, NodeFile};
 use crate::vm::{Minter, wall_ms};
 
 /// The node that founds a cluster is its first.
@@ -72,6 +74,7 @@ pub fn init(path: &Path, name: &str, listen: SocketAddr) -> Result<InitReport, I
         return Err(InitError::Listen(listen));
     }
     let dir = Dir::make(path)?;
+    dir.clear_unfinished_founding()?;
     let minter = Minter::random();
     let cluster = ClusterId(minter.mint().0);
     let authority = Authority::create(cluster)?;
@@ -82,7 +85,7 @@ pub fn init(path: &Path, name: &str, listen: SocketAddr) -> Result<InitReport, I
     let command = Command::Found { cluster, name: name.to_owned(), address: listen, key };
     let founding = Proposal { id: minter.mint(), by: FIRST_NODE, at: wall_ms(), command };
     dir::write_json(&dir.founding(), &founding)?;
-    dir::write_json(&dir.node_file(), &NodeFile { version: NODE_FILE_VERSION, listen })?;
+    dir::write_json(&dir.node_file(), &NodeFile::new(listen))?;
     Ok(InitReport {
         cluster: cluster.to_string(),
         node: name.to_owned(),
@@ -122,14 +125,11 @@ pub enum JoinRefused {
     /// The directory.
     #[error(transparent)]
     Dir(#[from] DirError),
-    /// The key.
-    #[error("the node's key could not be made: {0}")]
-    Key(#[from] pollux_link::KeyError),
     /// The cluster said no, or did not answer.
     #[error("{0}")]
     Join(#[from] JoinError),
-    /// The identity it was given.
-    #[error("the identity that the cluster gave could not be kept: {0}")]
+    /// Its key, or the identity it was given.
+    #[error("the node's key and identity could not be kept: {0}")]
     Identity(#[from] IdentityError),
 }
 
@@ -147,18 +147,28 @@ pub async fn join(path: &Path, token: &str, listen: SocketAddr) -> Result<JoinRe
     }
     let token: Token = token.trim().parse()?;
     let dir = Dir::make(path)?;
-    let key = NodeKey::generate()?;
-    let deadline = Duration::from_millis(JOIN_MS_MAX);
-    let joined = pollux_link::join(&token, &token.node_name, listen, &key, deadline).await?;
-    joined.identity.save(&dir.identity())?;
-    dir::write_json(&dir.node_file(), &NodeFile { version: NODE_FILE_VERSION, listen })?;
+    let identity = match Identity::load(&dir.identity()) {
+        // It was admitted, and could not note down where it listens.
+        Ok(known) if known.cluster() == token.cluster && known.name() == token.node_name => known,
+        Ok(_) | Err(_) => ask_to_join(&dir, &token, listen).await?,
+    };
+    dir::write_json(&dir.node_file(), &NodeFile::new(listen))?;
+    dir.forget_joining()?;
     Ok(JoinReport {
-        cluster: joined.identity.cluster().to_string(),
-        node: joined.identity.name().to_owned(),
-        id: joined.identity.node().0,
+        cluster: identity.cluster().to_string(),
+        node: identity.name().to_owned(),
+        id: identity.node().0,
         listen,
         dir: path.to_owned(),
     })
+}
+
+async fn ask_to_join(dir: &Dir, token: &Token, listen: SocketAddr) -> Result<Identity, JoinRefused> {
+    let key = NodeKey::kept(&dir.joining_key())?;
+    let deadline = Duration::from_millis(JOIN_MS_MAX);
+    let joined = pollux_link::join(token, &token.node_name, listen, &key, deadline).await?;
+    joined.identity.save(&dir.identity())?;
+    Ok(joined.identity)
 }
 
 /// What the cluster's state knows of a node's key.

@@ -54,9 +54,10 @@ fn reasons(state: &ClusterState, vm: &Vm, to: &Node, health: Option<&BTreeMap<No
     if !from.facts.tracking_refused.is_empty() {
         reasons.push(format!("its memory cannot be tracked on {}: {}", from.name, from.facts.tracking_refused));
     }
-    if from.facts.qemu != to.facts.qemu {
-        let shown = |facts: &str| if facts.is_empty() { "none".to_owned() } else { facts.to_owned() };
-        let (here, there) = (shown(&from.facts.qemu), shown(&to.facts.qemu));
+    if to.facts.qemu.is_empty() {
+        reasons.push(format!("{} has no QEMU", to.name));
+    } else if from.facts.qemu != to.facts.qemu {
+        let (here, there) = (&from.facts.qemu, &to.facts.qemu);
         reasons.push(format!("the QEMU builds differ: {here} on {}, {there} on {}", from.name, to.name));
     }
     if from.facts.accelerator != to.facts.accelerator {

@@ -28,7 +28,7 @@ use super::{
 };
 use crate::{
     api,
-    vm::{Marks, Minter, Shared, Vms, host::Host, qemu::QemuHost, wall_ms},
+    vm::{Marks, Minter, Shared, Vms, qemu::QemuHost, wall_ms},
 };
 
 /// One attempt to have the incarnation committed, or to read the log, in milliseconds; the next follows.
@@ -70,6 +70,9 @@ pub enum RunError {
     /// The consensus layer.
     #[error(transparent)]
     Consensus(#[from] StartError),
+    /// What names the log in the node's own file.
+    #[error("{0} names its log in no way this version knows; it was changed by hand, or by a newer version")]
+    LogName(PathBuf),
     /// The first entry.
     #[error("the cluster could not be founded: {0}")]
     Found(#[from] FoundError),
@@ -126,14 +129,21 @@ pub async fn run(config: RunConfig) -> Result<(), RunError> {
         return Err(RunError::NoNode(config.dir));
     }
     let _lock = dir.lock()?;
-    let node: NodeFile = dir::read_json(&dir.node_file())?;
+    let mut node: NodeFile = dir::read_json(&dir.node_file())?;
     let identity = Identity::load(&dir.identity())?;
     let authority = dir.authority().exists().then(|| Authority::load(&dir.authority())).transpose()?;
     let host = QemuHost::start(config.qemu.clone()).map_err(|error| RunError::Host(error.to_string()))?;
 
     let reception = Arc::new(Reception::default());
     let endpoint = Endpoint::bind(Binding::new(node.listen, identity.clone()), reception.clone())?;
-    let consensus = Consensus::start(Config::new(identity.node(), Store::Dir(dir.log())), endpoint.clone()).await?;
+    let known = node.log.as_deref().map(str::parse).transpose().map_err(|_| RunError::LogName(dir.node_file()))?;
+    let store = Store::Dir { path: dir.log(), known };
+    let consensus = Consensus::start(Config::new(identity.node(), store), endpoint.clone()).await?;
+    if known.is_none() {
+        // From now on this node is the one that has this log.
+        node.log = Some(consensus.store().to_string());
+        dir::write_json(&dir.node_file(), &node)?;
+    }
     let daemon = Arc::new(Daemon {
         identity,
         authority,
@@ -149,7 +159,7 @@ pub async fn run(config: RunConfig) -> Result<(), RunError> {
     let api_stop = CancellationToken::new();
     let serving = api::server::serve(Arc::new(Api(daemon.clone())), &config.socket, api_stop.clone());
     let looking_after = async {
-        look_after(&daemon, &dir, &config, &node, Arc::new(host)).await?;
+        look_after(&daemon, &dir, &node, Arc::new(host)).await?;
         stop.cancelled().await;
         Ok(())
     };
@@ -188,18 +198,13 @@ pub async fn run(config: RunConfig) -> Result<(), RunError> {
 }
 
 /// Has this life of the daemon committed, then looks after the node's VMs.
-async fn look_after(
-    daemon: &Arc<Daemon>,
-    dir: &Dir,
-    config: &RunConfig,
-    node: &NodeFile,
-    host: Arc<dyn Host>,
-) -> Result<(), RunError> {
+async fn look_after(daemon: &Arc<Daemon>, dir: &Dir, node: &NodeFile, host: Arc<QemuHost>) -> Result<(), RunError> {
     if dir.founding().exists() {
         found(daemon, dir).await?;
     }
-    let facts = facts::gather(&config.qemu).await;
+    let facts = facts::gather(&host).await;
     let incarnation = begin_life(daemon, node, facts).await?;
+    dir.forget_founding()?;
     daemon.consensus.announce_incarnation(incarnation);
     // Nothing is begun on a state that may be old (DESIGN, rule 3).
     confirm(daemon).await;

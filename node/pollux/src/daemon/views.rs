@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use pollux_raft::{NodeHealth, Status as ConsensusStatus, Verdict};
 use pollux_state::{
-    ClusterState,
+    ClusterState, UnixMs,
     event::Event,
     id::{NodeId, VmId},
     node::Node,
@@ -170,7 +170,8 @@ pub(super) fn runtime(status: Option<&Status>) -> types::Runtime {
     }
 }
 
-pub(super) fn progress_view(progress: &Progress, now: u64) -> types::ProgressView {
+/// `since`: when it became so. Not when it is looked at, or whoever waits for news would find some every time.
+pub(super) fn progress_view(progress: &Progress, since: UnixMs) -> types::ProgressView {
     let page = pollux_vm::pages::PAGE_BYTES as u64;
     #[expect(clippy::cast_precision_loss, reason = "a speed for people")]
     let mib_per_s = progress.bytes_per_s as f64 / f64::from(1 << 20);
@@ -190,7 +191,7 @@ pub(super) fn progress_view(progress: &Progress, now: u64) -> types::ProgressVie
         mib_per_s,
         predicted_blackout_ms: (progress.predicted_blackout_ms > 0).then_some(progress.predicted_blackout_ms),
         eta_s: (progress.pending_pages * page).checked_div(progress.bytes_per_s),
-        updated: now,
+        updated: since,
     }
 }
 

@@ -17,7 +17,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 use pollux_link::{Peer, RecvStream, SendStream};
 use pollux_raft::View as Applied;
 use pollux_state::{
-    Proposal,
+    Proposal, UnixMs,
     id::{Generation, Owner, VmId},
     vm::VmSpec,
 };
@@ -74,8 +74,8 @@ pub struct Status {
     pub doing: &'static str,
     /// Whether its frames may leave this node now, and of which generation.
     pub gate: Option<Generation>,
-    /// Where its move stands, if it is the source of one.
-    pub progress: Option<Progress>,
+    /// Where its move stands, if it is the source of one, and since when by this host's clock.
+    pub progress: Option<(Progress, UnixMs)>,
 }
 
 pub(super) struct Actor {
@@ -103,7 +103,7 @@ pub(super) struct Actor {
     /// Streams of a move that is decided and not admitted yet: this node is still cleaning up after the one before.
     early: Vec<Mail>,
     paused_at: Option<Instant>,
-    progress: Option<Progress>,
+    progress: Option<(Progress, UnixMs)>,
 }
 
 /// The channels by which the rest of the daemon reaches an actor.
@@ -279,9 +279,7 @@ impl Actor {
         }
         for effect in effects {
             tracing::debug!(vm = %self.vm, ?effect, "effect");
-            if !self.carry_out(effect).await {
-                break;
-            }
+            self.carry_out(effect).await;
         }
         let status = Status { doing, gate: self.core.gate(), progress: self.progress };
         let changed = self.status.send_if_modified(|shown| {
@@ -294,8 +292,7 @@ impl Actor {
         }
     }
 
-    /// Carries one effect out; `false`: the ones after it must not follow.
-    async fn carry_out(&mut self, effect: Effect) -> bool {
+    async fn carry_out(&mut self, effect: Effect) {
         match effect {
             Effect::Launch { standby, generation } => self.launch(standby, generation).await,
             Effect::Discard => {
@@ -337,7 +334,7 @@ impl Actor {
                 let paused_at = self.paused_at.unwrap_or_else(Instant::now);
                 match &self.outgoing {
                     Some(outgoing) => outgoing.hand_over(report, paused_at),
-                    None => self.post_later(Event::HandOverFailed("the connection is gone".into())),
+                    None => self.fail_later(Event::HandOverFailed("the connection is gone".into())),
                 }
             }
             Effect::Disconnect { reason } => self.disconnect(&reason),
@@ -353,35 +350,37 @@ impl Actor {
             }
             Effect::Load => match self.incoming.as_mut().and_then(Incoming::device_state) {
                 Some(state) => self.worker.queue(Job::Load(state)).await,
-                None => self.post_later(Event::LoadFailed("the device state is not there".into())),
+                None => self.fail_later(Event::LoadFailed("the device state is not there".into())),
             },
             Effect::CommitToRun { op } => {
-                if let Err(error) = self.shared.marks.clear(self.vm) {
-                    tracing::error!(vm = %self.vm, %op, %error, "the mark of an untouched standby could not be removed");
-                    self.post_later(Event::MachineEnded(format!("cannot record that the guest runs: {error}")));
-                    return false;
-                }
+                let event = match self.shared.marks.clear(self.vm) {
+                    Ok(()) => Event::CommittedToRun,
+                    Err(error) => {
+                        tracing::error!(vm = %self.vm, %op, %error, "the mark of an untouched standby is still there");
+                        Event::CommitToRunFailed(error.to_string())
+                    }
+                };
+                self.post_later(Mail::Session { number: self.session, event });
             }
-            Effect::Progress(progress) => self.progress = Some(progress),
+            Effect::Progress(progress) => self.progress = Some((progress, super::wall_ms())),
         }
-        true
     }
 
     async fn launch(&mut self, standby: bool, generation: Generation) {
         let Some(spec) = self.spec.clone() else {
-            return self.post_later(Event::MachineFailed("the VM's description is not there".into()));
+            return self.fail_later(Event::MachineFailed("the VM's description is not there".into()));
         };
         self.machine += 1;
         let (events, reports) = worker::reports();
         let order = Order { vm: self.vm, spec, generation, standby, events };
-        self.worker.queue(Job::Launch { order, reports }).await;
+        self.worker.queue(Job::Launch { number: self.machine, order, reports }).await;
     }
 
     fn connect(&mut self, op: pollux_state::id::OpId, to: Owner, generation: Generation) {
         self.session += 1;
         self.progress = None;
         let Some(guest) = self.guest.borrow().clone() else {
-            return self.post_later(Event::SessionLost("the machine is gone".into()));
+            return self.fail_later(Event::SessionLost("the machine is gone".into()));
         };
         let greeting = Greeting {
             vm: self.vm,
@@ -461,12 +460,17 @@ impl Actor {
         }));
     }
 
-    /// An event that the actor has for itself.
-    fn post_later(&self, event: Event) {
+    /// Something that the actor has for itself.
+    fn post_later(&self, mail: Mail) {
         let post = self.post.clone();
         self.shared.tasks.spawn(async move {
-            let _ = post.send(Mail::Event(event)).await;
+            let _ = post.send(mail).await;
         });
+    }
+
+    /// What became of an effect that could not even be begun.
+    fn fail_later(&self, event: Event) {
+        self.post_later(Mail::Event(event));
     }
 }
 

@@ -17,6 +17,17 @@ use tokio::sync::mpsc;
 #[error("{0}")]
 pub struct GuestError(pub String);
 
+/// A guest was not seen to run.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum ResumeError {
+    /// It has not executed anything, and its gate is closed.
+    #[error("{0}")]
+    StandsStill(GuestError),
+    /// It may have.
+    #[error("{0}")]
+    Unknown(GuestError),
+}
+
 /// Makes guests.
 #[async_trait]
 pub trait Host: Send + Sync + 'static {
@@ -56,7 +67,7 @@ pub trait Guest: Send + Sync + 'static {
     fn memory(&self) -> Arc<dyn Memory>;
 
     /// Opens the gate for frames of `generation`, then lets the guest run.
-    async fn resume(&self, generation: Generation) -> Result<(), GuestError>;
+    async fn resume(&self, generation: Generation) -> Result<(), ResumeError>;
 
     /// Pauses the guest, lets every frame that it sent before leave, closes the gate. However slow, it is not a failure.
     async fn pause(&self) -> Result<(), GuestError>;
@@ -70,15 +81,15 @@ pub trait Guest: Send + Sync + 'static {
     /// Presses the power button.
     async fn power_button(&self) -> Result<(), GuestError>;
 
+    /// Pages of its memory that were ever written; all others are zero.
+    async fn populated(&self) -> Result<PageSet, GuestError>;
+
     /// Begins tracking anew: from here on every write of the guest is found by [`Guest::scan`] with the number returned,
     /// and scans with an earlier number fail.
     async fn track(&self) -> Result<u64, GuestError>;
 
     /// Adds the pages written since the last scan (or since tracking began) to `dirty`, and protects them again first.
     async fn scan(&self, tracking: u64, dirty: &mut PageSet) -> Result<(), GuestError>;
-
-    /// Ends tracking.
-    async fn untrack(&self);
 
     /// The device state of a paused guest, without its memory.
     async fn save(&self) -> Result<Bytes, GuestError>;
@@ -97,9 +108,6 @@ pub trait Guest: Send + Sync + 'static {
 pub trait Memory: Send + Sync + 'static {
     /// How many.
     fn pages(&self) -> u64;
-
-    /// Pages that were ever written; all others are zero.
-    fn populated(&self) -> Result<PageSet, GuestError>;
 
     /// Copies a page out, which the guest may be writing at this moment: tracking will then find it again.
     fn read(&self, page: u64, into: &mut [u8; PAGE_BYTES]);

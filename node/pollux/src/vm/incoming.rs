@@ -113,6 +113,8 @@ impl Incoming {
             return refuse(send, "the greeting makes no sense");
         }
         self.control = Some((greeting, send, recv));
+        let gathering = expected.clone();
+        gathering.clone().spawn(async move { gathering.tell(Event::SourceConnected).await });
         self.begin();
     }
 
@@ -185,6 +187,13 @@ impl Gathering {
         let _ = self.post.send(Mail::Session { number: self.number, event }).await;
     }
 
+    /// Waits until the pages of that many frames are in memory: the page streams may be behind the control stream.
+    async fn have(&self, frames: u64) {
+        while self.frames.load(Ordering::Acquire) < frames {
+            self.progress.notified().await;
+        }
+    }
+
     /// Says that the standby waits, then hears what the source has to say.
     async fn converse(&self, send: &mut SendStream, mut recv: RecvStream) -> Result<(), String> {
         send_message(send, &ToSource::Ready).await?;
@@ -192,14 +201,15 @@ impl Gathering {
             match receive_message(&mut recv).await? {
                 Some(ToTarget::Complete { frames, state_bytes, packed_bytes, report }) => {
                     let state = receive_state(&mut recv, state_bytes, packed_bytes).await?;
-                    // The page streams may be behind this one.
-                    while self.frames.load(Ordering::Acquire) < frames {
-                        self.progress.notified().await;
-                    }
+                    self.have(frames).await;
                     self.pages.cancel();
                     *self.state.lock().unwrap_or_else(PoisonError::into_inner) = Some(state);
                     let at = super::millis(self.shared.started.elapsed());
                     self.tell(Event::AllReceived { report, at }).await;
+                }
+                Some(ToTarget::RoundEnd { frames }) => {
+                    self.have(frames).await;
+                    send_message(send, &ToSource::Landed { frames }).await?;
                 }
                 Some(ToTarget::Abandon { reason }) => {
                     self.tell(Event::PeerAbandoned(reason)).await;

@@ -4,11 +4,14 @@
 //! always travels on the same stream (see [`super::pages`]), so that an older copy of it never arrives after a newer one.
 //! Everything slow runs in tasks that report to the actor's mailbox under the session's number.
 
-use std::sync::{
-    Arc, OnceLock,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    pin::pin,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
 };
-use std::time::Duration;
 
 use bytes::Bytes;
 use pollux_link::{RecvStream, SendStream, To};
@@ -25,8 +28,8 @@ use pollux_wire::{
     method::{VM_CONTROL, VM_PAGES},
 };
 use tokio::{
-    sync::{Mutex, mpsc},
-    time::Instant,
+    sync::{Mutex, mpsc, watch},
+    time::{Instant, MissedTickBehavior},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -34,7 +37,7 @@ use super::{
     Shared,
     actor::Mail,
     host::Guest,
-    pages::{self, PageStream},
+    pages::{self, PageStream, Tally},
 };
 
 /// Page streams of a move: as many as can be encoded at once on a small host, with some to spare for the link.
@@ -43,6 +46,8 @@ pub(super) const STREAMS: u16 = 4;
 const OPEN_MS_MAX: u64 = 10_000;
 /// Saying goodbye may take this long, in milliseconds.
 const FAREWELL_MS_MAX: u64 = 1_000;
+/// How often the state of a round under way is told, in milliseconds.
+const PROGRESS_MS: u64 = 200;
 /// Control goes before pages.
 const CONTROL_PRIORITY: i32 = 10;
 const PAGES_PRIORITY: i32 = 0;
@@ -63,12 +68,25 @@ struct Session {
     connection: OnceLock<Connection>,
     pending: Mutex<PageSet>,
     tracking: OnceLock<u64>,
+    /// Frames that the target has said to have in its memory.
+    landed: watch::Sender<u64>,
     handed_over: AtomicBool,
 }
 
 struct Connection {
     control: Mutex<SendStream>,
     streams: Vec<Arc<Mutex<PageStream>>>,
+}
+
+impl Connection {
+    /// Frames sent over all page streams so far.
+    async fn frames(&self) -> u64 {
+        let mut frames = 0;
+        for stream in &self.streams {
+            frames += stream.lock().await.frames();
+        }
+        frames
+    }
 }
 
 impl Outgoing {
@@ -94,6 +112,7 @@ impl Outgoing {
             connection: OnceLock::new(),
             pending,
             tracking: OnceLock::new(),
+            landed: watch::Sender::new(0),
             handed_over: AtomicBool::new(false),
         });
         session.spawn(|session| async move {
@@ -105,11 +124,11 @@ impl Outgoing {
         Self { session }
     }
 
-    /// Sends what is pending.
+    /// Sends what is pending, and waits until the target has it.
     pub(super) fn send_round(&self, round: u32) {
         self.session.spawn(move |session| async move {
-            match session.send_pending(round).await {
-                Ok(report) => session.tell(Event::RoundSent(report)).await,
+            match session.send_round(round).await {
+                Ok(report) => session.tell(Event::RoundLanded(report)).await,
                 Err(why) => session.lost(why).await,
             }
         });
@@ -145,7 +164,6 @@ impl Outgoing {
         session.cancel.cancel();
         let farewell = ToTarget::Abandon { reason: reason.to_owned() };
         session.shared.tasks.clone().spawn(async move {
-            session.guest.untrack().await;
             if let Some(connection) = session.connection.get() {
                 let said = async {
                     let mut control = connection.control.lock().await;
@@ -185,7 +203,7 @@ impl Session {
         if self.tracking.set(tracking).is_err() {
             return Err("tracked twice".into());
         }
-        *self.pending.lock().await = self.guest.memory().populated().map_err(|error| error.to_string())?;
+        *self.pending.lock().await = self.guest.populated().await.map_err(|error| error.to_string())?;
 
         let address = {
             let applied = self.shared.consensus.watch();
@@ -220,6 +238,7 @@ impl Session {
         loop {
             match receive_message(&mut answers).await {
                 Ok(Some(ToSource::Ready)) => self.tell(Event::PeerReady).await,
+                Ok(Some(ToSource::Landed { frames })) => drop(self.landed.send_replace(frames)),
                 Ok(Some(ToSource::Refused { reason })) => {
                     return self.tell(Event::PeerRefused(format!("the target refused: {reason}"))).await;
                 }
@@ -235,15 +254,43 @@ impl Session {
         self.connection.get().ok_or_else(|| "the target is not connected".into())
     }
 
-    async fn send_pending(&self, round: u32) -> Result<RoundReport, String> {
+    /// One round, to its end at the target. Until then the guest writes on and nothing of it counts as sent: a pause that
+    /// began while megabytes still lay in send buffers would last until they are out.
+    async fn send_round(&self, round: u32) -> Result<RoundReport, String> {
+        let began = Instant::now();
+        let tally = Arc::new(Tally::default());
+        let so_far = || RoundReport { took_ms: super::millis(began.elapsed()), ..tally.sent() };
+        let mut landed = self.landed.subscribe();
+        let all = async {
+            self.send_pending(round, &tally).await?;
+            let connection = self.connected()?;
+            let frames = connection.frames().await;
+            send_message(&mut *connection.control.lock().await, &ToTarget::RoundEnd { frames }).await?;
+            // The sender is this session's own: it outlives the wait.
+            let _ = landed.wait_for(|landed| *landed >= frames).await;
+            Ok(())
+        };
+        let mut all = pin!(all);
+        let mut ticks = tokio::time::interval(Duration::from_millis(PROGRESS_MS));
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                biased;
+                landed = &mut all => return landed.map(|()| so_far()),
+                _ = ticks.tick() => {
+                    let (sent, left_pages) = (so_far(), tally.left_pages());
+                    self.tell(Event::RoundUnderWay { sent, left_pages }).await;
+                }
+            }
+        }
+    }
+
+    async fn send_pending(&self, round: u32, tally: &Arc<Tally>) -> Result<(), String> {
         let pages = self.greeting.pages;
         let set = std::mem::replace(&mut *self.pending.lock().await, PageSet::empty(pages));
-        let began = Instant::now();
         let connection = self.connected()?;
         let memory = self.guest.memory();
-        let mut report = pages::send(&self.shared.tasks, &self.cancel, &connection.streams, round, set, memory).await?;
-        report.took_ms = super::millis(began.elapsed());
-        Ok(report)
+        pages::send(&self.shared.tasks, &self.cancel, &connection.streams, round, set, memory, tally).await
     }
 
     async fn scan_pending(&self) -> Result<u64, String> {
@@ -257,19 +304,18 @@ impl Session {
         self.scan_pending().await?;
         let round = report.rounds + 1;
         // The last pages travel while QEMU writes its device state. The save is always seen to its end.
-        let (sent, state) = tokio::join!(self.send_pending(round), self.guest.save());
+        let tally = Arc::new(Tally::default());
+        let (sent, state) = tokio::join!(self.send_pending(round, &tally), self.guest.save());
         let state = state.map_err(|error| format!("the device state could not be saved: {error}"))?;
-        let mut last = sent?;
+        sent?;
         // Saving may itself have written guest memory (DESIGN, section 5: scan once more).
         if self.scan_pending().await? > 0 {
-            let more = self.send_pending(round).await?;
-            last.pages += more.pages;
-            last.zero_pages += more.zero_pages;
-            last.wire_bytes += more.wire_bytes;
+            self.send_pending(round, &tally).await?;
         }
         if self.cancel.is_cancelled() {
             return Err("the move was called off".into());
         }
+        let last = tally.sent();
         report.rounds = round;
         report.pages += last.pages;
         report.zero_pages += last.zero_pages;
@@ -278,10 +324,7 @@ impl Session {
         report.pause_ms = u32::try_from(paused_at.elapsed().as_millis()).unwrap_or(u32::MAX);
 
         let connection = self.connected()?;
-        let mut frames = 0;
-        for stream in &connection.streams {
-            frames += stream.lock().await.frames();
-        }
+        let frames = connection.frames().await;
         let (state_bytes, packed_bytes) = (state.len() as u64, packed.len() as u64);
         let complete = ToTarget::Complete { frames, state_bytes, packed_bytes, report };
         // From here on the target may win: that it closes the stream afterwards is no failure.

@@ -4,7 +4,10 @@
 //! it, always. Streams keep order within themselves only, so this is what keeps an older copy of a page from arriving after
 //! a newer one.
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
 
 use bytes::Bytes;
 use pollux_link::{RecvStream, SendStream, StreamError};
@@ -46,32 +49,36 @@ impl PageStream {
     }
 
     /// Sends those pages of `set` that are this stream's.
-    async fn send(&mut self, lot: Lot, round: u32, set: &PageSet, memory: &dyn Memory) -> Result<RoundReport, String> {
-        let mut report = RoundReport::default();
+    async fn send(
+        &mut self,
+        lot: Lot,
+        round: u32,
+        set: &PageSet,
+        memory: &dyn Memory,
+        tally: &Tally,
+    ) -> Result<(), String> {
         let mut content = [0; PAGE_BYTES];
-        let mut piece = None;
+        let (mut piece, mut zero_pages) = (None, 0);
         for number in set.iter().filter(|number| lot.has(*number)) {
             let of = Some(number / PIECE_PAGES);
             if piece != of {
-                self.flush(round, &mut report).await?;
+                self.flush(round, std::mem::take(&mut zero_pages), tally).await?;
                 piece = of;
             }
             memory.read(number, &mut content);
             // The runs of a piece fit a frame, whatever their kinds: a page is at most one run.
             let added = if is_zero(&content) {
-                report.zero_pages += 1;
+                zero_pages += 1;
                 self.encoder.zero(number, 1)
             } else {
                 self.encoder.page(number, &content)
             };
             added.map_err(|error| error.to_string())?;
-            report.pages += 1;
         }
-        self.flush(round, &mut report).await?;
-        Ok(report)
+        self.flush(round, zero_pages, tally).await
     }
 
-    async fn flush(&mut self, round: u32, report: &mut RoundReport) -> Result<(), String> {
+    async fn flush(&mut self, round: u32, zero_pages: u64, tally: &Tally) -> Result<(), String> {
         if self.encoder.is_empty() {
             return Ok(());
         }
@@ -79,13 +86,47 @@ impl PageStream {
         let Self { vm, op: operation, generation, .. } = *self;
         let stamp = Stamp { vm, operation, generation, round, first_sequence: self.pages };
         let frame = Bytes::copy_from_slice(self.encoder.finish(&stamp, true));
-        report.wire_bytes += frame.len() as u64;
+        let wire_bytes = frame.len() as u64;
         self.send.send(frame).await.map_err(|error| error.to_string())?;
         self.frames += 1;
         self.pages += pages;
+        tally.add(pages, zero_pages, wire_bytes);
         // Packing a frame takes long enough for others to want their turn.
         tokio::task::yield_now().await;
         Ok(())
+    }
+}
+
+/// What has been sent of a round, over all its streams, while it goes on.
+#[derive(Debug, Default)]
+pub(super) struct Tally {
+    due: AtomicU64,
+    pages: AtomicU64,
+    zero_pages: AtomicU64,
+    wire_bytes: AtomicU64,
+}
+
+impl Tally {
+    fn add(&self, pages: u64, zero_pages: u64, wire_bytes: u64) {
+        self.pages.fetch_add(pages, Ordering::Relaxed);
+        self.zero_pages.fetch_add(zero_pages, Ordering::Relaxed);
+        self.wire_bytes.fetch_add(wire_bytes, Ordering::Relaxed);
+    }
+
+    /// What was sent, but for the time it took.
+    pub(super) fn sent(&self) -> RoundReport {
+        let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        RoundReport {
+            pages: read(&self.pages),
+            zero_pages: read(&self.zero_pages),
+            wire_bytes: read(&self.wire_bytes),
+            took_ms: 0,
+        }
+    }
+
+    /// How many pages are still to be sent.
+    pub(super) fn left_pages(&self) -> u64 {
+        self.due.load(Ordering::Relaxed).saturating_sub(self.pages.load(Ordering::Relaxed))
     }
 }
 
@@ -102,7 +143,7 @@ impl Lot {
     }
 }
 
-/// Sends the pages of `set` over all streams at once.
+/// Sends the pages of `set` over all streams at once, and adds them to `tally`.
 pub(super) async fn send(
     tasks: &TaskTracker,
     cancel: &CancellationToken,
@@ -110,27 +151,25 @@ pub(super) async fn send(
     round: u32,
     set: PageSet,
     memory: Arc<dyn Memory>,
-) -> Result<RoundReport, String> {
+    tally: &Arc<Tally>,
+) -> Result<(), String> {
+    tally.due.fetch_add(set.len(), Ordering::Relaxed);
     let set = Arc::new(set);
     let count = streams.len() as u64;
     let sending = streams.iter().zip(0u64..).map(|(stream, number)| {
-        let (stream, set, memory) = (stream.clone(), set.clone(), memory.clone());
+        let (stream, set, memory, tally) = (stream.clone(), set.clone(), memory.clone(), tally.clone());
         let lot = Lot { stream: number, streams: count };
         let cancel = cancel.clone();
         tasks.spawn(async move {
-            let sent = async { stream.lock().await.send(lot, round, &set, &*memory).await };
+            let sent = async { stream.lock().await.send(lot, round, &set, &*memory, &tally).await };
             cancel.run_until_cancelled(sent).await.unwrap_or_else(|| Err("the move was called off".into()))
         })
     });
     let sending: Vec<_> = sending.collect();
-    let mut total = RoundReport::default();
     for sent in sending {
-        let report = sent.await.map_err(|error: JoinError| error.to_string())??;
-        total.pages += report.pages;
-        total.zero_pages += report.zero_pages;
-        total.wire_bytes += report.wire_bytes;
+        sent.await.map_err(|error: JoinError| error.to_string())??;
     }
-    Ok(total)
+    Ok(())
 }
 
 /// What a frame must say to be taken in (DESIGN, rule 4).

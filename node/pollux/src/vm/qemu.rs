@@ -3,31 +3,33 @@
 //! [`QemuHost`] belongs to the daemon. A [`QemuGuest`] is made by `launch` and ended by `end`; the worker holds it, sessions
 //! of moves borrow it. Its parts do not know each other: this is the one place that puts them in order.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use pollux_memory::{DirtyTracker, GuestMemory};
 use pollux_net::{Port, PortConfig, PortHandle, Tap, nic_socket_pair, tap_name};
 use pollux_qemu::{
-    Accelerator, Boot, Identity, Launch, Machine, MachineEvent, NicFd, QmpError, Role, Spawner, Tracking, TrackingWish,
-    kvm_usable,
+    Accelerator, Boot, Identity, Launch, Machine, MachineEvent, NicFd, QmpError, Role, SpawnError, Spawner, Tracking,
+    TrackingWish, kvm_usable,
 };
 use pollux_state::id::{Generation, MacAddr};
 use pollux_vm::pages::{PAGE_BYTES, PageSet};
 use tokio::sync::{Mutex, RwLock, mpsc};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::host::{Guest, GuestError, GuestEvent, Host, Memory, Order};
+use super::host::{Guest, GuestError, GuestEvent, Host, Memory, Order, ResumeError};
 
 /// Whom QEMU runs as: Debian's `nobody` and `nogroup`, who own nothing.
 const NOBODY: Identity = Identity { uid: 65_534, gid: 65_534 };
 /// Largest frame on a VM's network, without its header, in bytes.
 const MTU_BYTES: u32 = 1_500;
-/// A killed QEMU is gone within this, in milliseconds, unless the kernel cannot end it.
-const END_MS_MAX: u64 = 10_000;
-/// A slow answer to `stop` is asked for again after this pause, in milliseconds: slow is not dead (DESIGN, rule 16).
-const SLOW_PAUSE_MS: u64 = 100;
+/// A killed QEMU is gone within this, in milliseconds; one that the kernel cannot end is waited for, and said so as often.
+const END_MS: u64 = 10_000;
 
 /// Makes guests in QEMU.
 pub struct QemuHost {
@@ -46,15 +48,69 @@ impl QemuHost {
         let accelerator = if kvm_usable() { Accelerator::Kvm } else { Accelerator::Tcg };
         Ok(Self { spawner: Spawner::start()?, binary, accelerator, tasks: TaskTracker::new() })
     }
+
+    /// The QEMU that runs guests.
+    #[must_use]
+    pub fn binary(&self) -> &Path {
+        &self.binary
+    }
+
+    /// Tries on this host's QEMU whether its writes can be tracked.
+    ///
+    /// # Errors
+    /// Why not, and what to do.
+    pub async fn try_tracking(&self) -> Result<(), GuestError> {
+        match self.spawner.try_tracking(self.binary.clone(), identity()).await {
+            Err(SpawnError::Untracked { source, .. }) => Err(GuestError(source.to_string())),
+            Err(error) => Err(GuestError(in_words(&error))),
+            Ok(()) => Ok(()),
+        }
+    }
 }
 
 #[async_trait]
 impl Host for QemuHost {
     async fn launch(&self, order: Order) -> Result<Arc<dyn Guest>, GuestError> {
+        let memory = GuestMemory::create(&order.spec.name, order.spec.memory_mib << 20);
+        let memory = Arc::new(memory.map_err(failed("its memory"))?);
+        let mut ports = Vec::new();
+        let mut machine = match self.machine(&order, &memory, &mut ports).await {
+            Ok(machine) => machine,
+            Err(error) => {
+                end_ports(&mut ports).await;
+                return Err(error);
+            }
+        };
+        let tracker = match machine.take_tracking() {
+            Ok(tracking) => Tracker::Unused(tracking),
+            Err(refused) => Tracker::Refused(refused.to_string()),
+        };
+        let guest = Arc::new(QemuGuest {
+            machine,
+            memory,
+            ports: RwLock::new(ports),
+            tracker: Arc::new(Mutex::new(Tracked { tracker, epoch: 0 })),
+            over: CancellationToken::new(),
+        });
+        let (over, watched) = (guest.over.clone(), guest.clone());
+        self.tasks.spawn(over.run_until_cancelled_owned(report(watched, order.events)));
+        Ok(guest)
+    }
+}
+
+/// A network card's address and its port.
+type NicPort = (MacAddr, PortHandle);
+
+impl QemuHost {
+    /// The machine itself. What it needed of `ports` is there also when it fails, for the caller to end.
+    async fn machine(
+        &self,
+        order: &Order,
+        memory: &Arc<GuestMemory>,
+        ports: &mut Vec<NicPort>,
+    ) -> Result<Machine, GuestError> {
         let spec = &order.spec;
-        let bytes = spec.memory_mib << 20;
-        let memory = GuestMemory::create(&spec.name, bytes).map_err(failed("its memory"))?;
-        let (mut ports, mut nics) = (Vec::new(), Vec::new());
+        let mut nics = Vec::new();
         for (nic, number) in spec.nics.iter().zip(0u8..) {
             let (ours, theirs) = nic_socket_pair().map_err(failed("a network card's socket"))?;
             let name = tap_name(order.vm, number).map_err(failed("a network card"))?;
@@ -75,51 +131,52 @@ impl Host for QemuHost {
             machine: spec.machine.clone(),
             cpu: spec.cpu.clone(),
             vcpus: spec.vcpus,
-            memory_bytes: bytes,
+            memory_bytes: memory.bytes(),
             memory: memory.fd().try_clone_to_owned().map_err(failed("its memory"))?,
             boot,
             nics,
             role: if order.standby { Role::Incoming } else { Role::Fresh },
-            identity: rustix::process::geteuid().is_root().then_some(NOBODY),
+            identity: identity(),
             cgroup: None,
             tracking: TrackingWish::Optional,
         };
-        let mut machine = match Machine::start(&self.spawner, launch).await {
-            Ok(machine) => machine,
-            Err(error) => {
-                for (_, port) in ports {
-                    port.stop().await;
-                }
-                return Err(GuestError(in_words(&error)));
-            }
-        };
+        let machine = Machine::start(&self.spawner, launch).await.map_err(|error| GuestError(in_words(&error)))?;
         if order.standby {
             // QEMU has put firmware and kernel there, as for a boot; the source sends only pages that were ever written.
-            if let Err(error) = memory.zero_range(0..memory.pages()) {
+            if let Err(error) = empty(memory).await {
                 machine.kill();
                 machine.child().exited().await;
-                for (_, port) in ports {
-                    port.stop().await;
-                }
-                return Err(failed("the standby's memory")(error));
+                return Err(error);
             }
         }
-        let memory = Arc::new(memory);
-        let tracker = match machine.take_tracking() {
-            Ok(tracking) => Tracker::Unused(tracking),
-            Err(refused) => Tracker::Refused(refused.to_string()),
-        };
-        let guest = Arc::new(QemuGuest {
-            machine,
-            memory,
-            ports: RwLock::new(ports),
-            tracker: Mutex::new(Tracked { tracker, epoch: 0 }),
-            over: CancellationToken::new(),
-        });
-        let (over, watched) = (guest.over.clone(), guest.clone());
-        self.tasks.spawn(over.run_until_cancelled_owned(report(watched, order.events)));
-        Ok(guest)
+        Ok(machine)
     }
+}
+
+/// Makes all of a guest's memory holes, which read as zeros and cost nothing.
+async fn empty(memory: &Arc<GuestMemory>) -> Result<(), GuestError> {
+    let memory = memory.clone();
+    blocking(move || memory.zero_range(0..memory.pages()).map_err(failed("its memory"))).await
+}
+
+/// Does what takes the kernel as long as there is memory, away from the threads that everything else runs on.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, GuestError> + Send + 'static,
+) -> Result<T, GuestError> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(GuestError(error.to_string())))
+}
+
+/// Ends network cards; when this returns, their TAPs are gone.
+async fn end_ports(ports: &mut Vec<NicPort>) {
+    for (mac, port) in ports.drain(..) {
+        let counters = port.stop().await;
+        tracing::info!(%mac, refused = counters.refused(), ?counters, "a network card is gone");
+    }
+}
+
+/// Whom QEMU runs as: a daemon that is not root cannot become somebody else.
+fn identity() -> Option<Identity> {
+    rustix::process::geteuid().is_root().then_some(NOBODY)
 }
 
 /// Passes on what a machine says by itself, until it has ended.
@@ -149,8 +206,8 @@ async fn report(guest: Arc<QemuGuest>, events: mpsc::Sender<GuestEvent>) {
 struct QemuGuest {
     machine: Machine,
     memory: Arc<GuestMemory>,
-    ports: RwLock<Vec<(MacAddr, PortHandle)>>,
-    tracker: Mutex<Tracked>,
+    ports: RwLock<Vec<NicPort>>,
+    tracker: Arc<Mutex<Tracked>>,
     over: CancellationToken,
 }
 
@@ -171,13 +228,60 @@ enum Tracker {
     Attached(DirtyTracker),
 }
 
-impl Tracker {
-    fn scan(&mut self, dirty: &mut PageSet) -> Result<(), GuestError> {
-        match self {
-            Self::Attached(tracker) => tracker.scan(dirty).map(drop).map_err(failed("tracking")),
-            Self::Refused(why) => Err(GuestError(why.clone())),
-            Self::Unused(_) => Err(GuestError("tracking has not begun".into())),
+impl Tracked {
+    /// Begins to track, or to count anew.
+    fn begin(&mut self, memory: &GuestMemory) -> Result<u64, GuestError> {
+        self.epoch += 1;
+        let tracker = std::mem::replace(&mut self.tracker, Tracker::Refused("tracking could not be begun".into()));
+        let attached = match tracker {
+            Tracker::Unused(Tracking { pid, pidfd, uffd }) => {
+                DirtyTracker::attach(pid, pidfd, uffd, memory).map_err(failed("tracking"))?
+            }
+            Tracker::Attached(mut attached) => {
+                // What was written until now is all pages that exist; from here on it counts.
+                let counted = attached.scan(&mut PageSet::empty(memory.pages()));
+                self.tracker = Tracker::Attached(attached);
+                return counted.map(|_| self.epoch).map_err(failed("tracking"));
+            }
+            Tracker::Refused(why) => {
+                self.tracker = Tracker::Refused(why.clone());
+                return Err(GuestError(why));
+            }
+        };
+        self.tracker = Tracker::Attached(attached);
+        Ok(self.epoch)
+    }
+
+    fn scan(&mut self, epoch: u64, dirty: &mut PageSet) -> Result<(), GuestError> {
+        if self.epoch != epoch {
+            return Err(GuestError("another move tracks this guest now".into()));
         }
+        match &mut self.tracker {
+            Tracker::Attached(tracker) => tracker.scan(dirty).map(drop).map_err(failed("tracking")),
+            Tracker::Refused(why) => Err(GuestError(why.clone())),
+            Tracker::Unused(_) => Err(GuestError("tracking has not begun".into())),
+        }
+    }
+}
+
+impl QemuGuest {
+    async fn open_gates(&self, generation: Generation) -> Result<(), GuestError> {
+        for (_, port) in &*self.ports.read().await {
+            match port.runs_under(generation).await {
+                Ok(()) => port.open_gate(generation).await.map_err(failed("a network card's gate"))?,
+                // A port that ended emits nothing; the guest lives on without that card.
+                Err(end) => tracing::error!(vm = self.machine.name(), %end, "a network card is gone"),
+            }
+        }
+        Ok(())
+    }
+
+    /// It has not been let run: nor will it send anything.
+    async fn stands_still(&self, why: GuestError) -> ResumeError {
+        for (_, port) in &*self.ports.read().await {
+            port.close_gate().await;
+        }
+        ResumeError::StandsStill(why)
     }
 }
 
@@ -187,20 +291,25 @@ impl Guest for QemuGuest {
         self.memory.clone()
     }
 
-    async fn resume(&self, generation: Generation) -> Result<(), GuestError> {
-        let ports = self.ports.read().await;
-        for (_, port) in &*ports {
-            match port.runs_under(generation).await {
-                Ok(()) => port.open_gate(generation).await.map_err(failed("a network card's gate"))?,
-                // A port that ended emits nothing; the guest lives on without that card.
-                Err(end) => tracing::error!(vm = self.machine.name(), %end, "a network card is gone"),
+    async fn resume(&self, generation: Generation) -> Result<(), ResumeError> {
+        let opened = self.open_gates(generation).await;
+        let told = match opened {
+            Ok(()) => self.machine.cont().await,
+            Err(error) => return Err(self.stands_still(error).await),
+        };
+        match told {
+            Ok(()) => Ok(()),
+            Err(error @ (QmpError::Rejected { .. } | QmpError::Busy { .. })) => {
+                Err(self.stands_still(failed("cont")(error)).await)
+            }
+            Err(error @ (QmpError::Slow { .. } | QmpError::Closed { .. })) => {
+                Err(ResumeError::Unknown(failed("cont")(error)))
             }
         }
-        patient(|| self.machine.cont()).await.map_err(failed("cont"))
     }
 
     async fn pause(&self) -> Result<(), GuestError> {
-        patient(|| self.machine.stop()).await.map_err(failed("stop"))?;
+        self.machine.stop().await.map_err(failed("stop"))?;
         // QEMU sends nothing more; what it has sent belongs to before the pause (DESIGN, section 5: the cut).
         for (_, port) in &*self.ports.read().await {
             if let Err(end) = port.drained().await {
@@ -230,39 +339,33 @@ impl Guest for QemuGuest {
         self.machine.powerdown().await.map_err(failed("system_powerdown"))
     }
 
+    async fn populated(&self) -> Result<PageSet, GuestError> {
+        let memory = self.memory.clone();
+        blocking(move || {
+            let mut set = PageSet::empty(memory.pages());
+            let ranges = memory.data_ranges().map_err(failed("the memory's extents"))?;
+            ranges.into_iter().for_each(|range| set.insert_range(range));
+            Ok(set)
+        })
+        .await
+    }
+
     async fn track(&self) -> Result<u64, GuestError> {
-        let mut tracking = self.tracker.lock().await;
-        tracking.epoch += 1;
-        let epoch = tracking.epoch;
-        let tracker = &mut tracking.tracker;
-        match std::mem::replace(tracker, Tracker::Refused("tracking could not be begun".into())) {
-            Tracker::Unused(Tracking { pid, pidfd, uffd }) => {
-                let attached = DirtyTracker::attach(pid, pidfd, uffd, &self.memory).map_err(failed("tracking"))?;
-                *tracker = Tracker::Attached(attached);
-                Ok(epoch)
-            }
-            Tracker::Attached(attached) => {
-                *tracker = Tracker::Attached(attached);
-                // What was written until now is all pages that exist; from here on it counts.
-                tracker.scan(&mut PageSet::empty(self.memory.pages())).map(|()| epoch)
-            }
-            Tracker::Refused(why) => {
-                *tracker = Tracker::Refused(why.clone());
-                Err(GuestError(why))
-            }
-        }
+        let (mut tracked, memory) = (self.tracker.clone().lock_owned().await, self.memory.clone());
+        blocking(move || tracked.begin(&memory)).await
     }
 
     async fn scan(&self, epoch: u64, dirty: &mut PageSet) -> Result<(), GuestError> {
-        let mut tracking = self.tracker.lock().await;
-        if tracking.epoch != epoch {
-            return Err(GuestError("another move tracks this guest now".into()));
-        }
-        tracking.tracker.scan(dirty)
-    }
-
-    async fn untrack(&self) {
-        // Nothing to undo: see `Tracker::Attached`.
+        let (mut tracked, pages) = (self.tracker.clone().lock_owned().await, self.memory.pages());
+        let scanned = blocking(move || {
+            let mut found = PageSet::empty(pages);
+            let outcome = tracked.scan(epoch, &mut found);
+            Ok((found, outcome))
+        });
+        let (found, outcome) = scanned.await?;
+        // Also after a failure: the marks of what was found are gone.
+        dirty.union_with(&found);
+        outcome
     }
 
     async fn save(&self) -> Result<Bytes, GuestError> {
@@ -277,13 +380,15 @@ impl Guest for QemuGuest {
         self.over.cancel();
         self.close_gate().await;
         self.machine.kill();
-        let gone = tokio::time::timeout(Duration::from_millis(END_MS_MAX), self.machine.child().exited());
-        if gone.await.is_err() {
+        // Nothing else may be begun for this VM beside a process that still exists (DESIGN, rule 18).
+        while tokio::time::timeout(Duration::from_millis(END_MS), self.machine.child().exited()).await.is_err() {
             tracing::error!(vm = self.machine.name(), "a killed QEMU has not ended; the kernel holds it");
         }
-        for (_, port) in self.ports.write().await.drain(..) {
-            let counters = port.stop().await;
-            tracing::debug!(vm = self.machine.name(), ?counters, "a network card is gone");
+        end_ports(&mut *self.ports.write().await).await;
+        // Sessions of a move may still hold the memory; its pages go now. What they read of it they cannot hand over any
+        // more: they were called off before.
+        if let Err(error) = empty(&self.memory).await {
+            tracing::error!(vm = self.machine.name(), %error, "the memory of an ended guest could not be freed");
         }
     }
 
@@ -297,13 +402,6 @@ impl Memory for GuestMemory {
         Self::pages(self)
     }
 
-    fn populated(&self) -> Result<PageSet, GuestError> {
-        let mut set = PageSet::empty(Self::pages(self));
-        let ranges = self.data_ranges().map_err(failed("the memory's extents"))?;
-        ranges.into_iter().for_each(|range| set.insert_range(range));
-        Ok(set)
-    }
-
     fn read(&self, page: u64, into: &mut [u8; PAGE_BYTES]) {
         self.read_page(page, into);
     }
@@ -314,16 +412,6 @@ impl Memory for GuestMemory {
 
     fn zero(&self, page: u64) -> Result<(), GuestError> {
         self.zero_page(page).map_err(failed("the memory"))
-    }
-}
-
-/// Repeats a command whose answer is slow in coming: a guest that is slow to stop is not dead, and nobody kills it for that.
-async fn patient<F: Future<Output = Result<(), QmpError>>>(command: impl Fn() -> F) -> Result<(), QmpError> {
-    loop {
-        match command().await {
-            Err(QmpError::Slow { .. }) => tokio::time::sleep(Duration::from_millis(SLOW_PAUSE_MS)).await,
-            done => return done,
-        }
     }
 }
 

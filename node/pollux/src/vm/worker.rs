@@ -15,7 +15,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     actor::Mail,
-    host::{Guest, GuestError, GuestEvent, Host, Order},
+    host::{Guest, GuestError, GuestEvent, Host, Order, ResumeError},
 };
 
 /// Jobs that may wait. The core has at most a handful open at once.
@@ -26,7 +26,12 @@ const GUEST_EVENTS_MAX: usize = 16;
 /// One thing to do with the machine.
 #[derive(Debug)]
 pub(super) enum Job {
-    Launch { order: Order, reports: mpsc::Receiver<GuestEvent> },
+    /// `number`: of the machine; everything it says goes under it.
+    Launch {
+        number: u64,
+        order: Order,
+        reports: mpsc::Receiver<GuestEvent>,
+    },
     Resume(Generation),
     Pause,
     PowerButton,
@@ -47,6 +52,8 @@ struct Bench {
     mail: mpsc::Sender<Mail>,
     tasks: TaskTracker,
     guest: Option<Arc<dyn Guest>>,
+    /// Of the machine that was made last.
+    number: u64,
     doom: CancellationToken,
 }
 
@@ -55,7 +62,7 @@ impl Worker {
         let (jobs, mut queue) = mpsc::channel(JOBS_MAX);
         let (renew, mut renewed) = mpsc::channel(JOBS_MAX);
         let doom = CancellationToken::new();
-        let mut bench = Bench { host, mail, tasks: tasks.clone(), guest: None, doom: doom.clone() };
+        let mut bench = Bench { host, mail, tasks: tasks.clone(), guest: None, number: 0, doom: doom.clone() };
         tasks.spawn(async move {
             while let Some(job) = queue.recv().await {
                 let ending = matches!(job, Job::End);
@@ -105,7 +112,7 @@ impl Bench {
         match job {
             // An end follows, or the actor is gone.
             Job::Launch { .. } if self.doom.is_cancelled() => {}
-            Job::Launch { order, reports } => self.launch(order, reports).await,
+            Job::Launch { number, order, reports } => self.launch(number, order, reports).await,
             Job::End => {
                 self.end().await;
                 self.tell(Mail::GuestGone).await;
@@ -117,14 +124,15 @@ impl Bench {
                 tokio::select! {
                     biased;
                     () = doom.cancelled() => {}
-                    event = drive(guest, job) => if let Some(event) = event { self.tell(Mail::Event(event)).await },
+                    event = drive(guest, job) => if let Some(event) = event { self.tell(self.of_machine(event)).await },
                 }
             }
         }
     }
 
-    async fn launch(&mut self, order: Order, mut reports: mpsc::Receiver<GuestEvent>) {
+    async fn launch(&mut self, number: u64, order: Order, mut reports: mpsc::Receiver<GuestEvent>) {
         self.end().await;
+        self.number = number;
         let event = match self.host.launch(order).await {
             Ok(guest) => {
                 self.guest = Some(guest.clone());
@@ -146,7 +154,7 @@ impl Bench {
                         tokio::select! {
                             biased;
                             () = doom.cancelled() => return,
-                            sent = mail.send(Mail::Event(event)) => if sent.is_err() { return },
+                            sent = mail.send(Mail::Machine { number, event }) => if sent.is_err() { return },
                         }
                     }
                 });
@@ -155,7 +163,12 @@ impl Bench {
             }
             Err(error) => Event::MachineFailed(error.to_string()),
         };
-        self.tell(Mail::Event(event)).await;
+        self.tell(self.of_machine(event)).await;
+    }
+
+    /// What is said of the machine made last. Of one that has been replaced meanwhile the actor does not want to hear.
+    fn of_machine(&self, event: Event) -> Mail {
+        Mail::Machine { number: self.number, event }
     }
 
     async fn end(&mut self) {
@@ -177,7 +190,8 @@ async fn drive(guest: Arc<dyn Guest>, job: Job) -> Option<Event> {
     match job {
         Job::Resume(generation) => match guest.resume(generation).await {
             Ok(()) => Some(Event::Resumed),
-            Err(error) => ended("continue", error),
+            Err(ResumeError::StandsStill(why)) => Some(Event::NotResumed(why.to_string())),
+            Err(ResumeError::Unknown(why)) => ended("continue", why),
         },
         Job::Pause => match guest.pause().await {
             Ok(()) => Some(Event::Paused),

@@ -1,6 +1,6 @@
 //! The guest runs here.
 
-use alloc::string::String;
+use alloc::{format, string::String};
 
 use pollux_state::{
     Command,
@@ -32,6 +32,8 @@ pub(crate) struct Running {
     pressed: Option<Millis>,
     off: bool,
     ended: Option<String>,
+    /// It was told to run and certainly did not: why.
+    not_resumed: Option<String>,
 }
 
 #[derive(Debug)]
@@ -46,7 +48,16 @@ struct Arrival {
 impl Running {
     /// Started from nothing.
     pub(crate) fn started(generation: Generation) -> Self {
-        Self { generation, resumed: false, announce: false, arrival: None, pressed: None, off: false, ended: None }
+        Self {
+            generation,
+            resumed: false,
+            announce: false,
+            arrival: None,
+            pressed: None,
+            off: false,
+            ended: None,
+            not_resumed: None,
+        }
     }
 
     /// Came by a move, of which this node was the target since `began`.
@@ -74,6 +85,7 @@ impl Running {
     pub(crate) fn take_in(&mut self, event: Event) {
         match event {
             Event::Resumed => self.resumed = true,
+            Event::NotResumed(why) => self.not_resumed = Some(why),
             Event::GuestOff => self.off = true,
             Event::MachineEnded(why) => self.ended = Some(why),
             _ => {}
@@ -86,6 +98,14 @@ impl Running {
 
     pub(crate) fn step(mut self, core: &mut VmCore, fx: &mut Effects) -> Turn {
         let Some(seen) = core.owned(self.generation).cloned() else { return core.discard(fx) };
+        if let Some(why) = self.not_resumed.take() {
+            if let (Phase::Arriving { op, .. }, Some(_)) = (&seen.phase, &self.arrival) {
+                // The source still has its copy, and nothing newer has acted: once nothing is left here, it is given back.
+                core.spoiled = Some((*op, format!("the target could not let the guest run: {why}")));
+                return core.discard(fx);
+            }
+            self.ended.get_or_insert(why);
+        }
         if let Some(why) = self.ended {
             return Turn::Go(Role::Releasing(Releasing::new(self.generation, StopCause::QemuEnded(why))));
         }

@@ -24,15 +24,32 @@ pub(crate) struct Sink {
     generation: Generation,
     since: Millis,
     ready: bool,
+    connected: bool,
     received: Option<(MoveReport, Millis)>,
     loading: bool,
     loaded: bool,
+    /// It is being recorded that the guest may act.
+    committing: bool,
+    committed: bool,
     failed: Option<String>,
 }
 
 impl Sink {
     pub(crate) fn new(op: OpId, from: Owner, generation: Generation, since: Millis) -> Self {
-        Self { op, from, generation, since, ready: false, received: None, loading: false, loaded: false, failed: None }
+        Self {
+            op,
+            from,
+            generation,
+            since,
+            ready: false,
+            connected: false,
+            received: None,
+            loading: false,
+            loaded: false,
+            committing: false,
+            committed: false,
+            failed: None,
+        }
     }
 
     pub(crate) fn name(&self) -> &'static str {
@@ -47,10 +64,15 @@ impl Sink {
     pub(crate) fn take_in(&mut self, event: Event) {
         match event {
             Event::MachineReady => self.ready = true,
+            Event::SourceConnected => self.connected = true,
             Event::MachineFailed(why) => self.failed = Some(format!("the target could not make a standby: {why}")),
             Event::MachineEnded(why) => self.failed = Some(format!("the target's standby ended: {why}")),
             Event::LoadFailed(why) => self.failed = Some(format!("the target could not load the device state: {why}")),
             Event::Loaded => self.loaded = true,
+            Event::CommittedToRun => self.committed = true,
+            Event::CommitToRunFailed(why) => {
+                self.failed = Some(format!("the target could not record that the guest runs: {why}"));
+            }
             Event::AllReceived { report, at } => self.received = Some((report, at)),
             // With everything here, the source is not needed any more.
             Event::SessionLost(why) if self.received.is_none() => {
@@ -64,12 +86,17 @@ impl Sink {
     pub(crate) fn step(mut self, core: &mut VmCore, fx: &mut Effects) -> Turn {
         let me = core.me;
         let Some(seen) = core.view.vm.clone() else { return self.leave(core, fx, "the VM was deleted") };
-        if self.received.is_none() && core.now >= self.since + core.limits.connect_ms && !self.ready {
-            self.failed.get_or_insert_with(|| "the target's standby was not ready in time".into());
+        if self.due(core).is_some_and(|due| core.now >= due) {
+            let late = if self.ready { "the source did not connect" } else { "the target's standby was not ready" };
+            self.failed.get_or_insert_with(|| format!("{late} in time"));
         }
         match seen.phase {
             Phase::Moving { op, from, to } if op == self.op && to == me => {
                 assert_eq!((from, seen.generation), (self.from, self.generation), "a move keeps its source");
+                // The source may not be there to do it.
+                if seen.cancel && self.received.is_none() {
+                    self.failed.get_or_insert_with(|| "cancelled".into());
+                }
                 if let Some(why) = self.failed.take() {
                     return self.spoil(core, fx, why);
                 }
@@ -90,7 +117,13 @@ impl Sink {
                 }
                 let (report, received) = self.received.clone().expect("nobody but this core proposes its switchover");
                 if self.loaded && core.sure(fx) {
-                    fx.push(Effect::CommitToRun { op });
+                    if !self.committing {
+                        self.committing = true;
+                        fx.push(Effect::CommitToRun { op });
+                    }
+                    if !self.committed {
+                        return Turn::Stay(Role::Sink(self));
+                    }
                     core.resume(fx, seen.generation);
                     fx.push(Effect::Disconnect { reason: "the guest runs at the target".into() });
                     let running = Running::arrived(seen.generation, op, report, received, self.since);
@@ -116,7 +149,12 @@ impl Sink {
         core.discard(fx)
     }
 
+    /// Until then the standby must wait and its source be connected. Of a connection that is lost later the core is told.
+    fn due(&self, core: &VmCore) -> Option<Millis> {
+        (self.received.is_none() && !(self.ready && self.connected)).then_some(self.since + core.limits.connect_ms)
+    }
+
     pub(crate) fn deadline(&self, core: &VmCore) -> Option<Millis> {
-        (self.received.is_none() && !self.ready).then_some(self.since + core.limits.connect_ms)
+        self.due(core).filter(|_| self.failed.is_none())
     }
 }

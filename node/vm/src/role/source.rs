@@ -44,6 +44,8 @@ pub(crate) struct Source {
     progress: Progress,
     report: MoveReport,
     slow_quorum_rounds: u32,
+    /// News of the round under way that was not shown yet: what was sent of it, and how many pages are left.
+    under_way: Option<(RoundReport, u64)>,
     /// A pause was asked for: the guest may stand still from here on.
     pausing: bool,
     paused: bool,
@@ -63,7 +65,7 @@ enum Stage {
     },
     Sending {
         round: u32,
-        sent: Option<RoundReport>,
+        landed: Option<RoundReport>,
     },
     Scanning {
         round: u32,
@@ -98,6 +100,7 @@ impl Source {
             progress: Progress::default(),
             report: MoveReport::default(),
             slow_quorum_rounds: 0,
+            under_way: None,
             pausing: false,
             paused: false,
             handing_over: false,
@@ -121,7 +124,10 @@ impl Source {
     pub(crate) fn take_in(&mut self, now: Millis, event: Event) {
         match (event, &mut self.stage) {
             (Event::PeerReady, Stage::Connecting { connected }) => *connected = true,
-            (Event::RoundSent(report), Stage::Sending { sent, .. }) => *sent = Some(report),
+            (Event::RoundLanded(report), Stage::Sending { landed, .. }) => *landed = Some(report),
+            (Event::RoundUnderWay { sent, left_pages }, Stage::Sending { landed: None, .. }) => {
+                self.under_way = Some((sent, left_pages));
+            }
             (Event::Scanned { pending_pages }, Stage::Scanning { pending, .. }) => *pending = Some(pending_pages),
             (Event::Paused, _) => self.paused = true,
             (Event::HandedOver, stage) => {
@@ -256,7 +262,7 @@ impl Source {
                 core.read(fx);
                 self.send(fx, 1);
             }
-            Stage::Sending { round, sent: Some(report) } => {
+            Stage::Sending { round, landed: Some(report) } => {
                 self.account(report);
                 fx.push(Effect::Scan);
                 self.stage = Stage::Scanning { round, sent: report, pending: None };
@@ -268,11 +274,8 @@ impl Source {
                 self.stage = Stage::HandingOver { since: core.now };
                 fx.push(Effect::HandOver { report: self.report.clone() });
             }
-            Stage::Connecting { .. }
-            | Stage::Sending { .. }
-            | Stage::Scanning { .. }
-            | Stage::Pausing
-            | Stage::HandingOver { .. } => {}
+            Stage::Sending { landed: None, .. } => self.show_round(fx),
+            Stage::Connecting { .. } | Stage::Scanning { .. } | Stage::Pausing | Stage::HandingOver { .. } => {}
             // Nothing, unless the read was given up with a lost leader.
             Stage::Probing { took_ms: None, .. } => core.read(fx),
             Stage::Deciding { .. } => self.show(fx, MovePhase::Deciding),
@@ -280,11 +283,23 @@ impl Source {
     }
 
     fn send(&mut self, fx: &mut Effects, round: u32) {
-        self.stage = Stage::Sending { round, sent: None };
+        self.stage = Stage::Sending { round, landed: None };
+        self.under_way = None;
         self.report.rounds = round;
         self.progress.round = round;
         self.show(fx, MovePhase::Copying);
         fx.push(Effect::SendRound { round });
+    }
+
+    /// Where the round under way stands. The totals are counted when it has landed.
+    fn show_round(&mut self, fx: &mut Effects) {
+        let Some((sent, left_pages)) = self.under_way.take() else { return };
+        self.progress.memory_bytes = (self.report.pages + sent.pages) * PAGE_BYTES as u64;
+        self.progress.wire_bytes = self.report.wire_bytes + sent.wire_bytes;
+        self.progress.pending_pages = left_pages;
+        let real = sent.pages.saturating_sub(sent.zero_pages) * PAGE_BYTES as u64;
+        self.progress.bytes_per_s = (real * 1000).checked_div(sent.took_ms).unwrap_or(0);
+        self.show(fx, MovePhase::Copying);
     }
 
     fn account(&mut self, sent: RoundReport) {

@@ -24,7 +24,8 @@ pub const VM: VmId = VmId(7);
 pub const OP: OpId = OpId([9; 16]);
 pub const NEXT_OP: OpId = OpId([10; 16]);
 pub const STOPPED: Phase = Phase::Stopped { cause: StopCause::Operator };
-pub const LIMITS: Limits = Limits { connect_ms: 60_000, decide_ms: 5_000, restart_ms: 1_000, restart_ms_max: 60_000 };
+pub const LIMITS: Limits =
+    Limits { connect_ms: 60_000, sure_ms: 2_000, decide_ms: 5_000, restart_ms: 1_000, restart_ms_max: 60_000 };
 /// Longer than the pause after a refusal.
 pub const A_SECOND: u64 = 1_000;
 

@@ -41,6 +41,13 @@ impl Stamps {
         }
     }
 
+    /// Pages that were ever written.
+    pub(super) fn populated(&self) -> PageSet {
+        let mut set = PageSet::empty(PAGES);
+        (0..PAGES).zip(self.lock().iter()).filter(|(_, stamp)| **stamp != 0).for_each(|(page, _)| set.insert(page));
+        set
+    }
+
     fn digest(&self) -> u64 {
         self.lock().iter().fold(0, |digest, stamp| Rng::new(digest ^ stamp).bits())
     }
@@ -49,12 +56,6 @@ impl Stamps {
 impl Memory for Stamps {
     fn pages(&self) -> u64 {
         PAGES
-    }
-
-    fn populated(&self) -> Result<PageSet, GuestError> {
-        let mut set = PageSet::empty(PAGES);
-        (0..PAGES).zip(self.lock().iter()).filter(|(_, stamp)| **stamp != 0).for_each(|(page, _)| set.insert(page));
-        Ok(set)
     }
 
     fn read(&self, page: u64, into: &mut [u8; PAGE_BYTES]) {

@@ -13,7 +13,7 @@ use std::{
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use pollux::vm::host::{Guest, GuestError, Host, Memory, Order};
+use pollux::vm::host::{Guest, GuestError, Host, Memory, Order, ResumeError};
 use pollux_state::id::{Generation, Owner, VmId};
 use pollux_vm::pages::PageSet;
 use tokio::time::sleep;
@@ -147,9 +147,9 @@ impl Guest for Machine {
         self.memory.clone()
     }
 
-    async fn resume(&self, generation: Generation) -> Result<(), GuestError> {
-        if self.shut.load(Ordering::Acquire) {
-            return Err(GuestError("the gate was closed for good".into()));
+    async fn resume(&self, generation: Generation) -> Result<(), ResumeError> {
+        if self.shut.load(Ordering::Acquire) || self.fails() {
+            return Err(ResumeError::StandsStill(GuestError("the gate does not open".into())));
         }
         *self.gate() = Some(generation);
         self.takes(ORDER_MS).await;
@@ -181,6 +181,10 @@ impl Guest for Machine {
         Ok(())
     }
 
+    async fn populated(&self) -> Result<PageSet, GuestError> {
+        Ok(self.memory.populated())
+    }
+
     async fn track(&self) -> Result<u64, GuestError> {
         self.takes(ORDER_MS).await;
         self.program().track();
@@ -194,8 +198,6 @@ impl Guest for Machine {
         let forgetful = self.recorder.control == Some(Control::ForgetOnePage);
         if self.program().scan(dirty, forgetful) { Ok(()) } else { Err(GuestError("nobody tracks this guest".into())) }
     }
-
-    async fn untrack(&self) {}
 
     async fn save(&self) -> Result<Bytes, GuestError> {
         self.takes(SAVE_MS).await;

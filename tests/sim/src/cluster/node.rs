@@ -40,7 +40,8 @@ const AGAIN: Duration = Duration::from_millis(200);
 /// Users' proposals that may wait for a node.
 const ASKS_MAX: usize = 64;
 /// How long the cores wait for each other: shorter than on real hosts, so that more happens in a run. Milliseconds.
-const LIMITS: Limits = Limits { connect_ms: 5_000, decide_ms: 2_000, restart_ms: 200, restart_ms_max: 2_000 };
+const LIMITS: Limits =
+    Limits { connect_ms: 5_000, sure_ms: 2_000, decide_ms: 2_000, restart_ms: 200, restart_ms_max: 2_000 };
 
 /// What came of a user's proposal.
 pub(super) type Answer = (Proposal, Result<Applied, ProposeError>);

@@ -110,6 +110,8 @@ pub(super) enum Work {
     HandOver { report: pollux_state::operation::MoveReport },
     /// The device state is loaded, or not.
     Load,
+    /// It is recorded that the guest may act, or that cannot be.
+    CommittedToRun { fails: bool },
     /// Only with a negative control: the shell loses its patience.
     Impatient,
 }

@@ -23,7 +23,8 @@ use super::{
 };
 
 /// The limits of the product, in proportion to the pace of this world.
-pub(super) const LIMITS: Limits = Limits { connect_ms: 300, decide_ms: 150, restart_ms: 10, restart_ms_max: 100 };
+pub(super) const LIMITS: Limits =
+    Limits { connect_ms: 300, sure_ms: 100, decide_ms: 150, restart_ms: 10, restart_ms_max: 100 };
 
 impl World {
     /// The daemon of a node is started. What it knows of the log may be older than what its earlier process knew.

@@ -164,6 +164,7 @@ impl World {
                 fits
             });
             if wanted {
+                self.tell(process, vm, Event::SourceConnected);
                 self.greet_back(process, vm);
                 continue;
             }

@@ -119,7 +119,13 @@ impl World {
                 }
             }
             Effect::Load => self.machine_does(process, vm, (3, 25), Work::Load),
-            Effect::CommitToRun { op } => self.record(process, vm, op, true),
+            Effect::CommitToRun { op } => {
+                let fails = self.mishap(self.temper.fail_load);
+                if !fails {
+                    self.record(process, vm, op, true);
+                }
+                self.machine_does(process, vm, (0, 3), Work::CommittedToRun { fails });
+            }
             Effect::Progress(_) => {}
         }
     }
@@ -198,6 +204,10 @@ impl World {
             }
             Work::HandOver { report } => self.hand_over(process, vm, report),
             Work::Load if !dead => self.load(process, vm),
+            Work::CommittedToRun { fails: false } => self.tell(process, vm, Event::CommittedToRun),
+            Work::CommittedToRun { fails: true } => {
+                self.tell(process, vm, Event::CommitToRunFailed("the disk is full".into()));
+            }
             Work::Impatient => self.lose_patience(process, vm),
             Work::Made | Work::Failed | Work::Off | Work::Button | Work::Paused | Work::Resumed | Work::Load => {}
         }

@@ -66,7 +66,7 @@ impl World {
             wire_bytes: u64::from(pages.count_ones()) * 4096,
             took_ms: at + 1,
         };
-        self.put_to(process, at + 1, Task::Session { vm, session, event: Event::RoundSent(report) });
+        self.put_to(process, at + 1, Task::Session { vm, session, event: Event::RoundLanded(report) });
     }
 
     pub(super) fn send_pages(&mut self, process: Process, vm: VmId, session: u64, pages: u64) {
