@@ -165,3 +165,48 @@ pub(crate) async fn ask<E: Exchange>(
     let reply = network.call(node, address, E::METHOD, body, deadline).await?;
     crate::encoding::decode(&reply).map_err(|reason| CallError::Unknown(format!("the answer is garbled: {reason}")))
 }
+
+#[cfg(test)]
+mod tests {
+    use openraft::CommittedLeaderId;
+    use pollux_state::{Command, Outcome, detector::Verdict, id::OpId};
+
+    use super::*;
+
+    /// The messages of openraft itself are its own; those around it are ours, and both ends may be of different versions.
+    fn is_written_as<T: Serialize>(value: &T, golden: &str) {
+        let bytes = crate::encoding::encode(value).unwrap();
+        let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(hex, golden);
+    }
+
+    #[test]
+    fn what_consensus_layers_say_to_each_other_is_what_it_was() {
+        let last_log = Some(LogId::new(CommittedLeaderId::new(3, 1), 9));
+        is_written_as(&Standing { last_log }, "01030000000000000001000000000000000900000000000000");
+        let command = Command::Cancel { op: OpId([4; 16]) };
+        let proposal = Proposal { id: OpId([9; 16]), by: NodeId(2), at: 1_000, command };
+        is_written_as(
+            &ProposeRequest { proposal, wait_ms: 2_000 },
+            "090909090909090909090909090909090200000000000000e8030000000000000f00000004040404040404040404040404040404d007000000000000",
+        );
+        is_written_as(
+            &ProposeReply::Applied(Applied { index: 9, outcome: Outcome::Done }),
+            "00000000090000000000000000000000",
+        );
+        is_written_as(
+            &ProposeReply::NotAppended { leader: Some(NodeId(1)), why: "no".into() },
+            "0100000001010000000000000002000000000000006e6f",
+        );
+        is_written_as(&ProposeReply::Unknown { why: "no".into() }, "0200000002000000000000006e6f");
+        is_written_as(&ReadReply::Index(9), "000000000900000000000000");
+        is_written_as(&ReadReply::NotNow { why: "no".into() }, "0100000002000000000000006e6f");
+        let health = NodeHealth { node: NodeId(1), verdict: Verdict::Suspect, silent_ms: 700, incarnation: None };
+        is_written_as(
+            &LivenessReply::Nodes(vec![health]),
+            "000000000100000000000000010000000000000001000000bc0200000000000000",
+        );
+        is_written_as(&LivenessReply::NotNow { why: "no".into() }, "0100000002000000000000006e6f");
+        is_written_as(&Incarnation(3), "0300000000000000");
+    }
+}

@@ -34,7 +34,7 @@ pub mod node;
 pub mod operation;
 mod refusal;
 pub mod spec;
-mod text;
+pub mod text;
 pub mod vm;
 
 #[cfg(test)]

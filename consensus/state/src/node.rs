@@ -54,6 +54,24 @@ pub struct Facts {
     pub extra: BTreeMap<String, String>,
 }
 
+/// The fact of a node that holds the CA's key. Its value says nothing.
+const AUTHORITY: &str = "authority";
+
+impl Facts {
+    /// The same of a host that holds the cluster's CA key.
+    #[must_use]
+    pub fn with_authority(mut self) -> Self {
+        self.extra.insert(AUTHORITY.into(), "yes".into());
+        self
+    }
+
+    /// Does it hold the cluster's CA key?
+    #[must_use]
+    pub fn has_authority(&self) -> bool {
+        self.extra.contains_key(AUTHORITY)
+    }
+}
+
 /// A single-use, name-bound permission to join. The secret itself is never stored.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JoinToken {

@@ -5,7 +5,8 @@ use alloc::string::String;
 use crate::limits::TEXT_MAX;
 
 /// At most [`TEXT_MAX`] bytes of it, on one line and without control characters: what a peer reports ends up on terminals.
-pub(crate) fn plain(text: &str) -> String {
+#[must_use]
+pub fn plain(text: &str) -> String {
     clip(text, TEXT_MAX)
 }
 

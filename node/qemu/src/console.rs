@@ -37,6 +37,15 @@ struct Ring {
     written: u64,
 }
 
+impl Ring {
+    fn add(&mut self, bytes: &[u8]) {
+        self.bytes.extend(bytes);
+        self.written += bytes.len() as u64;
+        let excess = self.bytes.len().saturating_sub(CONSOLE_RING_BYTES);
+        self.bytes.drain(..excess);
+    }
+}
+
 impl Console {
     /// Begins to drain `serial`; ends when QEMU closes it.
     pub(crate) fn drain(serial: UnixStream, tasks: &TaskTracker) -> std::io::Result<Self> {
@@ -49,10 +58,7 @@ impl Console {
             let mut buffer = vec![0; CHUNK_BYTES];
             while let Ok(count @ 1..) = serial.read(&mut buffer).await {
                 let mut ring = ring.lock().expect("no holder panics");
-                ring.bytes.extend(&buffer[..count]);
-                ring.written += count as u64;
-                let excess = ring.bytes.len().saturating_sub(CONSOLE_RING_BYTES);
-                ring.bytes.drain(..excess);
+                ring.add(&buffer[..count]);
                 // Inside the lock, so that `follow` sees each byte once. An error means that nobody listens.
                 let _ = live.send(Bytes::copy_from_slice(&buffer[..count]));
             }
@@ -71,6 +77,17 @@ impl Console {
     pub fn placed_log(&self) -> (u64, Vec<u8>) {
         let ring = self.ring.lock().expect("no holder panics");
         (ring.written - ring.bytes.len() as u64, ring.bytes.iter().copied().collect())
+    }
+
+    /// Puts what the guest wrote elsewhere, or in an earlier life, before what it writes here: `bytes` of which the first
+    /// stands at `position`. What does not continue what is known takes its place. For a guest that does not run yet.
+    pub fn remember(&self, position: u64, bytes: &[u8]) {
+        let mut ring = self.ring.lock().expect("no holder panics");
+        if ring.written != position {
+            ring.bytes.clear();
+            ring.written = position;
+        }
+        ring.add(bytes);
     }
 
     /// What it wrote so far, and what it writes from now on: together every byte once. The receiver ends when QEMU closes

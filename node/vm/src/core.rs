@@ -6,7 +6,8 @@ use core::mem;
 use pollux_state::{
     Command, Outcome,
     id::{Generation, OpId, Owner, VmId},
-    vm::{Desired, Phase},
+    text::plain,
+    vm::{Desired, Phase, StopCause},
 };
 
 use crate::{
@@ -270,6 +271,7 @@ impl VmCore {
 
     /// Proposes `command` unless the same is open already or one was refused just now.
     pub(crate) fn ask(&mut self, fx: &mut Effects, command: Command) {
+        let command = bounded(command);
         let open = |ask: &Ask| {
             mem::discriminant(&ask.command) == mem::discriminant(&command) && part_of(&ask.command) == part_of(&command)
         };
@@ -374,6 +376,18 @@ impl Seen {
         self.phase = phase;
         true
     }
+}
+
+/// The same with reasons as long as the log keeps them: QEMU's last words, or a peer's, could make a proposal so long that
+/// nobody takes it.
+fn bounded(mut command: Command) -> Command {
+    if let Command::AbortMove { reason, .. }
+    | Command::GiveBack { reason, .. }
+    | Command::Release { cause: StopCause::QemuEnded(reason) | StopCause::StartFailed(reason), .. } = &mut command
+    {
+        *reason = plain(reason);
+    }
+    command
 }
 
 /// The move that a command is part of, if it is part of one.

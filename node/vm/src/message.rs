@@ -1,7 +1,7 @@
 //! What source and target of a move say to each other on the control stream. Pages travel on streams of their own
 //! (`pollux_wire::page`); a message is never needed for safety, only for speed and for the report: the log decides.
 
-use alloc::string::String;
+use alloc::{string::String, vec::Vec};
 
 use pollux_state::{
     id::{Generation, OpId, Owner, VmId},
@@ -66,7 +66,17 @@ pub enum ToTarget {
         /// Page frames sent over all streams since the beginning.
         frames: u64,
     },
+    /// What the guest wrote to its console: goes on where the last of these ended, or replaces it.
+    Console {
+        /// Place of the first byte in all that the guest ever wrote.
+        start: u64,
+        /// The bytes, at most [`CONSOLE_BYTES_MAX`].
+        bytes: Vec<u8>,
+    },
 }
+
+/// How much of a guest's console travels in one message.
+pub const CONSOLE_BYTES_MAX: usize = 16 << 10;
 
 /// Target to source.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -146,6 +146,14 @@ fn a_guest_that_was_told_to_run_and_does_not_is_told_to_the_log() {
 }
 
 #[test]
+fn last_words_however_long_fit_the_log() {
+    let mut desk = Desk::with_running_guest();
+    let fx = desk.hear(Event::MachineEnded("x".repeat(100_000)));
+    let Some(Command::Release { cause: StopCause::QemuEnded(why), .. }) = proposed(&fx) else { panic!("{fx:?}") };
+    assert_eq!(why.len(), pollux_state::limits::TEXT_MAX);
+}
+
+#[test]
 fn what_is_refused_is_asked_again_only_after_a_pause() {
     let mut desk = Desk::new();
     let fx = desk.decided(4, STOPPED);

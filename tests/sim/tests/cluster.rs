@@ -48,7 +48,6 @@ fn with_a_guest_that_goes_on_in_its_pause_a_rule_breaks() {
 }
 
 #[test]
-#[ignore = "a consensus core that has died leaves its members task spinning, and simulated time stands still"]
 fn with_disks_that_forget_a_rule_breaks() {
     let rules = ["another state than others", "is not in the state", "earlier life", "went back", "panic", "converge"];
     must_break(Control::ForgetfulDisk, &rules);

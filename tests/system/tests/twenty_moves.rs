@@ -39,6 +39,9 @@ fn long_twenty_moves_in_a_row_lose_nothing_and_break_no_connection() {
 
     world.settled("n2");
     guest.check_memory();
+    // What it wrote to its console when it booted, twenty hosts ago, has come along.
+    let log = world.pollux("n1", &["vm", "log", "web"]).out;
+    assert_eq!(log.matches("pollux-guest ready").count(), 1, "{log}");
     let seen = watch.finish();
     seen.nothing_lost(&boot);
     assert_eq!(seen.owners.switches, MOVES, "the emitter changes once with each move: {:?}", seen.owners);

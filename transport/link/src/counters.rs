@@ -13,6 +13,13 @@ macro_rules! counters {
             $($(#[$doc])* pub $name: u64,)*
         }
 
+        impl Counters {
+            /// All of them by name.
+            fn named(&self) -> impl Iterator<Item = (&'static str, u64)> + use<> {
+                [$((stringify!($name), self.$name),)*].into_iter()
+            }
+        }
+
         #[derive(Debug, Default)]
         pub(crate) struct Counting {
             $(pub(crate) $name: Count,)*
@@ -80,4 +87,15 @@ counters! {
     busy,
     /// Calls given up because their time was over, at the side that serves them.
     overdue,
+}
+
+/// Those that count ordinary work.
+const ORDINARY: [&str; 5] =
+    ["connections_accepted", "connections_dialled", "calls_served", "sessions_served", "joins_served"];
+
+impl Counters {
+    /// What went wrong or was refused, and how often; what never happened is left out.
+    pub fn refusals(&self) -> impl Iterator<Item = (&'static str, u64)> + use<> {
+        self.named().filter(|(name, times)| *times > 0 && !ORDINARY.contains(name))
+    }
 }

@@ -186,6 +186,14 @@ mod tests {
     }
 
     #[test]
+    fn a_token_looks_as_it_did() {
+        assert_eq!(
+            token().to_string(),
+            "pollux1.BQUFBQUFBQUFBQUFBQUFBQYGBgYGBgYGBgYGBgYGBgYGBgYGBgYGBgYGBgYGBgYGBAAAAAAAAABsZWRhAgAAAAAAAAAAAAAACgAAAVgbAQAAAP0AAAAAAAAAAAAAAAAAAAFYGwkJCQkJCQkJCQkJCQkJCQkJCQkJCQkJCQkJCQkJCQkJANJJawAAAABPOGiC"
+        );
+    }
+
+    #[test]
     fn what_is_wrong_is_named() {
         let line = token().to_string();
         assert_eq!("hunter2".parse::<Token>(), Err(TokenError::NotAToken));

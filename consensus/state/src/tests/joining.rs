@@ -157,3 +157,16 @@ fn a_stranger_writes_nothing() {
     assert_eq!(world.refuse(stranger, claim(0, FIRST_LIFE)), no_such);
     assert_eq!(world.refuse(stranger, set_desired(Desired::Running)), no_such);
 }
+
+#[test]
+fn the_authority_is_where_its_key_was_found_last() {
+    let mut world = World::three_nodes();
+    let life = |after, facts| Command::StartIncarnation { after, address: address(N1), facts };
+    world.accept(N1, life(FIRST_LIFE, Facts::default()));
+    assert!(!world.state.nodes[&N1].authority, "its key is gone");
+
+    let moved =
+        Command::StartIncarnation { after: FIRST_LIFE, address: address(N2), facts: Facts::default().with_authority() };
+    world.accept(N2, moved);
+    assert!(world.state.nodes[&N2].authority);
+}

@@ -3,6 +3,8 @@
 //! Fields are only ever added within a version of the API, and readers ignore those they do not know. Requests are strict: a
 //! field that the daemon does not know is an error rather than silently without effect.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 /// Longest blackout wished for unless the user says otherwise, in milliseconds.
@@ -77,7 +79,13 @@ pub struct NodeView {
     pub kernel: String,
     /// `ok`, or why guests cannot be moved from here.
     pub tracking: String,
+    /// What its daemon has refused from others since it was started; only where one node is asked for and answers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused: Option<Refused>,
 }
+
+/// Connections, calls and joins that were refused, by why, and how often. `pollux_link::Counters` says what each means.
+pub type Refused = BTreeMap<String, u64>;
 
 /// What the user wants of a VM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -16,7 +16,7 @@ use super::{
     Context,
     exit::{Exit, Failure},
     node,
-    output::{Format, emit, list, moment, note, show, span},
+    output::{self, Format, list, moment, note, show, span, until_interrupted},
 };
 
 /// One wait for news, in milliseconds.
@@ -112,32 +112,38 @@ pub(crate) async fn events(context: &Context, follow: bool) -> Result<(), Failur
     if context.format == Format::Json && !follow {
         return super::output::emit_json(&found);
     }
-    let mut last = 0;
-    loop {
-        for event in &found {
-            last = last.max(event.number);
-            // With --follow one JSON object a line, as there is no end to put a bracket at.
-            emit(&match context.format {
-                Format::Table => event_text(event),
-                Format::Json => format!("{}\n", serde_json::json!(event)),
-            })?;
-        }
-        if !follow {
-            return Ok(());
-        }
-        let more = tokio::select! {
-            more = client.events(last, Duration::from_millis(WAIT_MS)) => more,
-            _ = tokio::signal::ctrl_c() => return Ok(()),
-        };
-        found = match more {
-            Ok(events) => events,
-            Err(error) if error.kind == ErrorKind::Unavailable => {
-                tokio::time::sleep(Duration::from_millis(RETRY_MS)).await;
-                Vec::new()
-            }
-            Err(error) => return Err(error.into()),
-        };
+    if !follow {
+        print_events(context.format, &found)?;
+        return Ok(());
     }
+    until_interrupted(async {
+        let mut last = 0;
+        while print_events(context.format, &found)? {
+            last = found.last().map_or(last, |event| event.number);
+            found = match client.events(last, Duration::from_millis(WAIT_MS)).await {
+                Ok(events) => events,
+                Err(error) if error.kind == ErrorKind::Unavailable => {
+                    tokio::time::sleep(Duration::from_millis(RETRY_MS)).await;
+                    Vec::new()
+                }
+                Err(error) => return Err(error.into()),
+            };
+        }
+        Ok(())
+    })
+    .await
+}
+
+/// Prints events, with `-o json` one object a line, as there is no end to put a bracket at. `false`: nobody reads them.
+fn print_events(format: Format, events: &[EventView]) -> Result<bool, Failure> {
+    let text: String = events
+        .iter()
+        .map(|event| match format {
+            Format::Table => event_text(event),
+            Format::Json => format!("{}\n", serde_json::json!(event)),
+        })
+        .collect();
+    output::write(text.as_bytes())
 }
 
 fn event_text(event: &EventView) -> String {
@@ -191,6 +197,7 @@ mod tests {
             bridges: vec!["br0".into()],
             kernel: "6.12.0".into(),
             tracking: "ok".into(),
+            refused: None,
         }
     }
 

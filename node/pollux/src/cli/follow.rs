@@ -178,9 +178,12 @@ async fn until_ended(client: &Client, first: OperationView, screen: &Screen) -> 
                 time::sleep(Duration::from_millis(RETRY_MS)).await;
             }
             Err(error) => {
-                let mut failure = Failure::from(error);
-                failure.message = format!("lost sight of operation {id}, which may go on: {}", failure.message);
-                return Err(failure);
+                // Whatever this error says of itself: the operation was accepted.
+                return Err(Failure::new(
+                    Exit::TimedOut,
+                    format!("lost sight of operation {id}, which goes on: {error}"),
+                )
+                .todo(format!("`pollux op watch {}` looks again", short(&id))));
             }
         }
     }

@@ -12,7 +12,7 @@ use pollux_link::JoinError;
 use crate::{
     api::{
         DEFAULT_DIR,
-        types::{Health, NodeRole, NodeView},
+        types::{Health, NodeRole, NodeView, Refused},
     },
     daemon::{self, JoinRefused, JoinReport, RunConfig, RunError},
 };
@@ -208,6 +208,13 @@ pub(crate) fn many(nodes: &[NodeView]) -> String {
     )
 }
 
+/// What a daemon refused: `wrong cluster 2, garbage 7`.
+fn refused(refused: &Refused) -> String {
+    let each = refused.iter().map(|(why, times)| format!("{} {times}", why.replace('_', " ")));
+    let all = each.collect::<Vec<_>>().join(", ");
+    if all.is_empty() { "nothing".to_owned() } else { all }
+}
+
 fn single(node: &NodeView) -> String {
     list([
         ("name", node.name.clone()),
@@ -225,5 +232,6 @@ fn single(node: &NodeView) -> String {
         ("memory", mib(node.memory_mib)),
         ("bridges", node.bridges.join(", ")),
         ("moves", if node.tracking == "ok" { "possible".to_owned() } else { format!("impossible: {}", node.tracking) }),
+        ("refused", node.refused.as_ref().map_or_else(|| "not known: it does not answer".to_owned(), refused)),
     ])
 }

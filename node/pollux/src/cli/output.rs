@@ -25,14 +25,26 @@ const WIDTH_MIN: u16 = 60;
 /// Space between columns.
 const GAP: u16 = 2;
 
-/// Print to standard output. A reader that went away (`| head`) is no failure.
-pub(crate) fn emit(text: &str) -> Result<(), Failure> {
+/// Write to standard output. `false`: nobody reads any more (`| head`), which is no failure.
+pub(crate) fn write(bytes: &[u8]) -> Result<bool, Failure> {
     let mut out = io::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            Err(Failure::new(Exit::Internal, format!("cannot write to standard output: {error}")))
-        }
-        Ok(()) | Err(_) => Ok(()),
+    match out.write_all(bytes).and_then(|()| out.flush()) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(Failure::new(Exit::Internal, format!("cannot write to standard output: {error}"))),
+    }
+}
+
+/// Print to standard output.
+pub(crate) fn emit(text: &str) -> Result<(), Failure> {
+    write(text.as_bytes()).map(drop)
+}
+
+/// Go on until Ctrl-C, which is how it is meant to end.
+pub(crate) async fn until_interrupted(work: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+    tokio::select! {
+        ended = work => ended,
+        _ = tokio::signal::ctrl_c() => Ok(()),
     }
 }
 

@@ -179,7 +179,11 @@ impl Backend for Api {
             return Err(ApiError::conflict("no node of this cluster holds the CA's key, so nobody can be admitted"));
         }
         let identity = &self.0.identity;
-        let expires = SystemTime::now() + Duration::from_secs(request.ttl_s.min(TOKEN_TTL_S_MAX));
+        if request.ttl_s == 0 || request.ttl_s > TOKEN_TTL_S_MAX {
+            let why = format!("a token lives between a second and {} days", TOKEN_TTL_S_MAX / 86_400);
+            return Err(ApiError::invalid(why).todo("ask for it when the host is there to join"));
+        }
+        let expires = SystemTime::now() + Duration::from_secs(request.ttl_s);
         let (cluster, ca) = (identity.cluster(), identity.ca_fingerprint());
         let token = Token::create(cluster, ca, &request.node, addresses, expires)
             .map_err(|error| ApiError::invalid(error.to_string()))?;
@@ -199,7 +203,14 @@ impl Backend for Api {
     async fn node(&self, name: &str) -> Result<NodeView, ApiError> {
         let (state, health, status) = (self.state().await, self.health().await, self.consensus().status());
         let sight = Sight { state: &state, consensus: &status, health: health.as_ref() };
-        Ok(sight.node(node_named(&state, name)?))
+        let node = node_named(&state, name)?;
+        let mut view = sight.node(node);
+        view.refused = if node.id == self.0.identity.node() {
+            Some(forward::refused(&self.0))
+        } else {
+            forward::ask_refused(&self.0.endpoint, &state, node.id).await
+        };
+        Ok(view)
     }
 
     async fn vms(&self) -> Result<Vec<VmView>, ApiError> {
@@ -283,17 +294,14 @@ impl Backend for Api {
         let vm = vm_named(&state, name)?;
         let node = vm.phase.owner().map_or(vm.home, |owner| owner.node);
         let log = if node == self.0.identity.node() {
-            forward::log(self.0.vms(), vm.id)
+            forward::log(self.0.vms(), vm.id, from)
         } else {
-            forward::ask_log(&self.0.endpoint, &state, node, vm.id).await.ok_or_else(|| {
+            forward::ask_log(&self.0.endpoint, &state, node, (vm.id, from)).await.ok_or_else(|| {
                 ApiError::unavailable(format!("the node that runs VM {name} does not answer"))
                     .todo("`pollux node list` tells which nodes are alive")
             })?
         };
-        let next = log.start + log.bytes.len() as u64;
-        let skip = if from > next { 0 } else { from.saturating_sub(log.start) };
-        let bytes = log.bytes.get(usize::try_from(skip).unwrap_or(usize::MAX)..).unwrap_or_default().to_vec();
-        Ok(VmLog { next, bytes })
+        Ok(VmLog { next: log.end(), bytes: log.bytes })
     }
 
     async fn operations(&self) -> Result<Vec<OperationView>, ApiError> {

@@ -5,7 +5,7 @@ use pollux_state::node::Facts;
 use crate::vm::qemu::QemuHost;
 
 /// Looks at the host. What cannot be found out is left empty, and said in the log.
-pub(super) async fn gather(host: &QemuHost) -> Facts {
+pub(super) async fn gather(host: &QemuHost, authority: bool) -> Facts {
     let version = match pollux_qemu::qemu_version(host.binary()).await {
         // Whole: a build that a distribution did not name is known by its number only.
         Ok(version) => version.to_string(),
@@ -18,7 +18,7 @@ pub(super) async fn gather(host: &QemuHost) -> Facts {
         tracing::warn!(%error, "the bridges of this host cannot be listed");
         Vec::new()
     });
-    Facts {
+    let facts = Facts {
         version: env!("CARGO_PKG_VERSION").into(),
         kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
         qemu: version,
@@ -28,7 +28,8 @@ pub(super) async fn gather(host: &QemuHost) -> Facts {
         bridges,
         tracking_refused: tracking_refused(host).await,
         ..Facts::default()
-    }
+    };
+    if authority { facts.with_authority() } else { facts }
 }
 
 /// Why guests' writes cannot be tracked here: the kernel cannot do it, or does not let this daemon. Empty: they can.

@@ -11,8 +11,11 @@ use pollux_state::{
 use pollux_wire::{codec, fault, limits::Limit, method::FORWARD};
 use serde::{Deserialize, Serialize};
 
-use super::views;
-use crate::{api::types, vm::Vms};
+use super::{run::Daemon, views};
+use crate::{
+    api::types::{self, Refused},
+    vm::{Vms, host::Log},
+};
 
 /// How long another daemon may take to answer, in milliseconds. A user waits for it.
 const ANSWER_MS_MAX: u64 = 1_000;
@@ -21,8 +24,10 @@ const ANSWER_MS_MAX: u64 = 1_000;
 pub(super) enum Question {
     /// What are you doing with this VM?
     Doing(VmId),
-    /// What did its guest write to its console?
-    Log(VmId),
+    /// What did its guest write to its console, from this place on?
+    Log(VmId, u64),
+    /// What has this daemon refused?
+    Refused,
 }
 
 /// What a node does with a VM. The API's own JSON travels inside, so that both change together.
@@ -32,20 +37,17 @@ pub(super) struct Doing {
     pub(super) progress: Option<types::ProgressView>,
 }
 
-/// What a guest wrote: the position of the first byte, and the bytes.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-pub(super) struct Log {
-    pub(super) start: u64,
-    pub(super) bytes: Vec<u8>,
-}
-
 /// Answers another daemon.
-pub(super) fn answer(vms: Option<&Vms>, body: &[u8]) -> Result<Bytes, Fault> {
+pub(super) fn answer(daemon: &Daemon, body: &[u8]) -> Result<Bytes, Fault> {
     let question: Question = codec::decode(body, Limit::Control)
         .map_err(|error| Fault { code: fault::MALFORMED, text: error.to_string() })?;
     let answer = match question {
-        Question::Doing(vm) => json(&doing(vms, vm)),
-        Question::Log(vm) => codec::encode(&log(vms, vm), Limit::Control).map_err(|error| error.to_string()),
+        Question::Doing(vm) => json(&doing(daemon.vms(), vm)),
+        Question::Log(vm, from) => {
+            let Log { start, bytes } = log(daemon.vms(), vm, from);
+            codec::encode(&(start, bytes), Limit::Control).map_err(|error| error.to_string())
+        }
+        Question::Refused => json(&refused(daemon)),
     };
     answer.map(Bytes::from).map_err(|text| Fault { code: fault::INTERNAL, text })
 }
@@ -59,9 +61,12 @@ pub(super) fn doing(vms: Option<&Vms>, vm: VmId) -> Doing {
     }
 }
 
-pub(super) fn log(vms: Option<&Vms>, vm: VmId) -> Log {
-    let (start, bytes) = vms.and_then(|vms| vms.log(vm)).unwrap_or_default();
-    Log { start, bytes }
+pub(super) fn log(vms: Option<&Vms>, vm: VmId, from: u64) -> Log {
+    vms.and_then(|vms| vms.log(vm)).unwrap_or_default().since(from)
+}
+
+pub(super) fn refused(daemon: &Daemon) -> Refused {
+    daemon.endpoint.counters().refusals().map(|(what, times)| (what.to_owned(), times)).collect()
 }
 
 /// Asks `node`; `None` when it does not answer in time.
@@ -70,16 +75,27 @@ pub(super) async fn ask_doing(endpoint: &Endpoint, state: &ClusterState, node: N
     serde_json::from_slice(&body).ok()
 }
 
-pub(super) async fn ask_log(endpoint: &Endpoint, state: &ClusterState, node: NodeId, vm: VmId) -> Option<Log> {
-    let body = ask(endpoint, state, node, &Question::Log(vm)).await?;
-    codec::decode(&body, Limit::Control).ok()
+pub(super) async fn ask_log(
+    endpoint: &Endpoint,
+    state: &ClusterState,
+    node: NodeId,
+    (vm, from): (VmId, u64),
+) -> Option<Log> {
+    let body = ask(endpoint, state, node, &Question::Log(vm, from)).await?;
+    let (start, bytes) = codec::decode(&body, Limit::Control).ok()?;
+    Some(Log { start, bytes })
+}
+
+pub(super) async fn ask_refused(endpoint: &Endpoint, state: &ClusterState, node: NodeId) -> Option<Refused> {
+    let body = ask(endpoint, state, node, &Question::Refused).await?;
+    serde_json::from_slice(&body).ok()
 }
 
 async fn ask(endpoint: &Endpoint, state: &ClusterState, node: NodeId, question: &Question) -> Option<Bytes> {
     let to = To { node, address: state.nodes.get(&node)?.address };
     let body = codec::encode(question, Limit::Control).ok()?;
     let deadline = Duration::from_millis(ANSWER_MS_MAX);
-    match endpoint.call(&to, Class::Consensus, FORWARD, Bytes::from(body), deadline).await {
+    match endpoint.call(&to, Class::Bulk, FORWARD, Bytes::from(body), deadline).await {
         Ok(answer) => Some(answer),
         Err(error) => {
             tracing::debug!(%node, %error, "another daemon did not answer");

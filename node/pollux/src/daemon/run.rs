@@ -202,7 +202,7 @@ async fn look_after(daemon: &Arc<Daemon>, dir: &Dir, node: &NodeFile, host: Arc<
     if dir.founding().exists() {
         found(daemon, dir).await?;
     }
-    let facts = facts::gather(&host).await;
+    let facts = facts::gather(&host, daemon.authority.is_some()).await;
     let incarnation = begin_life(daemon, node, facts).await?;
     dir.forget_founding()?;
     daemon.consensus.announce_incarnation(incarnation);

@@ -67,7 +67,7 @@ impl Service for Reception {
     async fn call(&self, peer: Peer, _class: Class, method: u16, body: Bytes) -> Result<Bytes, Fault> {
         let daemon = self.daemon()?;
         match method {
-            FORWARD => forward::answer(daemon.vms(), &body),
+            FORWARD => forward::answer(daemon, &body),
             method => daemon.consensus.serve(peer, method, body).await,
         }
     }

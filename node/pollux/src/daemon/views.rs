@@ -50,6 +50,7 @@ impl Sight<'_> {
             bridges: facts.bridges.clone(),
             kernel: facts.kernel.clone(),
             tracking: if facts.tracking_refused.is_empty() { "ok".into() } else { facts.tracking_refused.clone() },
+            refused: None,
         }
     }
 

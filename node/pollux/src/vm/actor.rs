@@ -15,7 +15,7 @@
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use pollux_link::{Peer, RecvStream, SendStream};
-use pollux_raft::View as Applied;
+use pollux_raft::{ProposeError, View as Applied};
 use pollux_state::{
     Proposal, UnixMs,
     id::{Generation, Owner, VmId},
@@ -34,8 +34,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Shared,
-    host::{Guest, Order},
-    incoming::Incoming,
+    host::{Guest, Log, Order},
+    incoming::{Incoming, STREAMS_MAX},
     outgoing::Outgoing,
     worker::{self, Job, Worker},
 };
@@ -43,7 +43,7 @@ use super::{
 /// Letters that may wait for an actor; senders wait then.
 pub(super) const MAIL_MAX: usize = 256;
 /// Streams that may wait for their move to be admitted: one control stream and as many page streams as a move may have.
-const EARLY_MAX: usize = 17;
+const EARLY_MAX: usize = STREAMS_MAX as usize + 1;
 /// One attempt to put a proposal into the log, or to read it, in milliseconds. The next follows with the same id.
 const ATTEMPT_MS: u64 = 2_000;
 /// Pause between attempts, in milliseconds.
@@ -90,6 +90,8 @@ pub(super) struct Actor {
     leader: watch::Receiver<Option<pollux_state::id::NodeId>>,
     status: watch::Sender<Status>,
     guest: watch::Sender<Option<Arc<dyn Guest>>>,
+    /// What the guest wrote before its machine ended; the next one goes on from there.
+    log: watch::Sender<Log>,
     worker: Worker,
     asks: HashMap<Ticket, CancellationToken>,
     /// The read under way; a newer one takes its place.
@@ -112,6 +114,14 @@ pub(super) struct Handle {
     pub(super) post: mpsc::Sender<Mail>,
     pub(super) status: watch::Receiver<Status>,
     pub(super) guest: watch::Receiver<Option<Arc<dyn Guest>>>,
+    log: watch::Receiver<Log>,
+}
+
+impl Handle {
+    /// What the guest wrote to its console, also if it does not run now.
+    pub(super) fn log(&self) -> Log {
+        self.guest.borrow().as_ref().map_or_else(|| self.log.borrow().clone(), |guest| guest.log())
+    }
 }
 
 impl Actor {
@@ -119,6 +129,7 @@ impl Actor {
         let (post, mail) = mpsc::channel(MAIL_MAX);
         let (status, status_seen) = watch::channel(Status::default());
         let (guest, guest_seen) = watch::channel(None);
+        let (log, log_seen) = watch::channel(Log::default());
         let me = shared.me;
         let untouched = shared.marks.untouched(vm);
         let worker = Worker::start(shared.host.clone(), post.clone(), &shared.tasks);
@@ -136,6 +147,7 @@ impl Actor {
             leader,
             status,
             guest,
+            log,
             worker,
             asks: HashMap::new(),
             reading: CancellationToken::new(),
@@ -147,7 +159,7 @@ impl Actor {
             paused_at: None,
             progress: None,
         };
-        (actor, Handle { post, status: status_seen, guest: guest_seen })
+        (actor, Handle { post, status: status_seen, guest: guest_seen, log: log_seen })
     }
 
     /// Runs until `cancel`, or until the VM does not concern this node any more.
@@ -159,6 +171,11 @@ impl Actor {
                 Some(input) => self.take(input).await,
                 None => break,
             }
+        }
+        if self.is_done()
+            && let Err(error) = self.shared.marks.clear(self.vm)
+        {
+            tracing::warn!(vm = %self.vm, %error, "the mark of a standby that is no more is still there");
         }
         self.asks.values().for_each(CancellationToken::cancel);
         self.reading.cancel();
@@ -218,13 +235,16 @@ impl Actor {
                 }
             }
             Input::Mail(Mail::Guest(guest)) => {
+                guest.remember(&self.log.borrow());
                 self.guest.send_replace(Some(guest.clone()));
                 if let Some(incoming) = &mut self.incoming {
                     incoming.guest_is_ready(guest);
                 }
             }
             Input::Mail(Mail::GuestGone) => {
-                self.guest.send_replace(None);
+                if let Some(guest) = self.guest.send_replace(None) {
+                    self.log.send_replace(guest.log());
+                }
             }
             Input::Mail(mail @ (Mail::Control { .. } | Mail::Pages { .. })) => self.stream(mail),
         }
@@ -424,7 +444,13 @@ impl Actor {
                         let _ = post.send(Mail::Event(answer)).await;
                         return;
                     }
-                    Err(error) => tracing::debug!(%vm, %error, "the proposal's outcome is not known; asking again"),
+                    Err(error @ ProposeError::Refused { .. }) => {
+                        tracing::error!(%vm, %error, command = ?proposal.command, "the log does not even look at it");
+                        tokio::time::sleep(Duration::from_millis(ATTEMPT_MS)).await;
+                    }
+                    Err(error @ (ProposeError::Unknown { .. } | ProposeError::NoLeader { .. })) => {
+                        tracing::debug!(%vm, %error, "the proposal's outcome is not known; asking again");
+                    }
                 }
                 tokio::time::sleep(Duration::from_millis(AGAIN_MS)).await;
             }

@@ -100,8 +100,39 @@ pub trait Guest: Send + Sync + 'static {
     /// Ends the machine. When this returns, no process, tap, socket or memory of it is left. Can be called twice.
     async fn end(&self);
 
-    /// What the guest wrote to its serial console: the position of the first byte kept, and the bytes (at most 64 KiB).
-    fn log(&self) -> (u64, Vec<u8>);
+    /// What the guest wrote to its serial console.
+    fn log(&self) -> Log;
+
+    /// Puts what the guest wrote elsewhere, or before it was started again, before what it writes here. It must not run yet.
+    fn remember(&self, log: &Log);
+}
+
+/// What a guest wrote to its serial console lately: the last 64 KiB.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Log {
+    /// Place of the first byte in all that the VM ever wrote.
+    pub start: u64,
+    /// The bytes.
+    pub bytes: Vec<u8>,
+}
+
+impl Log {
+    /// Place of the byte that comes next.
+    #[must_use]
+    pub fn end(&self) -> u64 {
+        self.start + self.bytes.len() as u64
+    }
+
+    /// The same from place `from` on, as far as it is kept. A place that lies beyond the end belongs to another log: all of it.
+    #[must_use]
+    pub fn since(mut self, from: u64) -> Self {
+        if from <= self.end() {
+            let skip = usize::try_from(from.saturating_sub(self.start)).unwrap_or(usize::MAX);
+            self.bytes.drain(..skip.min(self.bytes.len()));
+            self.start = self.start.max(from);
+        }
+        self
+    }
 }
 
 /// A guest's memory, in pages.

@@ -22,13 +22,13 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Shared,
     actor::Mail,
-    host::Guest,
+    host::{Guest, Log},
     outgoing::{receive_message, send_message},
     pages::{self, Fence},
 };
 
 /// Page streams that one move may have.
-const STREAMS_MAX: u16 = 16;
+pub(super) const STREAMS_MAX: u16 = 16;
 
 pub(super) struct Incoming {
     gathering: Arc<Gathering>,
@@ -164,10 +164,10 @@ impl Incoming {
             if greeting.pages != guest.memory().pages() {
                 return refuse(send, "the guest's memory has another size here");
             }
-            let gathering = self.gathering.clone();
+            let (gathering, guest) = (self.gathering.clone(), guest.clone());
             self.gathering.shared.tasks.spawn(async move {
                 let mut send = send;
-                let conversation = gathering.converse(&mut send, recv);
+                let conversation = gathering.converse(guest, &mut send, recv);
                 if let Some(Err(why)) = gathering.cancel.run_until_cancelled(conversation).await {
                     gathering.tell(Event::SessionLost(why)).await;
                 }
@@ -195,7 +195,7 @@ impl Gathering {
     }
 
     /// Says that the standby waits, then hears what the source has to say.
-    async fn converse(&self, send: &mut SendStream, mut recv: RecvStream) -> Result<(), String> {
+    async fn converse(&self, guest: Arc<dyn Guest>, send: &mut SendStream, mut recv: RecvStream) -> Result<(), String> {
         send_message(send, &ToSource::Ready).await?;
         loop {
             match receive_message(&mut recv).await? {
@@ -211,6 +211,7 @@ impl Gathering {
                     self.have(frames).await;
                     send_message(send, &ToSource::Landed { frames }).await?;
                 }
+                Some(ToTarget::Console { start, bytes }) => guest.remember(&Log { start, bytes }),
                 Some(ToTarget::Abandon { reason }) => {
                     self.tell(Event::PeerAbandoned(reason)).await;
                     return Ok(());

@@ -8,7 +8,7 @@ use std::{
     pin::pin,
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -19,7 +19,7 @@ use pollux_state::{id::Owner, operation::MoveReport};
 use pollux_vm::{
     Event,
     event::RoundReport,
-    message::{Greeting, StreamGreeting, ToSource, ToTarget},
+    message::{CONSOLE_BYTES_MAX, Greeting, StreamGreeting, ToSource, ToTarget},
     pages::PageSet,
 };
 use pollux_wire::{
@@ -48,9 +48,9 @@ const OPEN_MS_MAX: u64 = 10_000;
 const FAREWELL_MS_MAX: u64 = 1_000;
 /// How often the state of a round under way is told, in milliseconds.
 const PROGRESS_MS: u64 = 200;
-/// Control goes before pages.
+/// Control goes before what daemons ask each other (0), and that before pages.
 const CONTROL_PRIORITY: i32 = 10;
-const PAGES_PRIORITY: i32 = 0;
+const PAGES_PRIORITY: i32 = -10;
 
 pub(super) struct Outgoing {
     session: Arc<Session>,
@@ -70,6 +70,8 @@ struct Session {
     tracking: OnceLock<u64>,
     /// Frames that the target has said to have in its memory.
     landed: watch::Sender<u64>,
+    /// Place up to which it has been sent what the guest wrote to its console.
+    console: AtomicU64,
     handed_over: AtomicBool,
 }
 
@@ -113,6 +115,7 @@ impl Outgoing {
             pending,
             tracking: OnceLock::new(),
             landed: watch::Sender::new(0),
+            console: AtomicU64::new(0),
             handed_over: AtomicBool::new(false),
         });
         session.spawn(|session| async move {
@@ -264,6 +267,7 @@ impl Session {
         let all = async {
             self.send_pending(round, &tally).await?;
             let connection = self.connected()?;
+            self.send_console(connection).await?;
             let frames = connection.frames().await;
             send_message(&mut *connection.control.lock().await, &ToTarget::RoundEnd { frames }).await?;
             // The sender is this session's own: it outlives the wait.
@@ -283,6 +287,19 @@ impl Session {
                 }
             }
         }
+    }
+
+    /// Sends what the guest wrote to its console and the target does not know yet.
+    async fn send_console(&self, connection: &Connection) -> Result<(), String> {
+        let mut control = connection.control.lock().await;
+        let log = self.guest.log().since(self.console.load(Ordering::Relaxed));
+        let mut start = log.start;
+        for bytes in log.bytes.chunks(CONSOLE_BYTES_MAX) {
+            send_message(&mut control, &ToTarget::Console { start, bytes: bytes.to_vec() }).await?;
+            start += bytes.len() as u64;
+        }
+        self.console.store(start, Ordering::Relaxed);
+        Ok(())
     }
 
     async fn send_pending(&self, round: u32, tally: &Arc<Tally>) -> Result<(), String> {
@@ -324,6 +341,8 @@ impl Session {
         report.pause_ms = u32::try_from(paused_at.elapsed().as_millis()).unwrap_or(u32::MAX);
 
         let connection = self.connected()?;
+        // Hardly anything: the rounds have sent it.
+        self.send_console(connection).await?;
         let frames = connection.frames().await;
         let (state_bytes, packed_bytes) = (state.len() as u64, packed.len() as u64);
         let complete = ToTarget::Complete { frames, state_bytes, packed_bytes, report };

@@ -22,7 +22,7 @@ use pollux_vm::pages::{PAGE_BYTES, PageSet};
 use tokio::sync::{Mutex, RwLock, mpsc};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::host::{Guest, GuestError, GuestEvent, Host, Memory, Order, ResumeError};
+use super::host::{Guest, GuestError, GuestEvent, Host, Log, Memory, Order, ResumeError};
 
 /// Whom QEMU runs as: Debian's `nobody` and `nogroup`, who own nothing.
 const NOBODY: Identity = Identity { uid: 65_534, gid: 65_534 };
@@ -392,8 +392,13 @@ impl Guest for QemuGuest {
         }
     }
 
-    fn log(&self) -> (u64, Vec<u8>) {
-        self.machine.console().placed_log()
+    fn log(&self) -> Log {
+        let (start, bytes) = self.machine.console().placed_log();
+        Log { start, bytes }
+    }
+
+    fn remember(&self, log: &Log) {
+        self.machine.console().remember(log.start, &log.bytes);
     }
 }
 

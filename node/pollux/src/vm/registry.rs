@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Shared,
     actor::{Actor, Handle, Mail, Status},
+    host::Log,
     incoming,
 };
 
@@ -67,11 +68,10 @@ impl Vms {
         self.actors().get(&vm).map(|handle| handle.status.borrow().clone())
     }
 
-    /// What the guest of `vm` wrote to its console: position of the first byte kept, and the bytes.
+    /// What the guest of `vm` wrote to its console.
     #[must_use]
-    pub fn log(&self, vm: VmId) -> Option<(u64, Vec<u8>)> {
-        let guest = self.actors().get(&vm).and_then(|handle| handle.guest.borrow().clone());
-        guest.map(|guest| guest.log())
+    pub fn log(&self, vm: VmId) -> Option<Log> {
+        self.actors().get(&vm).map(Handle::log)
     }
 
     /// A source opened its control stream.

@@ -13,7 +13,7 @@ use std::{
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use pollux::vm::host::{Guest, GuestError, Host, Memory, Order, ResumeError};
+use pollux::vm::host::{Guest, GuestError, Host, Log, Memory, Order, ResumeError};
 use pollux_state::id::{Generation, Owner, VmId};
 use pollux_vm::pages::PageSet;
 use tokio::time::sleep;
@@ -224,7 +224,9 @@ impl Guest for Machine {
         self.over.cancel();
     }
 
-    fn log(&self) -> (u64, Vec<u8>) {
-        (0, Vec::new())
+    fn log(&self) -> Log {
+        Log::default()
     }
+
+    fn remember(&self, _: &Log) {}
 }

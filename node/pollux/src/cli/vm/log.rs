@@ -1,16 +1,13 @@
 //! `pollux vm log`: the guest's console, byte for byte.
 
-use std::{
-    io::{self, Write},
-    time::Duration,
-};
+use std::time::Duration;
 
 use crate::api::ErrorKind;
 
 use super::super::{
     Context,
-    exit::{Exit, Failure},
-    output::{Format, emit_json, note},
+    exit::Failure,
+    output::{Format, emit_json, note, until_interrupted, write},
     suggest,
 };
 
@@ -32,21 +29,21 @@ pub(crate) async fn run(context: &Context, name: &str, follow: bool) -> Result<(
         let text = String::from_utf8_lossy(&first.bytes);
         return emit_json(&serde_json::json!({ "name": name, "next": first.next, "text": text }));
     }
-    let mut next = first.next;
-    if !print(&first.bytes)? || !follow {
+    if !write(&first.bytes)? || !follow {
         return Ok(());
     }
+    until_interrupted(go_on(context, name, first.next)).await
+}
+
+/// Prints what is written from position `next` on, until nobody reads it any more.
+async fn go_on(context: &Context, name: &str, mut next: u64) -> Result<(), Failure> {
     let mut unseen = false;
     loop {
-        let log = tokio::select! {
-            log = client.vm_log(name, next, Duration::from_millis(WAIT_MS)) => log,
-            _ = tokio::signal::ctrl_c() => return Ok(()),
-        };
-        match log {
+        match context.client.vm_log(name, next, Duration::from_millis(WAIT_MS)).await {
             Ok(log) => {
                 unseen = false;
                 next = log.next;
-                if !print(&log.bytes)? {
+                if !write(&log.bytes)? {
                     return Ok(());
                 }
             }
@@ -58,15 +55,5 @@ pub(crate) async fn run(context: &Context, name: &str, follow: bool) -> Result<(
             }
             Err(error) => return Err(error.into()),
         }
-    }
-}
-
-/// Print what the guest wrote. False: nobody reads any more.
-fn print(bytes: &[u8]) -> Result<bool, Failure> {
-    let mut out = io::stdout().lock();
-    match out.write_all(bytes).and_then(|()| out.flush()) {
-        Ok(()) => Ok(true),
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
-        Err(error) => Err(Failure::new(Exit::Internal, format!("cannot write to standard output: {error}"))),
     }
 }

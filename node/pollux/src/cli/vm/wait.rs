@@ -107,9 +107,10 @@ async fn until(
                     now = tagged.view.clone();
                     seen = Some(tagged);
                 }
-                // An election or a daemon that starts again is no reason to give up before the time is over.
-                Err(error) if error.kind == ErrorKind::Unavailable && left > Duration::from_millis(RETRY_MS) => {
-                    time::sleep(Duration::from_millis(RETRY_MS)).await;
+                // An election or a daemon that starts again is no reason to give up before the time is over. Nor does it mean
+                // that nothing was changed: what was asked for was accepted.
+                Err(error) if error.kind == ErrorKind::Unavailable => {
+                    time::sleep(left.min(Duration::from_millis(RETRY_MS))).await;
                 }
                 Err(error) => return Err(error.into()),
             }
