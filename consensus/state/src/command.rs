@@ -209,6 +209,54 @@ pub enum Outcome {
     Refused(Refusal),
 }
 
+impl Command {
+    /// The VM and the generation that it compares, if it changes who may run one (DESIGN, rule 1).
+    #[must_use]
+    pub fn compares(&self) -> Option<(VmId, Generation)> {
+        match self {
+            Self::Claim { vm, expect, .. }
+            | Self::Release { vm, expect, .. }
+            | Self::BeginMove { vm, expect, .. }
+            | Self::Switchover { vm, expect, .. }
+            | Self::Arrived { vm, expect, .. }
+            | Self::GiveBack { vm, expect, .. }
+            | Self::AbortMove { vm, expect, .. }
+            | Self::TakeBack { vm, expect, .. } => Some((*vm, *expect)),
+            Self::Found { .. }
+            | Self::AddToken { .. }
+            | Self::Join { .. }
+            | Self::StartIncarnation { .. }
+            | Self::CreateVm { .. }
+            | Self::SetDesired { .. }
+            | Self::DeleteVm { .. }
+            | Self::Cancel { .. } => None,
+        }
+    }
+
+    /// The move that it is a step of, if it is one.
+    #[must_use]
+    pub fn move_of(&self) -> Option<OpId> {
+        match self {
+            Self::Switchover { op, .. }
+            | Self::Arrived { op, .. }
+            | Self::GiveBack { op, .. }
+            | Self::AbortMove { op, .. } => Some(*op),
+            Self::Found { .. }
+            | Self::AddToken { .. }
+            | Self::Join { .. }
+            | Self::StartIncarnation { .. }
+            | Self::CreateVm { .. }
+            | Self::SetDesired { .. }
+            | Self::DeleteVm { .. }
+            | Self::Claim { .. }
+            | Self::Release { .. }
+            | Self::BeginMove { .. }
+            | Self::TakeBack { .. }
+            | Self::Cancel { .. } => None,
+        }
+    }
+}
+
 impl Outcome {
     /// What was done, or why nothing was.
     ///

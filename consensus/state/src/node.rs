@@ -54,21 +54,21 @@ pub struct Facts {
     pub extra: BTreeMap<String, String>,
 }
 
-/// The fact of a node that holds the CA's key. Its value says nothing.
+/// The fact whether a node holds the CA's key.
 const AUTHORITY: &str = "authority";
 
 impl Facts {
-    /// The same of a host that holds the cluster's CA key.
+    /// The same of a host that holds the cluster's CA key, or does not.
     #[must_use]
-    pub fn with_authority(mut self) -> Self {
-        self.extra.insert(AUTHORITY.into(), "yes".into());
+    pub fn with_authority(mut self, held: bool) -> Self {
+        self.extra.insert(AUTHORITY.into(), if held { "yes" } else { "no" }.into());
         self
     }
 
-    /// Does it hold the cluster's CA key?
+    /// Does it hold the cluster's CA key? `None`: its daemon is of a version that does not say.
     #[must_use]
-    pub fn has_authority(&self) -> bool {
-        self.extra.contains_key(AUTHORITY)
+    pub fn authority(&self) -> Option<bool> {
+        self.extra.get(AUTHORITY).map(|held| held == "yes")
     }
 }
 

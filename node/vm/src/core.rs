@@ -234,8 +234,8 @@ impl VmCore {
         let current = self.view.vm.as_ref().map(|seen| seen.generation);
         let moving = self.view.vm.as_ref().and_then(|seen| seen.phase.moving()).map(|(op, _, _)| op);
         self.asks.retain(|ask| {
-            let moot = expected(&ask.command).is_some_and(|expect| Some(expect) != current)
-                || part_of(&ask.command).is_some_and(|op| Some(op) != moving);
+            let moot = ask.command.compares().is_some_and(|(_, expect)| Some(expect) != current)
+                || ask.command.move_of().is_some_and(|op| Some(op) != moving);
             if moot {
                 fx.push(Effect::Withdraw { ticket: ask.ticket });
             }
@@ -273,7 +273,7 @@ impl VmCore {
     pub(crate) fn ask(&mut self, fx: &mut Effects, command: Command) {
         let command = bounded(command);
         let open = |ask: &Ask| {
-            mem::discriminant(&ask.command) == mem::discriminant(&command) && part_of(&ask.command) == part_of(&command)
+            mem::discriminant(&ask.command) == mem::discriminant(&command) && ask.command.move_of() == command.move_of()
         };
         if self.now < self.hold_until || self.asks.iter().any(open) {
             return;
@@ -388,48 +388,4 @@ fn bounded(mut command: Command) -> Command {
         *reason = plain(reason);
     }
     command
-}
-
-/// The move that a command is part of, if it is part of one.
-fn part_of(command: &Command) -> Option<OpId> {
-    match command {
-        Command::Switchover { op, .. }
-        | Command::Arrived { op, .. }
-        | Command::GiveBack { op, .. }
-        | Command::AbortMove { op, .. } => Some(*op),
-        Command::Found { .. }
-        | Command::AddToken { .. }
-        | Command::Join { .. }
-        | Command::StartIncarnation { .. }
-        | Command::CreateVm { .. }
-        | Command::SetDesired { .. }
-        | Command::DeleteVm { .. }
-        | Command::Claim { .. }
-        | Command::Release { .. }
-        | Command::BeginMove { .. }
-        | Command::TakeBack { .. }
-        | Command::Cancel { .. } => None,
-    }
-}
-
-/// The generation that a command compares, if it compares one.
-fn expected(command: &Command) -> Option<Generation> {
-    match command {
-        Command::Claim { expect, .. }
-        | Command::Release { expect, .. }
-        | Command::BeginMove { expect, .. }
-        | Command::Switchover { expect, .. }
-        | Command::Arrived { expect, .. }
-        | Command::GiveBack { expect, .. }
-        | Command::AbortMove { expect, .. }
-        | Command::TakeBack { expect, .. } => Some(*expect),
-        Command::Found { .. }
-        | Command::AddToken { .. }
-        | Command::Join { .. }
-        | Command::StartIncarnation { .. }
-        | Command::CreateVm { .. }
-        | Command::SetDesired { .. }
-        | Command::DeleteVm { .. }
-        | Command::Cancel { .. } => None,
-    }
 }

@@ -4,7 +4,7 @@
 //! [`run`] plays one seed on turmoil, which gives every node a runtime of its own with a clock of its own and carries its
 //! datagrams. First the *safety phase*: users create one VM and move it round and round while nodes crash (their process or
 //! their host's power), links break in one or both directions, hold, delay and lose datagrams, several at once. The rules
-//! ([`Failure`] names the one that broke) are checked on every step. Then the *liveness phase*: faults stop, and within
+//! ([`crate::Failure`] names the one that broke) are checked on every step. Then the *liveness phase*: faults stop, and within
 //! [`run::CALM_MAX`] the VM must run on exactly one node with its gate open, every node must have the same state, and what
 //! was acknowledged to the user must be in it.
 //!
@@ -31,4 +31,4 @@ mod socket;
 mod user;
 
 pub use control::Control;
-pub use run::{Failure, Outcome, Settings, run};
+pub use run::{Outcome, Settings, run};

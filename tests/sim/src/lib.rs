@@ -9,7 +9,10 @@
 //!   simulated disks and model machines.
 
 pub mod cluster;
+mod failure;
+mod panics;
 pub mod protocol;
 mod rng;
 
+pub use failure::Failure;
 pub use rng::Rng;

@@ -38,7 +38,7 @@ mod user;
 mod world;
 
 pub use control::Control;
-pub use run::{Failure, Outcome, Settings, run};
+pub use run::{Outcome, Settings, run};
 
 /// Milliseconds of model time.
 type Time = u64;

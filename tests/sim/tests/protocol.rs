@@ -1,6 +1,9 @@
 //! The migration protocol over fixed seeds, and the proof that the simulation would notice if it were wrong.
 
-use pollux_sim::protocol::{Control, Failure, Outcome, Settings, run};
+use pollux_sim::{
+    Failure,
+    protocol::{Control, Outcome, Settings, run},
+};
 use pollux_state::Rules;
 
 /// Seeds of the daily run; `pollux-sim` runs more.

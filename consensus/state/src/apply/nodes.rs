@@ -129,7 +129,7 @@ impl Step<'_> {
         let moved = node.address != address;
         node.incarnation = node.incarnation.next();
         node.address = address;
-        node.authority = facts.has_authority();
+        node.authority = facts.authority().unwrap_or(node.authority);
         node.facts = bounded(facts);
         let incarnation = node.incarnation;
         let again = if first { "" } else { " again" };

@@ -6,7 +6,7 @@ use super::{Violation, hold};
 use crate::{
     ClusterState,
     command::{Command, Outcome, Proposal},
-    id::{Generation, NodeId, Owner, VmId},
+    id::{NodeId, Owner, VmId},
     vm::{Desired, Phase, Vm},
 };
 
@@ -111,7 +111,7 @@ fn check_vm(old: &Vm, new: &Vm, after: &ClusterState, proposal: &Proposal) -> Re
     let expected = if handed_over { old.generation.next() } else { old.generation };
     hold(new.generation == expected, "the generation rises by one when the owner changes, and only then", story)?;
     if old.phase != new.phase {
-        let compared = compares(&proposal.command) == Some((old.id, old.generation));
+        let compared = proposal.command.compares() == Some((old.id, old.generation));
         hold(compared, "who may run a VM changes only by an entry that names its generation", story)?;
         hold(allowed(old, new, proposal), "the right to run goes only the ways it may", story)?;
         if let Some(owner) = new.phase.owner().filter(|_| handed_over && !returned(old, new)) {
@@ -127,28 +127,6 @@ fn check_vm(old: &Vm, new: &Vm, after: &ClusterState, proposal: &Proposal) -> Re
         hold((wished && stopped) || arrived, "a VM's home changes while it is stopped or by moving there", story)?;
     }
     Ok(())
-}
-
-/// The VM and the generation that a change of ownership names.
-fn compares(command: &Command) -> Option<(VmId, Generation)> {
-    match command {
-        Command::Claim { vm, expect, .. }
-        | Command::Release { vm, expect, .. }
-        | Command::BeginMove { vm, expect, .. }
-        | Command::Switchover { vm, expect, .. }
-        | Command::Arrived { vm, expect, .. }
-        | Command::GiveBack { vm, expect, .. }
-        | Command::AbortMove { vm, expect, .. }
-        | Command::TakeBack { vm, expect, .. } => Some((*vm, *expect)),
-        Command::Found { .. }
-        | Command::AddToken { .. }
-        | Command::Join { .. }
-        | Command::StartIncarnation { .. }
-        | Command::CreateVm { .. }
-        | Command::SetDesired { .. }
-        | Command::DeleteVm { .. }
-        | Command::Cancel { .. } => None,
-    }
 }
 
 /// The arrows of the picture in the crate's documentation, and who may walk along each.

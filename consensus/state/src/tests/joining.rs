@@ -163,10 +163,15 @@ fn the_authority_is_where_its_key_was_found_last() {
     let mut world = World::three_nodes();
     let life = |after, facts| Command::StartIncarnation { after, address: address(N1), facts };
     world.accept(N1, life(FIRST_LIFE, Facts::default()));
+    assert!(world.state.nodes[&N1].authority, "it says nothing about it");
+    world.accept(N1, life(Incarnation(2), Facts::default().with_authority(false)));
     assert!(!world.state.nodes[&N1].authority, "its key is gone");
 
-    let moved =
-        Command::StartIncarnation { after: FIRST_LIFE, address: address(N2), facts: Facts::default().with_authority() };
+    let moved = Command::StartIncarnation {
+        after: FIRST_LIFE,
+        address: address(N2),
+        facts: Facts::default().with_authority(true),
+    };
     world.accept(N2, moved);
     assert!(world.state.nodes[&N2].authority);
 }

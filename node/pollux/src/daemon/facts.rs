@@ -29,7 +29,7 @@ pub(super) async fn gather(host: &QemuHost, authority: bool) -> Facts {
         tracking_refused: tracking_refused(host).await,
         ..Facts::default()
     };
-    if authority { facts.with_authority() } else { facts }
+    facts.with_authority(authority)
 }
 
 /// Why guests' writes cannot be tracked here: the kernel cannot do it, or does not let this daemon. Empty: they can.

@@ -1,12 +1,10 @@
 //! One run: founding, the safety phase, the liveness phase, the verdict.
 
 use std::{
-    cell::RefCell,
-    fmt,
     net::SocketAddr,
     panic::{self, AssertUnwindSafe},
     path::Path,
-    sync::{Arc, Once},
+    sync::Arc,
     time::Duration,
 };
 
@@ -26,7 +24,7 @@ use super::{
     recorder::Recorder,
     user::{self, User},
 };
-use crate::Rng;
+use crate::{Failure, Rng, panics};
 
 /// Nodes of the cluster.
 const NODES: u64 = 3;
@@ -106,42 +104,16 @@ impl Outcome {
     }
 }
 
-/// A run that broke a rule.
-#[derive(Debug, Clone)]
-pub struct Failure {
-    /// Its seed.
-    pub seed: u64,
-    /// The rule, and what broke it.
-    pub what: String,
-    /// The last lines of what happened.
-    pub tail: Vec<String>,
-    /// What the command line needs besides the seed.
-    options: String,
-}
-
-impl fmt::Display for Failure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for line in &self.tail {
-            writeln!(f, "{line}")?;
-        }
-        writeln!(f, "seed {}: {}", self.seed, self.what)?;
-        write!(f, "replay: cargo run -p pollux-sim -- cluster --seed {} --trace{}", self.seed, self.options)
-    }
-}
-
 /// Runs one seed.
 ///
 /// # Errors
 /// The first rule that was broken, be it seen by the recorder or by an assertion anywhere.
 pub fn run(seed: u64, settings: &Settings) -> Result<Outcome, Box<Failure>> {
-    listen_for_panics();
     let recorder = Arc::new(Recorder::new(settings.print, settings.control));
-    PANIC.set(None);
-    WATCHING.set(true);
+    panics::begin();
     let played = panic::catch_unwind(AssertUnwindSafe(|| play(seed, settings, &recorder)));
-    WATCHING.set(false);
     // A task that panics ends alone; what it said is the finding.
-    let what = match (PANIC.take(), played) {
+    let what = match (panics::end(), played) {
         (Some(panic), _) => panic,
         (None, Ok(Ok(outcome))) => return Ok(outcome),
         (None, Ok(Err(what))) => what,
@@ -154,7 +126,7 @@ pub fn run(seed: u64, settings: &Settings) -> Result<Outcome, Box<Failure>> {
     if let Some(control) = settings.control {
         options += &format!(" --control {}", control.name());
     }
-    Err(Box::new(Failure { seed, what, tail: recorder.tail(), options }))
+    Err(Box::new(Failure { simulation: "cluster", seed, what, tail: recorder.tail(), options }))
 }
 
 struct World<'a> {
@@ -256,7 +228,7 @@ impl World<'_> {
     fn step(&mut self) -> Result<(), String> {
         self.sim.step().map_err(|error| format!("a daemon ended: {error}"))?;
         self.recorder.set_now(self.sim.elapsed());
-        if PANIC.with_borrow(Option::is_some) {
+        if panics::any() {
             return Err("a panic".into());
         }
         self.recorder.broken().map_or(Ok(()), Err)
@@ -388,29 +360,4 @@ impl World<'_> {
         }
         None
     }
-}
-
-thread_local! {
-    /// Whether a run is under way on this thread.
-    static WATCHING: RefCell<bool> = const { RefCell::new(false) };
-    /// What the first panic of a run said, and where.
-    static PANIC: RefCell<Option<String>> = const { RefCell::new(None) };
-}
-
-/// tokio keeps a task's panic to itself; here it is a finding, told with its seed.
-fn listen_for_panics() {
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
-        let before = panic::take_hook();
-        panic::set_hook(Box::new(move |info| {
-            if !WATCHING.with_borrow(|watching| *watching) {
-                return before(info);
-            }
-            let place = info.location().map(ToString::to_string).unwrap_or_default();
-            let message = info.payload_as_str().unwrap_or("no words");
-            PANIC.with_borrow_mut(|panic| {
-                panic.get_or_insert(format!("a panic at {place}: {message}"));
-            });
-        }));
-    });
 }

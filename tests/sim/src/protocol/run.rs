@@ -1,10 +1,8 @@
 //! One run: the safety phase, the liveness phase, the verdict.
 
 use std::{
-    cell::RefCell,
     net::SocketAddr,
     panic::{self, AssertUnwindSafe},
-    sync::Once,
 };
 
 use pollux_state::{
@@ -19,6 +17,7 @@ use super::{
     guest::State,
     world::{NODES, VMS, World},
 };
+use crate::{Failure, panics};
 
 /// Steps of the liveness phase, at most.
 const CALM_STEPS_MAX: u64 = 30_000;
@@ -91,45 +90,28 @@ impl Outcome {
     }
 }
 
-/// A run that broke a rule.
-#[derive(Debug, Clone)]
-pub struct Failure {
-    /// Its seed.
-    pub seed: u64,
-    /// The rule, and what broke it.
-    pub what: String,
-    /// The last lines of the trace.
-    pub tail: Vec<String>,
-    /// What the command line needs besides the seed.
-    options: String,
-}
-
-impl std::fmt::Display for Failure {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        for line in &self.tail {
-            writeln!(f, "{line}")?;
-        }
-        writeln!(f, "seed {}: {}", self.seed, self.what)?;
-        write!(f, "replay: cargo run -p pollux-sim -- protocol --seed {} --trace{}", self.seed, self.options)
-    }
-}
-
 /// Runs one seed.
 ///
 /// # Errors
 /// The first rule that was broken, be it seen by the oracle or by an assertion of a core.
 pub fn run(seed: u64, settings: &Settings) -> Result<Outcome, Box<Failure>> {
-    quiet_panics();
+    panics::begin();
     let mut world = World::new(seed, settings.clone());
     let mut steps = 0;
     let result = panic::catch_unwind(AssertUnwindSafe(|| play(&mut world, &mut steps)));
-    let what = match result {
-        Ok(Ok(())) => None,
-        Ok(Err(what)) => Some(what),
-        Err(_) => Some(LAST_PANIC.take().unwrap_or_else(|| "a panic without a word".into())),
+    let what = match (panics::end(), result) {
+        (Some(panic), _) => Some(panic),
+        (None, Ok(played)) => played.err(),
+        (None, Err(_)) => Some("a panic without a word".into()),
     };
     match what {
-        Some(what) => Err(Box::new(Failure { seed, what, tail: world.trace.tail(), options: options(settings) })),
+        Some(what) => Err(Box::new(Failure {
+            simulation: "protocol",
+            seed,
+            what,
+            tail: world.trace.tail(),
+            options: options(settings),
+        })),
         None => Ok(Outcome {
             trace_hash: world.trace.hash(),
             steps,
@@ -254,26 +236,4 @@ impl World {
 /// Where a node listens.
 pub(super) fn address(node: usize) -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], 7_001 + u16::try_from(node).unwrap_or_default()))
-}
-
-thread_local! {
-    /// What the last panic on this thread said, where it was.
-    static LAST_PANIC: RefCell<Option<String>> = const { RefCell::new(None) };
-}
-
-/// A core that asserts is a finding, told with its seed: it is not printed where it happens.
-fn quiet_panics() {
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
-        let before = panic::take_hook();
-        panic::set_hook(Box::new(move |info| {
-            let place = info.location().map(|place| format!("{}:{}", place.file(), place.line())).unwrap_or_default();
-            if place.contains("node/vm/") || place.contains("consensus/state/") {
-                let message = info.payload_as_str().unwrap_or("no words");
-                LAST_PANIC.set(Some(format!("an assertion failed at {place}: {message}")));
-            } else {
-                before(info);
-            }
-        }));
-    });
 }
