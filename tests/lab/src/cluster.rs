@@ -14,7 +14,9 @@ use crate::{error::LabError, host::Host, name, process::Process, state::Daemon, 
 
 /// How long a daemon has to answer on its socket, and a cluster to see all of its nodes.
 const READY_MAX: Duration = Duration::from_secs(30);
-pub(crate) const ALIVE_MAX: Duration = Duration::from_secs(60);
+const FORMED_MAX: Duration = Duration::from_secs(60);
+/// How many nodes of a cluster vote.
+const VOTERS_MAX: usize = 3;
 const ASK_AGAIN: Duration = Duration::from_millis(50);
 /// Lines of a log that an error shows.
 const TAIL_LINES: usize = 20;
@@ -28,6 +30,8 @@ struct TokenAnswer {
 struct NodeAnswer {
     name: String,
     health: String,
+    role: String,
+    incarnation: u64,
 }
 
 /// Makes a new cluster's first node of `host`.
@@ -89,22 +93,36 @@ pub(crate) fn wait_ready(host: &Host, process: Process) -> Result<(), LabError> 
 
 /// Waits until `host` says that all of `names` are alive.
 pub(crate) fn wait_alive(host: &Host, names: &[String], within: Duration) -> Result<(), LabError> {
+    let alive = |node: &NodeAnswer| node.health == "alive";
+    wait_until(host, within, &format!("{} alive", names.join(", ")), |nodes| {
+        names.iter().all(|name| nodes.iter().any(|node| node.name == *name && alive(node)))
+    })
+}
+
+/// Waits until `host` says that so many nodes have formed a cluster: they live, have told what they are, and as many of
+/// them vote as may.
+pub(crate) fn wait_formed(host: &Host, size: usize) -> Result<(), LabError> {
+    let ready = |node: &&NodeAnswer| node.health == "alive" && node.incarnation > 0;
+    wait_until(host, FORMED_MAX, &format!("a cluster of {size}"), |nodes| {
+        let voters = nodes.iter().filter(|node| node.role == "voter").count();
+        nodes.iter().filter(ready).count() == size && voters == size.min(VOTERS_MAX)
+    })
+}
+
+fn wait_until(host: &Host, within: Duration, what: &str, good: impl Fn(&[NodeAnswer]) -> bool) -> Result<(), LabError> {
     let since = Instant::now();
     loop {
         let last = match health(host) {
-            Ok(nodes)
-                if names.iter().all(|name| nodes.iter().any(|node| node.name == *name && node.health == "alive")) =>
-            {
-                return Ok(());
-            }
+            Ok(nodes) if good(&nodes) => return Ok(()),
             Ok(nodes) => {
-                let seen: Vec<String> = nodes.iter().map(|node| format!("{} {}", node.name, node.health)).collect();
+                let tell = |node: &NodeAnswer| format!("{} {} {}", node.name, node.health, node.role);
+                let seen: Vec<String> = nodes.iter().map(tell).collect();
                 format!("it sees {}", if seen.is_empty() { "none".to_owned() } else { seen.join(", ") })
             }
             Err(error) => error.to_string(),
         };
         if since.elapsed() > within {
-            return Err(late(host, within, format!("{} alive as {} sees it ({last})", names.join(", "), host.name)));
+            return Err(late(host, within, format!("{what} as {} sees it ({last})", host.name)));
         }
         thread::sleep(ASK_AGAIN);
     }

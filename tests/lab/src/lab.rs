@@ -291,8 +291,7 @@ impl Lab {
             cluster::wait_ready(host, process)?;
         }
         if forms_a_cluster {
-            let names: Vec<String> = hosts.iter().map(|host| host.name.clone()).collect();
-            cluster::wait_alive(&hosts[0], &names, cluster::ALIVE_MAX)?;
+            cluster::wait_formed(&hosts[0], hosts.len())?;
         }
         Ok(())
     }

@@ -3,6 +3,7 @@
 use pollux_raft::Status;
 use pollux_state::{
     ClusterState,
+    id::NodeId,
     vm::{Desired, Phase, StopCause},
 };
 
@@ -42,8 +43,17 @@ pub(super) fn of(state: &ClusterState, status: &Status, nodes: &[NodeView], quor
             ));
         }
     }
+    let down = |id: NodeId| nodes.iter().find(|node| node.id == id.0 && node.health == Health::Down);
     for vm in state.vms.values() {
         let name = &vm.spec.name;
+        if let Some(node) = vm.phase.owner().and_then(|owner| down(owner.node)) {
+            let again =
+                if vm.spec.autostart { "it is started afresh when that daemon is back" } else { "it stays off" };
+            problems.push(problem(
+                format!("VM {name} was on node {}, which is down", node.name),
+                format!("bring {} back: {again}, and nowhere else", node.name),
+            ));
+        }
         match (&vm.phase, vm.desired) {
             (Phase::Stopped { cause: StopCause::StartFailed(why) }, Desired::Running) => problems.push(problem(
                 format!("VM {name} does not start ({} attempts): {why}", vm.failed_starts),
