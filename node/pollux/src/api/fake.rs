@@ -255,6 +255,7 @@ impl Backend for Fake {
             from: vm.home,
             to: request.to,
             blackout_ms_max: request.blackout_ms_max,
+            phase: "moving".into(),
             cancel: false,
             started: 0,
             ended: None,

@@ -231,6 +231,10 @@ pub struct OperationView {
     pub to: String,
     /// Longest blackout wished for, in milliseconds.
     pub blackout_ms_max: u32,
+    /// How far it is, as the log says, whoever else can be asked: `moving` before the switchover was committed, `arriving`
+    /// after it, `ended`.
+    #[serde(default)]
+    pub phase: String,
     /// A user asked for it to end early.
     pub cancel: bool,
     /// When it was accepted.

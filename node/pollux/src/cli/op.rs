@@ -73,7 +73,7 @@ fn state(operation: &OperationView) -> String {
         Some(OperationResult::Failed) => "failed".to_owned(),
         Some(OperationResult::Cancelled) => "cancelled".to_owned(),
         None if operation.cancel => "being cancelled".to_owned(),
-        None => operation.progress.as_ref().map_or_else(|| "running".to_owned(), |progress| progress.phase.clone()),
+        None => operation.progress.as_ref().map_or_else(|| operation.phase.clone(), |progress| progress.phase.clone()),
     }
 }
 

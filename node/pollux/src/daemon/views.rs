@@ -116,7 +116,15 @@ impl Sight<'_> {
         operation: &Operation,
         progress: Option<types::ProgressView>,
     ) -> types::OperationView {
-        let OperationKind::Migrate { vm_name, from, to, blackout_ms_max, .. } = &operation.kind;
+        let OperationKind::Migrate { vm, vm_name, from, to, blackout_ms_max, .. } = &operation.kind;
+        let arriving = self.state.vms.get(vm).is_some_and(|vm| {
+            matches!(vm.phase, vm::Phase::Arriving { op, .. } if op == operation.id)
+        });
+        let phase = match operation.ended {
+            Some(_) => "ended",
+            None if arriving => "arriving",
+            None => "moving",
+        };
         let (result, reason, report) = match operation.ended.as_ref().map(|(_, result)| result) {
             None => (None, None, None),
             Some(OperationResult::Succeeded(report)) => {
@@ -134,6 +142,7 @@ impl Sight<'_> {
             from: self.node_name(*from),
             to: self.node_name(*to),
             blackout_ms_max: *blackout_ms_max,
+            phase: phase.into(),
             cancel: operation.cancel,
             started: operation.started,
             ended: operation.ended.as_ref().map(|(at, _)| *at),
