@@ -214,7 +214,10 @@ impl Machine {
     pub async fn cont(&self) -> Result<(), QmpError> {
         loop {
             match self.settle().await {
-                Err(slow @ QmpError::Slow { .. }) => tracing::warn!(vm = self.name(), %slow),
+                Err(slow @ (QmpError::Slow { .. } | QmpError::Busy { .. })) => {
+                    tracing::warn!(vm = self.name(), %slow);
+                    tokio::time::sleep(BUSY_PAUSE).await;
+                }
                 settled => break settled?,
             }
         }

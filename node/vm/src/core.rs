@@ -29,7 +29,7 @@ pub struct Limits {
     /// For the target to say that it is ready, and for the source to connect, in milliseconds.
     pub connect_ms: u64,
     /// What the log said counts as current for so long after it was asked, in milliseconds. Longer than one attempt at a
-    /// read may take, shorter than anybody could decide that this node is gone.
+    /// read may take (2 s), shorter than anybody could decide that this node is gone.
     pub sure_ms: u64,
     /// From handing over until the source proposes to give up, in milliseconds.
     pub decide_ms: u64,
@@ -41,7 +41,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { connect_ms: 60_000, sure_ms: 2_000, decide_ms: 5_000, restart_ms: 1_000, restart_ms_max: 60_000 }
+        Self { connect_ms: 60_000, sure_ms: 2_500, decide_ms: 5_000, restart_ms: 1_000, restart_ms_max: 60_000 }
     }
 }
 
@@ -76,8 +76,8 @@ pub struct VmCore {
     last_ticket: Ticket,
     /// No proposal before this moment: one was refused.
     hold_until: Millis,
-    /// The read under way that will make the view certain, and when it was asked for.
-    confirm: Option<(Ticket, Millis)>,
+    /// The read under way that will make the view certain.
+    confirm: Option<Ticket>,
     /// What a read or an answer of the log has shown to be current (DESIGN, rule 3). Ages: a process that was stopped, or
     /// an answer that was repeated, may be about a time long ago.
     sure: Option<Sure>,
@@ -170,10 +170,10 @@ impl VmCore {
                 }
             }
             Event::Answered { ticket, index, outcome } => self.answered(ticket, index, &outcome),
-            Event::Confirmed { ticket, took_ms } => {
-                if let Some((_, since)) = self.confirm.take_if(|(asked, _)| *asked == ticket) {
+            Event::Confirmed { ticket, began, took_ms } => {
+                if self.confirm.take_if(|asked| *asked == ticket).is_some() {
                     self.quorum_ms = took_ms;
-                    self.be_sure(since);
+                    self.be_sure(began);
                     self.role.confirmed(took_ms);
                 }
             }
@@ -295,7 +295,7 @@ impl VmCore {
     pub(crate) fn read(&mut self, fx: &mut Effects) {
         if self.confirm.is_none() {
             let ticket = self.ticket();
-            self.confirm = Some((ticket, self.now));
+            self.confirm = Some(ticket);
             fx.push(Effect::Confirm { ticket });
         }
     }

@@ -32,6 +32,8 @@ pub enum Event {
     Confirmed {
         /// Of the effect.
         ticket: Ticket,
+        /// When it was begun: what it says was true then, or later.
+        began: Millis,
         /// How long the read took: a quorum's round trip.
         took_ms: u32,
     },

@@ -17,8 +17,9 @@ use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableDefinitio
 use super::memory::MemoryDisk;
 use crate::types::LogId;
 
-/// The format written. An older build refuses a newer one by its number.
-const FORMAT: u32 = 1;
+/// The format written. A build refuses another one by its number; from the first release on it will migrate the one before.
+/// 2: refusals of tokens by their kind, the store's own identity.
+const FORMAT: u32 = 2;
 /// Memory redb may use for caching pages, in bytes. The whole log between two snapshots fits.
 const CACHE_BYTES: usize = 16 << 20;
 
@@ -112,6 +113,16 @@ pub enum StoreError {
         /// Its format.
         found: u32,
         /// The newest known.
+        known: u32,
+    },
+    /// Written by an older version, from before the first release.
+    #[error("the log {name} has format {found}, this pollux reads {known} only; use the older pollux that wrote it")]
+    Older {
+        /// Which.
+        name: String,
+        /// Its format.
+        found: u32,
+        /// The only one known.
         known: u32,
     },
     /// A read or a write failed.
@@ -359,6 +370,9 @@ fn prepare(database: &Database, name: &str, new_id: StoreId) -> Result<StoreId, 
     let found = <[u8; 4]>::try_from(format).map_or(u32::MAX, u32::from_le_bytes);
     if found > FORMAT {
         return Err(StoreError::Newer { name: name.to_owned(), found, known: FORMAT });
+    }
+    if found < FORMAT {
+        return Err(StoreError::Older { name: name.to_owned(), found, known: FORMAT });
     }
     let odd = |_| StoreError::Io { what: WHAT, reason: "its identity is malformed".to_owned() };
     <[u8; 16]>::try_from(id).map(StoreId).map_err(odd)

@@ -135,14 +135,18 @@ fn a_node_that_had_a_store_is_given_no_other() {
 }
 
 #[test]
-fn a_store_of_a_newer_version_is_refused_by_its_number() {
+fn a_store_of_another_version_is_refused_by_its_number() {
     let directory = TempDir::new().unwrap();
     let store = Store::Dir { path: directory.path().to_owned(), known: None };
     Disk::open(&store).unwrap().set_format(7).unwrap();
 
     let refused = Disk::open(&store);
 
-    assert!(matches!(refused, Err(StoreError::Newer { found: 7, known: 1, .. })), "{refused:?}");
+    assert!(matches!(refused, Err(StoreError::Newer { found: 7, known: 2, .. })), "{refused:?}");
+    let older = Store::Dir { path: directory.path().join("older"), known: None };
+    Disk::open(&older).unwrap().set_format(1).unwrap();
+    let refused = Disk::open(&older);
+    assert!(matches!(refused, Err(StoreError::Older { found: 1, known: 2, .. })), "{refused:?}");
 }
 
 #[test]

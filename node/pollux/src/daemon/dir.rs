@@ -5,7 +5,7 @@
 //!   authority/   the CA's key; only on the node that founded the cluster
 //!   node.json    where it listens
 //!   founding.json  the first entry of the log; on the node that founds the cluster, until it has
-//!   joining.pem  the key of a node that has asked to join and has not been answered yet
+//!   joining-*.pem  the key of a node that has asked to join with a token and has not been answered yet
 //!   log/         the consensus layer's store
 //!   standby/     marks of standbys that have not acted (see `crate::vm`)
 //!   lock         held by the running daemon
@@ -19,6 +19,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use pollux_link::Token;
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
@@ -71,6 +72,9 @@ impl NodeFile {
 
 pub(crate) const NODE_FILE_VERSION: u8 = 1;
 
+/// What the names of keys of unanswered joins begin with.
+const JOINING: &str = "joining-";
+
 impl Dir {
     /// Opens or makes it, for root only.
     pub(crate) fn make(path: &Path) -> Result<Self, DirError> {
@@ -104,14 +108,23 @@ impl Dir {
         gone(fs::remove_file(&path)).map_err(|source| at(&path, source))
     }
 
-    pub(crate) fn joining_key(&self) -> PathBuf {
-        self.0.join("joining.pem")
+    /// The key with which the holder of this token asks to join.
+    pub(crate) fn joining_key(&self, token: &Token) -> PathBuf {
+        let name: String = token.secret_hash().iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+        self.0.join(format!("{JOINING}{name}.pem"))
     }
 
-    /// The node has joined: its key is part of its identity.
+    /// The node has joined: its key is part of its identity, and what it asked with other tokens is over.
     pub(crate) fn forget_joining(&self) -> Result<(), DirError> {
-        let path = self.joining_key();
-        gone(fs::remove_file(&path)).map_err(|source| at(&path, source))
+        let entries = fs::read_dir(&self.0).map_err(|source| at(&self.0, source))?;
+        for entry in entries {
+            let path = entry.map_err(|source| at(&self.0, source))?.path();
+            let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+            if name.starts_with(JOINING) {
+                gone(fs::remove_file(&path)).map_err(|source| at(&path, source))?;
+            }
+        }
+        Ok(())
     }
 
     /// Removes what a founding left behind that was not finished; only one that is to found has a CA. No daemon has run on
@@ -134,9 +147,9 @@ impl Dir {
         self.0.join("standby")
     }
 
-    /// Does it belong to a node already?
+    /// Does it belong to a node already? A log alone says so, too: whoever it is of has voted.
     pub(crate) fn is_used(&self) -> bool {
-        self.node_file().exists()
+        self.node_file().exists() || self.log().exists()
     }
 
     /// Holds it for this process until the file is dropped.

@@ -164,7 +164,7 @@ pub async fn join(path: &Path, token: &str, listen: SocketAddr) -> Result<JoinRe
 }
 
 async fn ask_to_join(dir: &Dir, token: &Token, listen: SocketAddr) -> Result<Identity, JoinRefused> {
-    let key = NodeKey::kept(&dir.joining_key())?;
+    let key = NodeKey::kept(&dir.joining_key(token))?;
     let deadline = Duration::from_millis(JOIN_MS_MAX);
     let joined = pollux_link::join(token, &token.node_name, listen, &key, deadline).await?;
     joined.identity.save(&dir.identity())?;

@@ -46,7 +46,9 @@ pub(super) fn of(state: &ClusterState, status: &Status, nodes: &[NodeView], quor
     let down = |id: NodeId| nodes.iter().find(|node| node.id == id.0 && node.health == Health::Down);
     for vm in state.vms.values() {
         let name = &vm.spec.name;
-        if let Some(node) = vm.phase.owner().and_then(|owner| down(owner.node)) {
+        if let Phase::Running { owner } | Phase::Moving { from: owner, .. } = vm.phase
+            && let Some(node) = down(owner.node)
+        {
             let again =
                 if vm.spec.autostart { "it is started afresh when that daemon is back" } else { "it stays off" };
             problems.push(problem(

@@ -117,9 +117,11 @@ impl Sight<'_> {
         progress: Option<types::ProgressView>,
     ) -> types::OperationView {
         let OperationKind::Migrate { vm, vm_name, from, to, blackout_ms_max, .. } = &operation.kind;
-        let arriving = self.state.vms.get(vm).is_some_and(|vm| {
-            matches!(vm.phase, vm::Phase::Arriving { op, .. } if op == operation.id)
-        });
+        let arriving = self
+            .state
+            .vms
+            .get(vm)
+            .is_some_and(|vm| matches!(vm.phase, vm::Phase::Arriving { op, .. } if op == operation.id));
         let phase = match operation.ended {
             Some(_) => "ended",
             None if arriving => "arriving",

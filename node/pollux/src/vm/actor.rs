@@ -462,10 +462,11 @@ impl Actor {
         self.reading = CancellationToken::new();
         let reading = self.reading.clone();
         let (consensus, post, vm) = (self.shared.consensus.clone(), self.post.clone(), self.vm);
-        let applied = self.applied.clone();
+        let (applied, started) = (self.applied.clone(), self.shared.started);
         self.shared.tasks.spawn(reading.run_until_cancelled_owned(async move {
             loop {
                 let asked = Instant::now();
+                let began = super::millis(asked.saturating_duration_since(started));
                 match consensus.linearizable(Duration::from_millis(ATTEMPT_MS)).await {
                     Ok(_) => {
                         let took_ms = u32::try_from(asked.elapsed().as_millis()).unwrap_or(u32::MAX);
@@ -475,7 +476,7 @@ impl Actor {
                         };
                         // The core must see the state that was read before it hears that it is current.
                         if post.send(Mail::Event(Event::Decided(view))).await.is_ok() {
-                            let _ = post.send(Mail::Event(Event::Confirmed { ticket, took_ms })).await;
+                            let _ = post.send(Mail::Event(Event::Confirmed { ticket, began, took_ms })).await;
                         }
                         return;
                     }

@@ -46,6 +46,8 @@ pub(super) const STREAMS: u16 = 4;
 const OPEN_MS_MAX: u64 = 10_000;
 /// Saying goodbye may take this long, in milliseconds.
 const FAREWELL_MS_MAX: u64 = 1_000;
+/// What lies in send buffers (16 MiB) is with the target within this, in milliseconds, also over half a megabit per second.
+const LANDING_MS_MAX: u64 = 300_000;
 /// How often the state of a round under way is told, in milliseconds.
 const PROGRESS_MS: u64 = 200;
 /// Control goes before what daemons ask each other (0), and that before pages.
@@ -270,9 +272,12 @@ impl Session {
             self.send_console(connection).await?;
             let frames = connection.frames().await;
             send_message(&mut *connection.control.lock().await, &ToTarget::RoundEnd { frames }).await?;
-            // The sender is this session's own: it outlives the wait.
-            let _ = landed.wait_for(|landed| *landed >= frames).await;
-            Ok(())
+            let landing = landed.wait_for(|landed| *landed >= frames);
+            match tokio::time::timeout(Duration::from_millis(LANDING_MS_MAX), landing).await {
+                // The sender is this session's own: it outlives the wait.
+                Ok(_) => Ok(()),
+                Err(_) => Err(format!("the target did not take in round {round} within {} s", LANDING_MS_MAX / 1000)),
+            }
         };
         let mut all = pin!(all);
         let mut ticks = tokio::time::interval(Duration::from_millis(PROGRESS_MS));
@@ -341,14 +346,14 @@ impl Session {
         report.pause_ms = u32::try_from(paused_at.elapsed().as_millis()).unwrap_or(u32::MAX);
 
         let connection = self.connected()?;
-        // Hardly anything: the rounds have sent it.
-        self.send_console(connection).await?;
         let frames = connection.frames().await;
         let (state_bytes, packed_bytes) = (state.len() as u64, packed.len() as u64);
         let complete = ToTarget::Complete { frames, state_bytes, packed_bytes, report };
         // From here on the target may win: that it closes the stream afterwards is no failure.
         self.handed_over.store(true, Ordering::Release);
         let last = async {
+            // Hardly anything: the rounds have sent it.
+            self.send_console(connection).await?;
             let mut control = connection.control.lock().await;
             send_message(&mut control, &complete).await?;
             control.write_all(&packed).await.map_err(|error| error.to_string())

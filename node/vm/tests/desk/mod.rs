@@ -115,7 +115,8 @@ impl Desk {
     pub fn confirm(&mut self, fx: &Effects, took_ms: u32) -> Effects {
         let read =
             fx.iter().find_map(|effect| if let Effect::Confirm { ticket } = effect { Some(*ticket) } else { None });
-        self.hear(Event::Confirmed { ticket: read.expect("a read was asked for"), took_ms })
+        let (ticket, began) = (read.expect("a read was asked for"), self.now.saturating_sub(u64::from(took_ms)));
+        self.hear(Event::Confirmed { ticket, began, took_ms })
     }
 
     /// Time passes.

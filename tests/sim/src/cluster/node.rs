@@ -41,7 +41,7 @@ const AGAIN: Duration = Duration::from_millis(200);
 const ASKS_MAX: usize = 64;
 /// How long the cores wait for each other: shorter than on real hosts, so that more happens in a run. Milliseconds.
 const LIMITS: Limits =
-    Limits { connect_ms: 5_000, sure_ms: 2_000, decide_ms: 2_000, restart_ms: 200, restart_ms_max: 2_000 };
+    Limits { connect_ms: 5_000, sure_ms: 2_500, decide_ms: 2_000, restart_ms: 200, restart_ms_max: 2_000 };
 
 /// What came of a user's proposal.
 pub(super) type Answer = (Proposal, Result<Applied, ProposeError>);

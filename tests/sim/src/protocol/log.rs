@@ -221,7 +221,7 @@ impl World {
                 part.shown = part.shown.max(Some(began));
             }
             let took_ms = u32::try_from(took).unwrap_or(u32::MAX);
-            self.tell(process, vm, Event::Confirmed { ticket, took_ms });
+            self.tell(process, vm, Event::Confirmed { ticket, began, took_ms });
         }
     }
 

@@ -6,7 +6,7 @@ use std::{
 
 use bytes::Bytes;
 use pollux_link::{Authority, Binding, Class, Identity, JoinError, NodeKey, Role, Token, join};
-use pollux_wire::id::NodeId;
+use pollux_wire::{VERSION, id::NodeId};
 
 use crate::harness::*;
 
@@ -129,10 +129,10 @@ async fn the_next_address_is_tried_when_one_leads_nowhere() {
 async fn a_cluster_of_another_version_is_named_before_the_secret_is_sent() {
     let authority = authority(1);
     let mut binding = Binding::new(loopback(), identity(&authority, 1, Role::Member));
-    binding.version = 2;
+    binding.version = VERSION + 1;
     let gate = start_with(binding);
     let token = token(&authority, vec![gate.endpoint.local_address()], HOUR);
     let error = join(&token, "leda", loopback(), &NodeKey::generate().unwrap(), SOON).await.unwrap_err();
-    assert!(matches!(error, JoinError::Version { ours: 1, theirs: 2 }), "{error}");
+    assert!(matches!(error, JoinError::Version { ours: VERSION, theirs } if theirs == VERSION + 1), "{error}");
     assert_eq!(gate.service.joins.load(Ordering::SeqCst), 0);
 }

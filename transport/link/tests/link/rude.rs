@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use pollux_link::{Identity, Role};
 use pollux_wire::{
-    fault,
+    VERSION, fault,
     frame::{Ending, OUTCOME_BYTES, Opening, Outcome, StreamKind},
     handshake::{ANSWER_BYTES, Answer, Hello, Purpose, Verdict},
     id::{ClusterId, NodeId},
@@ -41,7 +41,7 @@ async fn connect(identity: &Identity, to: &Node) -> (quinn::Endpoint, quinn::Con
 }
 
 fn hello() -> Hello {
-    Hello { version: 1, purpose: Purpose::Bulk, cluster: ClusterId([1; 16]), node: NodeId(2) }
+    Hello { version: VERSION, purpose: Purpose::Bulk, cluster: ClusterId([1; 16]), node: NodeId(2) }
 }
 
 async fn greet(connection: &quinn::Connection, hello: &[u8]) -> Answer {
@@ -50,7 +50,7 @@ async fn greet(connection: &quinn::Connection, hello: &[u8]) -> Answer {
     send.finish().unwrap();
     let mut answer = [0; ANSWER_BYTES];
     recv.read_exact(&mut answer).await.unwrap();
-    Answer::parse(answer, 1).unwrap()
+    Answer::parse(answer, VERSION).unwrap()
 }
 
 async fn say(connection: &quinn::Connection, bytes: &[u8]) -> Option<Outcome> {

@@ -3,7 +3,7 @@ use std::sync::{Arc, atomic::Ordering};
 use bytes::Bytes;
 use pollux_link::{Binding, CallError, Class, DialError, NotSent, Role, To};
 use pollux_wire::{
-    fault,
+    VERSION, fault,
     id::{ClusterId, NodeId},
 };
 
@@ -88,13 +88,13 @@ async fn another_version_is_refused_with_both_named() {
     let new = start_with(binding);
 
     let error = dial_error(&old, new.to()).await;
-    assert!(matches!(error, DialError::Version { ours: 1, theirs: 7, .. }), "{error:?}");
+    assert!(matches!(error, DialError::Version { ours: VERSION, theirs: 7, .. }), "{error:?}");
     let text = error.to_string();
-    assert!(text.contains("version 7") && text.contains("speaks 1"), "{text}");
+    assert!(text.contains("version 7") && text.contains(&format!("speaks {VERSION}")), "{text}");
     assert_eq!(new.endpoint.counters().wrong_version, 1);
 
     let error = dial_error(&new, old.to()).await;
-    assert!(matches!(error, DialError::Version { ours: 7, theirs: 1, .. }), "{error:?}");
+    assert!(matches!(error, DialError::Version { ours: 7, theirs: VERSION, .. }), "{error:?}");
     assert_eq!(old.endpoint.counters().wrong_version, 1);
 }
 
