@@ -56,24 +56,12 @@ pub(super) async fn admit(
 }
 
 fn refused(refusal: &Refusal) -> Fault {
-    let code = match refusal {
-        Refusal::Token(TokenRefusal::Unknown | TokenRefusal::InUse) => fault::TOKEN_UNKNOWN,
-        Refusal::Token(TokenRefusal::OtherName { .. }) => fault::TOKEN_NAME,
-        Refusal::Token(TokenRefusal::Used { .. }) => fault::TOKEN_USED,
-        Refusal::Token(TokenRefusal::Expired) => fault::TOKEN_EXPIRED,
-        Refusal::Founding(_)
-        | Refusal::NoSuchNode(_)
-        | Refusal::NoSuchVm(_)
-        | Refusal::NoSuchOperation(_)
-        | Refusal::NameTaken(_)
-        | Refusal::Invalid { .. }
-        | Refusal::Generation { .. }
-        | Refusal::NotYours { .. }
-        | Refusal::StaleIncarnation { .. }
-        | Refusal::AnotherLife { .. }
-        | Refusal::WrongPhase { .. }
-        | Refusal::Full { .. }
-        | Refusal::Ended(_) => fault::SERVICE_FIRST,
+    let Refusal::Token(why) = refusal else { return Fault::new(fault::SERVICE_FIRST, refusal.to_string()) };
+    let code = match why {
+        TokenRefusal::Unknown | TokenRefusal::InUse => fault::TOKEN_UNKNOWN,
+        TokenRefusal::OtherName { .. } => fault::TOKEN_NAME,
+        TokenRefusal::Used { .. } => fault::TOKEN_USED,
+        TokenRefusal::Expired => fault::TOKEN_EXPIRED,
     };
     Fault::new(code, refusal.to_string())
 }
