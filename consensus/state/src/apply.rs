@@ -7,6 +7,7 @@
 mod moves;
 mod nodes;
 mod ownership;
+mod queue;
 mod vms;
 
 use alloc::{
@@ -127,7 +128,7 @@ impl Step<'_> {
     fn carry_out(&mut self) -> Result<Outcome, Refusal> {
         let proposal = self.proposal;
         self.admit()?;
-        match &proposal.command {
+        let outcome = match &proposal.command {
             Command::Found { cluster, name, address, key } => self.found(*cluster, name, *address, *key),
             Command::AddToken { secret_hash, node_name, expires } => self.add_token(*secret_hash, node_name, *expires),
             Command::Join { secret_hash, name, address, key } => self.join(secret_hash, name, *address, *key),
@@ -137,16 +138,18 @@ impl Step<'_> {
             Command::DeleteVm { vm } => self.delete_vm(*vm),
             Command::Claim { vm, expect, incarnation } => self.claim(*vm, *expect, *incarnation),
             Command::Release { vm, expect, incarnation, cause } => self.release(*vm, *expect, *incarnation, cause),
-            Command::BeginMove { vm, expect, to, blackout_ms_max } => {
-                self.begin_move(*vm, *expect, *to, *blackout_ms_max)
-            }
+            Command::BeginMove { vm, expect, to, wishes } => self.begin_move(*vm, *expect, *to, *wishes),
             Command::Switchover { vm, op, expect, incarnation } => self.switchover(*vm, *op, *expect, *incarnation),
             Command::Arrived { vm, op, expect, report } => self.arrived(*vm, *op, *expect, report),
             Command::GiveBack { vm, op, expect, reason } => self.give_back(*vm, *op, *expect, reason),
             Command::AbortMove { vm, op, expect, reason } => self.abort_move(*vm, *op, *expect, reason),
             Command::TakeBack { vm, expect, operator } => self.take_back(*vm, *expect, operator),
             Command::Cancel { op } => self.cancel(*op),
-        }
+            Command::HeardAgain { op, silence_ms } => self.heard_again(*op, *silence_ms),
+        }?;
+        // Whatever it was, it may have made room, or ended what a waiting move was for.
+        self.advance_queue();
+        Ok(outcome)
     }
 
     /// A cluster begins once, and from then on only its members write.

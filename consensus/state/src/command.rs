@@ -11,7 +11,7 @@ use crate::{
     UnixMs,
     id::{ClusterId, Generation, Incarnation, NodeId, OpId, VmId},
     node::Facts,
-    operation::MoveReport,
+    operation::{MoveReport, MoveWishes},
     vm::{Desired, StopCause, VmSpec},
 };
 
@@ -118,7 +118,8 @@ pub enum Command {
         /// Why.
         cause: StopCause,
     },
-    /// Start a live migration. The proposal's id is the operation's. Outcome: [`Outcome::Accepted`].
+    /// Move a VM live, as soon as its nodes have less than [`crate::limits::MOVES_PER_NODE_MAX`] moves under way. The
+    /// proposal's id is the operation's. Outcome: [`Outcome::Accepted`].
     BeginMove {
         /// Which.
         vm: VmId,
@@ -126,8 +127,8 @@ pub enum Command {
         expect: Generation,
         /// Where to.
         to: NodeId,
-        /// Longest blackout wished for, in milliseconds.
-        blackout_ms_max: u32,
+        /// How.
+        wishes: MoveWishes,
     },
     /// The target has every byte and wants the right to run: generation + 1.
     Switchover {
@@ -188,6 +189,13 @@ pub enum Command {
         /// Which.
         op: OpId,
     },
+    /// The target of a move that is done saw the first frame of the guest leave: how long nobody outside heard of it.
+    HeardAgain {
+        /// Which.
+        op: OpId,
+        /// Milliseconds since the pause at the source.
+        silence_ms: u32,
+    },
 }
 
 /// What applying an entry did.
@@ -229,7 +237,8 @@ impl Command {
             | Self::CreateVm { .. }
             | Self::SetDesired { .. }
             | Self::DeleteVm { .. }
-            | Self::Cancel { .. } => None,
+            | Self::Cancel { .. }
+            | Self::HeardAgain { .. } => None,
         }
     }
 
@@ -252,7 +261,8 @@ impl Command {
             | Self::Release { .. }
             | Self::BeginMove { .. }
             | Self::TakeBack { .. }
-            | Self::Cancel { .. } => None,
+            | Self::Cancel { .. }
+            | Self::HeardAgain { .. } => None,
         }
     }
 }

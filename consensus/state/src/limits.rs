@@ -35,6 +35,12 @@ pub const MEMORY_MIB: core::ops::RangeInclusive<u64> = 32..=1_048_576;
 pub const VCPUS: core::ops::RangeInclusive<u32> = 1..=64;
 /// Longest blackout that can be wished for, in milliseconds, least and most.
 pub const BLACKOUT_MS: core::ops::RangeInclusive<u32> = 10..=60_000;
+/// Bytes per second that a move can be held to, least and most: below the least, a move of any size takes days; the most is
+/// beyond any link.
+pub const BANDWIDTH: core::ops::RangeInclusive<u64> = 100_000..=1_000_000_000_000;
+/// Moves that copy at once from or to one node. Further ones wait: more at once would each take longer, and every guest
+/// would be slowed down for all of that time.
+pub const MOVES_PER_NODE_MAX: usize = 2;
 
 /// A reason, a cause, a sentence. Longer ones are cut.
 pub const TEXT_MAX: usize = 512;

@@ -57,12 +57,49 @@ pub struct Facts {
 /// The fact whether a node holds the CA's key.
 const AUTHORITY: &str = "authority";
 
+/// Facts about the processors' time stamp counter.
+const TSC_KHZ: &str = "tsc-khz";
+const TSC_SCALES: &str = "tsc-scales";
+
+/// How a host's processors count time (the time stamp counter), where a guest sees them do it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tsc {
+    /// Its frequency.
+    pub khz: u32,
+    /// It can be made to count at another frequency for a guest.
+    pub scales: bool,
+}
+
+impl Tsc {
+    /// A guest whose clock counts at `khz` keeps time here. KVM itself takes 250 parts in a million for the same frequency
+    /// (`tsc_tolerance_ppm`).
+    #[must_use]
+    pub fn takes(self, khz: u32) -> bool {
+        self.scales || u64::from(self.khz.abs_diff(khz)) * 1_000_000 <= u64::from(khz) * 250
+    }
+}
+
 impl Facts {
     /// The same of a host that holds the cluster's CA key, or does not.
     #[must_use]
     pub fn with_authority(mut self, held: bool) -> Self {
         self.extra.insert(AUTHORITY.into(), if held { "yes" } else { "no" }.into());
         self
+    }
+
+    /// The same of a host whose processors count time like this.
+    #[must_use]
+    pub fn with_tsc(mut self, tsc: Tsc) -> Self {
+        self.extra.insert(TSC_KHZ.into(), alloc::format!("{}", tsc.khz));
+        self.extra.insert(TSC_SCALES.into(), if tsc.scales { "yes" } else { "no" }.into());
+        self
+    }
+
+    /// How its processors count time for guests; `None`: QEMU counts for them, or it is not known.
+    #[must_use]
+    pub fn tsc(&self) -> Option<Tsc> {
+        let khz = self.extra.get(TSC_KHZ)?.parse().ok()?;
+        Some(Tsc { khz, scales: self.extra.get(TSC_SCALES).is_some_and(|scales| scales == "yes") })
     }
 
     /// Does it hold the cluster's CA key? `None`: its daemon is of a version that does not say.

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     UnixMs,
-    id::{NodeId, OpId, VmId},
+    id::{Generation, NodeId, OpId, VmId},
 };
 
 /// An operation: who, what, how far, and how it ended. Finished ones are kept, oldest dropped first, up to
@@ -23,8 +23,25 @@ pub struct Operation {
     pub index: u64,
     /// When it was accepted.
     pub started: UnixMs,
+    /// When its turn came; `None` while it waits for its nodes to be free.
+    pub begun: Option<UnixMs>,
     /// How it ended, and when.
     pub ended: Option<(UnixMs, OperationResult)>,
+}
+
+impl Operation {
+    /// Its turn has not come.
+    #[must_use]
+    pub fn waits(&self) -> bool {
+        self.begun.is_none() && self.ended.is_none()
+    }
+
+    /// The name of the VM it is about, as it was when it was accepted.
+    #[must_use]
+    pub fn vm_name(&self) -> String {
+        let OperationKind::Migrate { vm_name, .. } = &self.kind;
+        vm_name.clone()
+    }
 }
 
 /// What an operation does.
@@ -41,9 +58,22 @@ pub enum OperationKind {
         from: NodeId,
         /// To where.
         to: NodeId,
-        /// Longest blackout wished for, in milliseconds.
-        blackout_ms_max: u32,
+        /// The generation it was accepted for. A VM that changed hands while its move waited is not moved.
+        generation: Generation,
+        /// How.
+        wishes: MoveWishes,
     },
+}
+
+/// How a user wants a VM to be moved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MoveWishes {
+    /// Longest blackout, in milliseconds: see [`crate::limits::BLACKOUT_MS`].
+    pub blackout_ms_max: u32,
+    /// Most bytes per second that the copying may use: see [`crate::limits::BANDWIDTH`]. `None`: what the nodes have.
+    pub bandwidth: Option<u64>,
+    /// The guest may be slowed down when it writes faster than its memory can be copied.
+    pub throttle: bool,
 }
 
 /// How an operation ended.
@@ -77,4 +107,29 @@ pub struct MoveReport {
     pub pause_ms: u32,
     /// From begin to `Arrived`.
     pub total_ms: u64,
+    /// What the pause was made of.
+    pub parts: PauseParts,
+    /// How much of its speed the guest was deprived of at most, in percent; 0: none.
+    pub throttle_percent: u8,
+    /// How long no frame of the guest left either node's gate: from the pause at the source to its first frame at the
+    /// target, in milliseconds. `None`: it has not sent any yet.
+    pub silence_ms: Option<u32>,
+}
+
+/// What a pause was made of, in microseconds. The parts overlap: the device state is saved while the last pages travel, and
+/// loaded while the switchover is committed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PauseParts {
+    /// Until the guest stood still, all its frames had left and the gate was closed.
+    pub stop_us: u32,
+    /// Finding and sending the last pages.
+    pub pages_us: u32,
+    /// Saving the device state.
+    pub save_us: u32,
+    /// From its proposal to knowing that the switchover was committed.
+    pub commit_us: u32,
+    /// Loading the device state.
+    pub load_us: u32,
+    /// From loaded and committed to the guest running.
+    pub resume_us: u32,
 }

@@ -7,5 +7,6 @@ mod joining;
 mod moves;
 mod ownership;
 mod property;
+mod queue;
 mod wishes;
 mod world;

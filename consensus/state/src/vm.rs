@@ -181,6 +181,12 @@ pub struct Vm {
 }
 
 impl Vm {
+    /// The move `op` has switched over: the target owns the VM, and has not said yet that it runs.
+    #[must_use]
+    pub fn has_switched_over(&self, op: OpId) -> bool {
+        matches!(self.phase, Phase::Arriving { op: arriving, .. } if arriving == op)
+    }
+
     /// Hands the right to run on. The only place that writes `phase` and `generation`: the generation rises by one exactly
     /// when [`Phase::owner`] changes, and never otherwise.
     pub(crate) fn enter(&mut self, phase: Phase, at: UnixMs) -> Generation {

@@ -136,6 +136,7 @@ pub struct Port {
     pump: Pump,
     commands: mpsc::Receiver<Command>,
     published: Arc<Mutex<Counters>>,
+    heard: watch::Sender<Option<Instant>>,
 }
 
 /// How the VM's actor reaches a port. Dropping it ends the port.
@@ -143,6 +144,7 @@ pub struct Port {
 pub struct PortHandle {
     commands: mpsc::Sender<Command>,
     published: Arc<Mutex<Counters>>,
+    heard: watch::Receiver<Option<Instant>>,
     end: watch::Receiver<Option<PortEnd>>,
 }
 
@@ -180,7 +182,9 @@ impl Port {
         let published = Arc::new(Mutex::new(Counters::default()));
         let (sender, commands) = mpsc::channel(COMMANDS_MAX);
         let (ended, end) = watch::channel(None);
-        let port = Self { pump: Pump::new(qemu, tap, config.runs_under), commands, published: Arc::clone(&published) };
+        let (first_heard, heard) = watch::channel(None);
+        let pump = Pump::new(qemu, tap, config.runs_under);
+        let port = Self { pump, commands, published: Arc::clone(&published), heard: first_heard };
         tasks.spawn(
             async move {
                 let end = port.run().await; // which drops the port, and with it the TAP
@@ -189,7 +193,7 @@ impl Port {
             }
             .instrument(span),
         );
-        PortHandle { commands: sender, published, end }
+        PortHandle { commands: sender, published, heard, end }
     }
 
     async fn run(mut self) -> PortEnd {
@@ -265,6 +269,13 @@ impl Port {
 
     fn publish(&self) {
         *self.published.lock().unwrap_or_else(PoisonError::into_inner) = self.pump.counters;
+        if self.pump.counters.frames_out > 0 {
+            self.heard.send_if_modified(|heard| {
+                let first = heard.is_none();
+                heard.get_or_insert_with(Instant::now);
+                first
+            });
+        }
     }
 }
 
@@ -328,6 +339,13 @@ impl PortHandle {
     #[must_use]
     pub fn counters(&self) -> Counters {
         *self.published.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for the first frame of the guest that left through this port, and says when that was. `None`: the port has
+    /// ended, and there was none.
+    pub fn heard(&self) -> impl Future<Output = Option<Instant>> + Send + use<> {
+        let mut heard = self.heard.clone();
+        async move { heard.wait_for(Option::is_some).await.ok().and_then(|first| *first) }
     }
 
     /// Waits until the port has ended and its TAP is gone, and says why.

@@ -95,6 +95,17 @@ pub fn kvm_usable() -> bool {
     opens && std::fs::read_to_string("/proc/cpuinfo").is_ok_and(|cpuinfo| virtualises(&cpuinfo))
 }
 
+/// How the processors count time for guests of KVM: kHz, and whether they can be made to count otherwise. `None`: KVM does not
+/// say.
+#[must_use]
+pub fn tsc() -> Option<(u32, bool)> {
+    let kvm = kvm_ioctls::Kvm::new().ok()?;
+    let scales = kvm.check_extension(kvm_ioctls::Cap::TscControl);
+    // The frequency is told of a processor, so one is made and dropped again.
+    let khz = kvm.create_vm().ok()?.create_vcpu(0).ok()?.get_tsc_khz().ok()?;
+    Some((khz, scales))
+}
+
 fn virtualises(cpuinfo: &str) -> bool {
     let flags = cpuinfo.lines().find(|line| line.starts_with("flags"));
     flags.is_some_and(|flags| flags.split_ascii_whitespace().any(|flag| flag == "vmx" || flag == "svm"))

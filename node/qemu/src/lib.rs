@@ -10,6 +10,7 @@
 //! [`Machine::cont`] is called, and never before.
 
 mod boot;
+mod capabilities;
 mod child;
 mod console;
 mod execute;
@@ -22,14 +23,17 @@ mod qmp;
 mod spawner;
 mod state;
 mod sys;
+mod throttle;
 
 pub use boot::Boot;
+pub use capabilities::{AskError, Lack, what_is_missing};
 pub use child::{Child, Exit, ExitStatus, STDERR_TAIL_BYTES, Tracking};
 pub use console::{CONSOLE_RING_BYTES, Console};
-pub use facts::{FactError, QemuVersion, kvm_usable, qemu_version};
+pub use facts::{FactError, QemuVersion, kvm_usable, qemu_version, tsc};
 pub use inject::TrackingRefused;
 pub use launch::{Accelerator, Identity, Launch, NICS_MAX, NicFd, Role, TrackingWish};
-pub use machine::{Machine, MachineEvent, StartError, Status};
+pub use machine::{Machine, MachineEvent, SlowDownError, StartError, Status};
 pub use qmp::{Event, Pending, Qmp, QmpError};
 pub use spawner::{SpawnError, Spawner};
 pub use state::{LoadError, STATE_BYTES_MAX, SaveError};
+pub use throttle::{ThrottleError, sweep as sweep_throttles};

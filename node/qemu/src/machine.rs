@@ -20,7 +20,10 @@ use std::{
 use serde_json::{Value, json};
 use tokio::sync::Mutex;
 
-use crate::{Child, Console, Event, Exit, Launch, Qmp, QmpError, SpawnError, Spawner, Tracking, TrackingRefused};
+use crate::{
+    Child, Console, Event, Exit, Launch, Qmp, QmpError, SpawnError, Spawner, Tracking, TrackingRefused,
+    throttle::{Throttle, ThrottleError},
+};
 
 /// How long QEMU may take to answer.
 const REPLY_DEADLINE: Duration = Duration::from_secs(10);
@@ -65,6 +68,17 @@ pub enum StartError {
         #[source]
         source: std::io::Error,
     },
+}
+
+/// A guest was not slowed down: it has its whole speed.
+#[derive(Debug, thiserror::Error)]
+pub enum SlowDownError {
+    /// QEMU did not say which threads run it.
+    #[error(transparent)]
+    Qmp(#[from] QmpError),
+    /// The kernel does not do it.
+    #[error(transparent)]
+    Throttle(#[from] ThrottleError),
 }
 
 /// What a machine does.
@@ -115,6 +129,8 @@ pub struct Machine {
     qmp: Qmp,
     console: Console,
     control_lost_told: AtomicBool,
+    /// Of a guest that is slowed down.
+    throttle: Mutex<Option<Throttle>>,
     pub(crate) state_lock: Mutex<()>,
     /// A save began that is not known to have ended.
     pub(crate) unsettled: AtomicBool,
@@ -161,6 +177,7 @@ impl Machine {
             qmp,
             console,
             control_lost_told: false.into(),
+            throttle: Mutex::new(None),
             state_lock: Mutex::new(()),
             unsettled: false.into(),
         })
@@ -230,6 +247,33 @@ impl Machine {
     /// See [`QmpError`].
     pub async fn powerdown(&self) -> Result<(), QmpError> {
         self.command("system_powerdown").await
+    }
+
+    /// Takes `percent` of its speed from the guest, at most 99; 0 gives all of it back, also when this fails.
+    ///
+    /// # Errors
+    /// QEMU does not name the threads of its processors, or the kernel does not slow them down.
+    pub async fn throttle(&self, percent: u8) -> Result<(), SlowDownError> {
+        let mut throttle = self.throttle.lock().await;
+        if percent == 0 {
+            // Dropped, it gives the speed back.
+            *throttle = None;
+            return Ok(());
+        }
+        let slowed = match throttle.take() {
+            Some(throttle) => throttle,
+            None => Throttle::new(self.child.pid(), &self.vcpu_threads().await?)?,
+        };
+        slowed.set(percent)?;
+        *throttle = Some(slowed);
+        Ok(())
+    }
+
+    /// The threads that run the guest's processors.
+    async fn vcpu_threads(&self) -> Result<Vec<i32>, QmpError> {
+        let reply = self.qmp.execute("query-cpus-fast", json!({}), REPLY_DEADLINE).await?;
+        let threads = reply.as_array().into_iter().flatten().filter_map(|cpu| cpu["thread-id"].as_i64());
+        Ok(threads.filter_map(|thread| i32::try_from(thread).ok()).collect())
     }
 
     /// Tells QEMU to end; [`MachineEvent::Exited`] follows.

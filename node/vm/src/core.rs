@@ -83,6 +83,8 @@ pub struct VmCore {
     sure: Option<Sure>,
     /// How long the last read took: what a commit costs.
     pub(crate) quorum_ms: u32,
+    /// By how many percent the guest is slowed down, as far as the effects so far say.
+    throttle: u8,
     /// A move in which this node's part as a target has failed, before its guest could act: why.
     pub(crate) spoiled: Option<(OpId, alloc::string::String)>,
     /// The move that an earlier life of this daemon was the target of and certainly never let act.
@@ -108,6 +110,7 @@ impl VmCore {
             confirm: None,
             sure: None,
             quorum_ms: 0,
+            throttle: 0,
             spoiled: None,
             untouched,
         }
@@ -221,6 +224,10 @@ impl VmCore {
             match role.step(self, fx) {
                 Turn::Stay(role) => {
                     self.role = role;
+                    // Whichever way a move ended, the guest has its speed back.
+                    if !matches!(self.role, Role::Source(_)) {
+                        self.throttle(fx, 0);
+                    }
                     return;
                 }
                 Turn::Go(role) => self.role = role,
@@ -245,6 +252,12 @@ impl VmCore {
 
     /// What must hold after every step. Stays on in release.
     fn check(&self) {
+        assert!(
+            self.throttle == 0 || matches!(self.role, Role::Source(_)),
+            "{} is slowed down by {} % and does not move",
+            self.vm,
+            self.throttle
+        );
         if let Some(generation) = self.gate {
             let seen = self.view.vm.as_ref();
             assert!(
@@ -305,6 +318,14 @@ impl VmCore {
         assert!(self.is_sure(), "resuming {} on a stale view (rule 3)", self.vm);
         self.gate = Some(generation);
         fx.push(Effect::Resume { generation });
+    }
+
+    /// Slows the guest down, or gives it its speed back.
+    pub(crate) fn throttle(&mut self, fx: &mut Effects, percent: u8) {
+        if self.throttle != percent {
+            self.throttle = percent;
+            fx.push(Effect::Throttle { percent });
+        }
     }
 
     /// After [`Effect::Pause`] was done.

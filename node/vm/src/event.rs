@@ -58,6 +58,9 @@ pub enum Event {
     /// counts as ended.)
     NotResumed(String),
 
+    /// After [`Effect::Throttle`]: the guest has its whole speed, and keeps it.
+    NotThrottled(String),
+
     /// The target answered: it is ready for pages.
     PeerReady,
     /// The target will not take part.
@@ -173,6 +176,13 @@ pub enum Effect {
         to: Owner,
         /// The generation the source owns the VM at.
         generation: Generation,
+        /// Most bytes per second that copying may use.
+        bandwidth: Option<u64>,
+    },
+    /// Source: slow the guest down by so many percent of its speed; 0 gives all of it back.
+    Throttle {
+        /// 0 to [`crate::convergence::THROTTLE_PERCENT_MAX`].
+        percent: u8,
     },
     /// Source: send what the last scan found (everything, at first). Answer: `RoundLanded`, `RoundUnderWay` before it.
     SendRound {
@@ -235,6 +245,8 @@ pub struct Progress {
     pub bytes_per_s: u64,
     /// What a switchover now would cost.
     pub predicted_blackout_ms: u64,
+    /// By how many percent the guest is slowed down.
+    pub throttle_percent: u8,
 }
 
 /// The phases of a move as its source sees them. Each is entered once, in this order.

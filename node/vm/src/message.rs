@@ -41,6 +41,13 @@ pub struct StreamGreeting {
     pub stream: u16,
 }
 
+/// The header of a stream of pages that only measures.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProbeGreeting {
+    /// Guest RAM in pages of 4 KiB.
+    pub pages: u64,
+}
+
 /// Source to target.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ToTarget {

@@ -25,6 +25,7 @@ use crate::{
 
 /// What a node is doing about a VM.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "there is one per VM, and it is moved only when it changes")]
 pub(crate) enum Role {
     /// Nothing of it is here.
     Idle(Idle),

@@ -3,7 +3,7 @@
 use pollux_state::{
     ClusterState,
     id::{Generation, NodeId, OpId, Owner, VmId},
-    operation::OperationKind,
+    operation::{MoveWishes, OperationKind},
     vm::{Desired, Phase},
 };
 
@@ -33,8 +33,8 @@ pub struct Seen {
     pub failed_starts: u32,
     /// The move under way is to be cancelled.
     pub cancel: bool,
-    /// Longest blackout wished for in the move under way, in milliseconds.
-    pub blackout_ms_max: u32,
+    /// How the move under way is wished to be.
+    pub wishes: Option<MoveWishes>,
 }
 
 impl View {
@@ -46,8 +46,8 @@ impl View {
     pub fn of(state: &ClusterState, index: u64, vm: VmId) -> Self {
         let seen = state.vms.get(&vm).map(|vm| {
             let operation = vm.phase.moving().and_then(|(op, _, _)| state.operations.get(&op));
-            let blackout_ms_max = operation.map_or(0, |operation| match &operation.kind {
-                OperationKind::Migrate { blackout_ms_max, .. } => *blackout_ms_max,
+            let wishes = operation.map(|operation| match &operation.kind {
+                OperationKind::Migrate { wishes, .. } => *wishes,
             });
             Seen {
                 generation: vm.generation,
@@ -57,7 +57,7 @@ impl View {
                 autostart: vm.spec.autostart,
                 failed_starts: vm.failed_starts,
                 cancel: operation.is_some_and(|operation| operation.cancel),
-                blackout_ms_max,
+                wishes,
             }
         });
         Self { index, vm: seen }

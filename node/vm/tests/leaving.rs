@@ -18,7 +18,7 @@ fn arriving_there() -> Phase {
 fn connecting() -> Desk {
     let mut desk = Desk::with_running_guest();
     let fx = desk.decided(5, moving_away(OP));
-    assert_eq!(fx, [Effect::Connect { op: OP, to: OTHER, generation: Generation(5) }]);
+    assert_eq!(fx, [Effect::Connect { op: OP, to: OTHER, generation: Generation(5), bandwidth: None }]);
     desk
 }
 
@@ -260,14 +260,20 @@ fn a_move_that_follows_another_at_once_finds_the_guest_still_there() {
     let mut desk = copying();
     let fx = desk.decided(5, moving_away(NEXT_OP));
     assert!(!fx.contains(&Effect::Discard), "the guest is ours: {fx:?}");
-    assert!(fx.contains(&Effect::Connect { op: NEXT_OP, to: OTHER, generation: Generation(5) }), "{fx:?}");
+    assert!(
+        fx.contains(&Effect::Connect { op: NEXT_OP, to: OTHER, generation: Generation(5), bandwidth: None }),
+        "{fx:?}"
+    );
 
     let mut desk = handed_over();
     let fx = desk.decided(5, moving_away(NEXT_OP));
     assert!(!fx.contains(&Effect::Discard), "the guest is ours: {fx:?}");
     assert_eq!(desk.confirm(&fx, 2), [Effect::Resume { generation: Generation(5) }]);
     let fx = desk.hear(Event::Resumed);
-    assert!(fx.contains(&Effect::Connect { op: NEXT_OP, to: OTHER, generation: Generation(5) }), "{fx:?}");
+    assert!(
+        fx.contains(&Effect::Connect { op: NEXT_OP, to: OTHER, generation: Generation(5), bandwidth: None }),
+        "{fx:?}"
+    );
 }
 
 #[test]
@@ -278,4 +284,92 @@ fn the_source_is_taken_back_like_given_back() {
     let fx = desk.decided(7, running(ME));
     assert_eq!(desk.confirm(&fx, 2), [Effect::Resume { generation: Generation(7) }]);
     assert!(!matches!(proposed(&fx), Some(Command::Claim { .. })));
+}
+
+/// The first round is on its way, and the user allowed the guest to be slowed down.
+fn copying_with_throttle() -> Desk {
+    let mut desk = Desk::with_running_guest();
+    desk.seen.wishes = desk.seen.wishes.map(|wishes| pollux_state::operation::MoveWishes { throttle: true, ..wishes });
+    desk.decided(5, moving_away(OP));
+    let fx = desk.hear(Event::PeerReady);
+    desk.confirm(&fx, 2);
+    desk
+}
+
+/// Rounds that do not help, until something other than another round is wanted.
+fn stall(desk: &mut Desk) -> Effects {
+    loop {
+        desk.hear(Event::RoundLanded(round(50_000, 1_000)));
+        let fx = desk.hear(Event::Scanned { pending_pages: 50_000 });
+        if !matches!(fx[..], [Effect::SendRound { .. }]) {
+            return fx;
+        }
+    }
+}
+
+fn slowed(fx: &Effects) -> Option<u8> {
+    fx.iter().find_map(|effect| if let Effect::Throttle { percent } = effect { Some(*percent) } else { None })
+}
+
+#[test]
+fn a_guest_that_may_not_be_slowed_down_is_not() {
+    let mut desk = copying();
+    let fx = stall(&mut desk);
+    assert_eq!(slowed(&fx), None);
+    let (_, Command::AbortMove { reason, .. }) = proposal(&fx).expect("it gives up") else { panic!("{fx:?}") };
+    assert!(reason.contains("--allow-throttle") && reason.contains("--max-blackout"), "{reason}");
+}
+
+#[test]
+fn a_guest_is_slowed_down_step_by_step_and_the_move_given_up_only_after_the_last() {
+    let mut desk = copying_with_throttle();
+    for percent in pollux_vm::convergence::THROTTLE_PERCENTS {
+        let fx = stall(&mut desk);
+        assert_eq!(slowed(&fx), Some(percent), "{fx:?}");
+        assert!(fx.iter().any(|effect| matches!(effect, Effect::SendRound { .. })), "{fx:?}");
+    }
+    let fx = stall(&mut desk);
+    let (_, Command::AbortMove { reason, .. }) = proposal(&fx).expect("it gives up") else { panic!("{fx:?}") };
+    assert!(reason.contains("slowed down by 99 %"), "{reason}");
+    let fx = desk.decided(5, running(ME));
+    assert_eq!(slowed(&fx), Some(0), "and it has its speed back: {fx:?}");
+}
+
+#[test]
+fn a_slowed_guest_has_its_speed_back_before_it_is_paused() {
+    let mut desk = copying_with_throttle();
+    stall(&mut desk);
+    desk.hear(Event::RoundLanded(round(50_000, 1_000)));
+    let fx = desk.hear(Event::Scanned { pending_pages: 10 });
+    let fx = desk.confirm(&fx, 3);
+    assert_eq!(fx, [Effect::Throttle { percent: 0 }, Effect::Pause]);
+}
+
+#[test]
+fn a_slowed_guest_has_its_speed_back_however_the_move_ends() {
+    let ends: [fn(&mut Desk) -> Effects; 3] = [
+        |desk| {
+            desk.seen.cancel = true;
+            let fx = desk.told();
+            desk.answer(&fx, pollux_state::Outcome::Owned(Generation(5)))
+        },
+        |desk| desk.decided(5, running(ME)),
+        |desk| desk.hear(Event::MachineEnded("signal 9".into())),
+    ];
+    for end in ends {
+        let mut desk = copying_with_throttle();
+        assert_eq!(slowed(&stall(&mut desk)), Some(20));
+        let fx = end(&mut desk);
+        assert_eq!(slowed(&fx), Some(0), "{fx:?}");
+    }
+}
+
+#[test]
+fn a_guest_that_cannot_be_slowed_down_is_told_why_when_it_does_not_converge() {
+    let mut desk = copying_with_throttle();
+    stall(&mut desk);
+    desk.hear(Event::NotThrottled("no cpu controller".into()));
+    let fx = stall(&mut desk);
+    let (_, Command::AbortMove { reason, .. }) = proposal(&fx).expect("it gives up") else { panic!("{fx:?}") };
+    assert!(reason.contains("no cpu controller"), "{reason}");
 }

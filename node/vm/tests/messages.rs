@@ -3,9 +3,9 @@
 
 use pollux_state::{
     id::{Generation, Incarnation, NodeId, OpId, Owner, VmId},
-    operation::MoveReport,
+    operation::{MoveReport, PauseParts},
 };
-use pollux_vm::message::{Greeting, StreamGreeting, ToSource, ToTarget};
+use pollux_vm::message::{Greeting, ProbeGreeting, StreamGreeting, ToSource, ToTarget};
 use pollux_wire::{codec, limits::Limit};
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -32,16 +32,27 @@ fn the_greetings_are_what_they_were() {
         &StreamGreeting { vm: VmId(7), op: OP, index: 300, stream: 3 },
         "0700000000000000090909090909090909090909090909092c010000000000000300",
     );
+    is_written_as(&ProbeGreeting { pages: 131_072 }, "0000020000000000");
 }
 
 #[test]
 fn what_a_source_says_is_what_it_was() {
-    let report =
-        MoveReport { rounds: 2, wire_bytes: 1 << 20, pages: 300, zero_pages: 20, pause_ms: 31, total_ms: 1_000 };
+    let parts = PauseParts { stop_us: 1, pages_us: 2, save_us: 3, commit_us: 4, load_us: 5, resume_us: 6 };
+    let report = MoveReport {
+        rounds: 2,
+        wire_bytes: 1 << 20,
+        pages: 300,
+        zero_pages: 20,
+        pause_ms: 31,
+        total_ms: 1_000,
+        parts,
+        throttle_percent: 20,
+        silence_ms: None,
+    };
     let complete = ToTarget::Complete { frames: 6, state_bytes: 300_000, packed_bytes: 9_000, report };
     is_written_as(
         &complete,
-        "000000000600000000000000e09304000000000028230000000000000200000000001000000000002c0100000000000014000000000000001f000000e803000000000000",
+        "000000000600000000000000e09304000000000028230000000000000200000000001000000000002c0100000000000014000000000000001f000000e8030000000000000100000002000000030000000400000005000000060000001400",
     );
     is_written_as(&ToTarget::Abandon { reason: "no".into() }, "0100000002000000000000006e6f");
     is_written_as(&ToTarget::RoundEnd { frames: 5 }, "020000000500000000000000");

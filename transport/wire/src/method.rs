@@ -35,6 +35,8 @@ pub const VM_CONTROL: u16 = 32;
 pub const VM_PAGES: u16 = 33;
 /// VM session: device state.
 pub const VM_DEVICES: u16 = 34;
+/// VM session: one stream of page frames that are unpacked, counted and dropped: what can link and target take?
+pub const VM_PROBE: u16 = 35;
 
 /// Daemon: a request of the local API that another node has to answer.
 pub const FORWARD: u16 = 64;

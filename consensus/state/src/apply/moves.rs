@@ -10,8 +10,8 @@ use super::{About, Step};
 use crate::{
     command::{Outcome, Refusal},
     id::{Generation, Incarnation, NodeId, OpId, Owner, VmId},
-    limits::{BLACKOUT_MS, NAME_MAX, OPERATIONS_MAX},
-    operation::{MoveReport, Operation, OperationKind, OperationResult},
+    limits::{BANDWIDTH, BLACKOUT_MS, NAME_MAX, OPERATIONS_MAX},
+    operation::{MoveReport, MoveWishes, Operation, OperationKind, OperationResult},
     text::{clip, plain},
     vm::{Desired, Phase, Vm},
 };
@@ -30,7 +30,7 @@ impl Step<'_> {
         id: VmId,
         expect: Generation,
         to: NodeId,
-        blackout_ms_max: u32,
+        wishes: MoveWishes,
     ) -> Result<Outcome, Refusal> {
         let (op, at) = (self.proposal.id, self.proposal.at);
         if self.state.operations.contains_key(&op) {
@@ -44,33 +44,65 @@ impl Step<'_> {
         if vm.desired != Desired::Running {
             return Err(Refusal::wrong_phase(vm, "it is wanted stopped and will be; start it first"));
         }
+        if let Some(waiting) = self.waiting_move_of(id) {
+            let why = format!("operation {waiting} is about to move it; cancel that first, or wait for it");
+            return Err(Refusal::wrong_phase(vm, why));
+        }
         let target = self.node(to)?;
-        let to = Owner { node: to, incarnation: target.incarnation };
-        if to.node == from.node {
+        if to == from.node {
             return Err(Refusal::invalid("to", format!("{} runs it already; choose another node", target.name)));
         }
-        if to.incarnation == Incarnation::default() {
+        if target.incarnation == Incarnation::default() {
             return Err(Refusal::invalid("to", format!("the daemon of {} never started; start it", target.name)));
         }
         self.current_life(vm, from)?;
-        if !BLACKOUT_MS.contains(&blackout_ms_max) {
-            let (least, most) = (BLACKOUT_MS.start(), BLACKOUT_MS.end());
-            let why = format!("{blackout_ms_max} ms; give {least} to {most} ms");
-            return Err(Refusal::invalid("max-blackout", why));
+        if !BLACKOUT_MS.contains(&wishes.blackout_ms_max) {
+            let (least, most, asked) = (BLACKOUT_MS.start(), BLACKOUT_MS.end(), wishes.blackout_ms_max);
+            return Err(Refusal::invalid("max-blackout", format!("{asked} ms; give {least} to {most} ms")));
+        }
+        if let Some(asked) = wishes.bandwidth.filter(|asked| !BANDWIDTH.contains(asked)) {
+            let (least, most) = (BANDWIDTH.start(), BANDWIDTH.end());
+            return Err(Refusal::invalid("bandwidth", format!("{asked} bytes/s; give {least} to {most} bytes/s")));
         }
         let vm_name = vm.spec.name.clone();
         self.make_room_for_operation()?;
 
-        let vm = self.vm_mut(id)?;
-        vm.enter(Phase::Moving { op, from, to }, at);
-        let (source, target) = (self.node_name(from.node), self.node_name(to.node));
-        let kind =
-            OperationKind::Migrate { vm: id, vm_name: vm_name.clone(), from: from.node, to: to.node, blackout_ms_max };
-        let operation = Operation { id: op, kind, cancel: false, index: self.index, started: at, ended: None };
+        let kind = OperationKind::Migrate {
+            vm: id,
+            vm_name: vm_name.clone(),
+            from: from.node,
+            to,
+            generation: expect,
+            wishes,
+        };
+        let operation =
+            Operation { id: op, kind, cancel: false, index: self.index, started: at, begun: None, ended: None };
         self.state.operations.insert(op, operation);
-        let about = About { node: Some(to.node), vm: Some(id), op: Some(op) };
-        self.event(about, format!("VM {vm_name} begins to move from {source} to {target}"));
+        self.advance_queue();
+        if self.state.operations.get(&op).is_some_and(Operation::waits) {
+            let (source, target) = (self.node_name(from.node), self.node_name(to));
+            let about = About { node: Some(to), vm: Some(id), op: Some(op) };
+            self.event(about, format!("the move of VM {vm_name} from {source} to {target} waits for others to end"));
+        }
         Ok(Outcome::Accepted(op))
+    }
+
+    /// What nobody outside could know from the hypervisor: when the guest was heard of again. Told once.
+    pub(super) fn heard_again(&mut self, op: OpId, silence_ms: u32) -> Result<Outcome, Refusal> {
+        let by = self.proposal.by;
+        let Some(operation) = self.state.operations.get_mut(&op) else { return Err(Refusal::NoSuchOperation(op)) };
+        let OperationKind::Migrate { to, .. } = operation.kind;
+        let Some((_, OperationResult::Succeeded(report))) = &mut operation.ended else {
+            return Err(Refusal::invalid("op", "only a move that is done has a silence to be told"));
+        };
+        if by != to {
+            return Err(Refusal::invalid("op", "only the target of a move tells when its guest was heard again"));
+        }
+        if report.silence_ms.is_some() {
+            return Err(Refusal::Ended(op));
+        }
+        report.silence_ms = Some(silence_ms);
+        Ok(Outcome::Done)
     }
 
     /// The target has every byte. A cancelled operation does not stand in its way: the abort that the source makes of it

@@ -10,7 +10,7 @@ use crate::{
     command::{Outcome, Refusal},
     id::{Generation, MacAddr, NodeId, OpId, VmId},
     limits::VMS_MAX,
-    operation::OperationKind,
+    operation::{OperationKind, OperationResult},
     vm::{Desired, Phase, StopCause, Vm, VmSpec},
 };
 
@@ -89,16 +89,26 @@ impl Step<'_> {
 
     /// A wish, no order: the source sees it and aborts, unless the switchover was committed first.
     pub(super) fn cancel(&mut self, op: OpId) -> Result<Outcome, Refusal> {
-        let Some(operation) = self.state.operations.get_mut(&op) else {
+        let Some(operation) = self.state.operations.get(&op) else {
             return Err(Refusal::NoSuchOperation(op));
         };
         if operation.ended.is_some() {
             return Err(Refusal::Ended(op));
         }
-        let first = !operation.cancel;
-        operation.cancel = true;
+        let (first, waits) = (!operation.cancel, operation.waits());
         let OperationKind::Migrate { vm, vm_name, to, .. } = &operation.kind;
         let (vm, vm_name, to) = (*vm, vm_name.clone(), *to);
+        if let Some(arriving) = self.state.vms.get(&vm).filter(|vm| vm.has_switched_over(op)) {
+            let why =
+                format!("its switchover to {} was committed; it cannot be cancelled any more", self.node_name(to));
+            return Err(Refusal::wrong_phase(arriving, why));
+        }
+        if let Some(operation) = self.state.operations.get_mut(&op) {
+            operation.cancel = true;
+        }
+        if waits {
+            self.end_operation(op, OperationResult::Cancelled);
+        }
         if first {
             let text = format!("a user cancelled the move of VM {vm_name} to {}", self.node_name(to));
             self.event(About { node: None, vm: Some(vm), op: Some(op) }, text);

@@ -6,8 +6,8 @@ use super::{Violation, hold};
 use crate::{
     ClusterState,
     id::{Generation, Incarnation, NodeId, Owner},
-    limits::{EVENTS_MAX, NODES_MAX, OPERATIONS_MAX, OUTCOMES_MAX, TOKENS_MAX, VMS_MAX},
-    operation::OperationKind,
+    limits::{EVENTS_MAX, MOVES_PER_NODE_MAX, NODES_MAX, OPERATIONS_MAX, OUTCOMES_MAX, TOKENS_MAX, VMS_MAX},
+    operation::{Operation, OperationKind},
     vm::{Phase, StopCause, Vm},
 };
 
@@ -116,10 +116,29 @@ impl ClusterState {
             hold(*id == operation.id, "an operation is filed under its id", || operation.id.to_string())?;
             if operation.ended.is_none() {
                 let moves = self.vms.values().filter(|vm| vm.phase.moving().is_some_and(|(op, ..)| op == *id)).count();
-                hold(moves == 1, "an operation that runs moves one VM", || format!("{id} moves {moves}"))?;
+                let expected = usize::from(operation.begun.is_some());
+                hold(moves == expected, "an operation moves one VM from when its turn came until it ended", || {
+                    format!("{id} moves {moves}")
+                })?;
+                let OperationKind::Migrate { vm, .. } = operation.kind;
+                let waits = |other: &&Operation| {
+                    other.waits() && matches!(other.kind, OperationKind::Migrate { vm: v, .. } if v == vm)
+                };
+                let waiting = self.operations.values().filter(waits).count();
+                hold(waiting <= 1, "a VM waits for one move at a time", || format!("{vm} waits for {waiting}"))?;
             }
         }
-        Ok(())
+        let copying = |node: NodeId| {
+            let ends = |vm: &&Vm| match vm.phase {
+                Phase::Moving { from, to, .. } => from.node == node || to.node == node,
+                Phase::Stopped { .. } | Phase::Running { .. } | Phase::Arriving { .. } => false,
+            };
+            self.vms.values().filter(ends).count()
+        };
+        self.nodes.keys().try_for_each(|node| {
+            let moves = copying(*node);
+            hold(moves <= MOVES_PER_NODE_MAX, "a node copies few VMs at once", || format!("{node}: {moves}"))
+        })
     }
 
     fn lived(&self, owner: Owner) -> bool {

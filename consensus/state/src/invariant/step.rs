@@ -7,6 +7,7 @@ use crate::{
     ClusterState,
     command::{Command, Outcome, Proposal},
     id::{NodeId, Owner, VmId},
+    operation::{Operation, OperationKind, OperationResult},
     vm::{Desired, Phase, Vm},
 };
 
@@ -88,7 +89,7 @@ fn check_vms(before: &ClusterState, after: &ClusterState, proposal: &Proposal) -
     hold(after.last_vm >= before.last_vm, "the last VM id never falls", || after.last_vm.to_string())?;
     for (id, old) in &before.vms {
         if let Some(new) = after.vms.get(id) {
-            check_vm(old, new, after, proposal)?;
+            check_vm(old, new, (before, after), proposal)?;
         } else {
             let asked = matches!(&proposal.command, Command::DeleteVm { vm } if vm == id);
             let idle = matches!(old.phase, Phase::Stopped { .. }) && old.desired != Desired::Running;
@@ -102,7 +103,12 @@ fn check_vms(before: &ClusterState, after: &ClusterState, proposal: &Proposal) -
     Ok(())
 }
 
-fn check_vm(old: &Vm, new: &Vm, after: &ClusterState, proposal: &Proposal) -> Result<(), Violation> {
+fn check_vm(
+    old: &Vm,
+    new: &Vm,
+    (before, after): (&ClusterState, &ClusterState),
+    proposal: &Proposal,
+) -> Result<(), Violation> {
     let story =
         || format!("VM {}: {} {} became {} {}", old.spec.name, old.generation, old.phase, new.generation, new.phase);
     hold(old.spec == new.spec && old.created == new.created, "what a VM is never changes", story)?;
@@ -111,9 +117,11 @@ fn check_vm(old: &Vm, new: &Vm, after: &ClusterState, proposal: &Proposal) -> Re
     let expected = if handed_over { old.generation.next() } else { old.generation };
     hold(new.generation == expected, "the generation rises by one when the owner changes, and only then", story)?;
     if old.phase != new.phase {
-        let compared = proposal.command.compares() == Some((old.id, old.generation));
+        let compared =
+            proposal.command.compares() == Some((old.id, old.generation)) || begun(old, new, before, proposal);
         hold(compared, "who may run a VM changes only by an entry that names its generation", story)?;
-        hold(allowed(old, new, proposal), "the right to run goes only the ways it may", story)?;
+        let way = allowed(old, new, proposal) || begun(old, new, before, proposal);
+        hold(way, "the right to run goes only the ways it may", story)?;
         if let Some(owner) = new.phase.owner().filter(|_| handed_over && !returned(old, new)) {
             let current = after.nodes.get(&owner.node).map(|node| node.incarnation);
             let own = owner.node == proposal.by && current == Some(owner.incarnation);
@@ -146,9 +154,6 @@ fn allowed(old: &Vm, new: &Vm, proposal: &Proposal) -> bool {
             Phase::Stopped { .. },
             Command::Release { .. },
         ) => own(owner),
-        (Phase::Running { owner }, Phase::Moving { op, from, to }, Command::BeginMove { to: target, .. }) => {
-            from == owner && to.node == *target && *op == proposal.id
-        }
         (
             Phase::Moving { op, from, to },
             Phase::Arriving { op: o, from: f, to: t },
@@ -168,6 +173,23 @@ fn allowed(old: &Vm, new: &Vm, proposal: &Proposal) -> bool {
     }
 }
 
+/// A move whose turn came: the one just asked for, or one that waited, accepted for this VM, these ends and this generation.
+fn begun(old: &Vm, new: &Vm, before: &ClusterState, proposal: &Proposal) -> bool {
+    let (Phase::Running { owner }, Phase::Moving { op, from, to }) = (&old.phase, &new.phase) else { return false };
+    let asked = matches!(
+        proposal.command,
+        Command::BeginMove { vm, expect, to: target, .. }
+            if *op == proposal.id && (vm, expect, target) == (old.id, old.generation, to.node)
+    );
+    let waited = before.operations.get(op).is_some_and(|operation| {
+        let OperationKind::Migrate { vm, from: source, to: target, generation, .. } = operation.kind;
+        operation.waits()
+            && !operation.cancel
+            && (vm, source, target, generation) == (old.id, from.node, to.node, old.generation)
+    });
+    from == owner && (asked || waited)
+}
+
 /// A move that did not arrive gave the right back to its source, in whichever life that then was.
 fn returned(old: &Vm, new: &Vm) -> bool {
     matches!((&old.phase, &new.phase), (Phase::Arriving { from, .. }, Phase::Running { owner }) if from == owner)
@@ -179,8 +201,9 @@ fn check_operations(before: &ClusterState, after: &ClusterState, proposal: &Prop
             Some(new) => {
                 let same = (&old.kind, old.index, old.started) == (&new.kind, new.index, new.started);
                 hold(same, "what an operation does never changes", || id.to_string())?;
-                let kept = old.ended.is_none() || old == new;
+                let kept = old.ended.is_none() || old == new || heard_again(old, new);
                 hold(kept, "an operation that ended stays as it ended", || id.to_string())?;
+                hold(old.begun.is_none() || old.begun == new.begun, "a turn that came has come", || id.to_string())?;
                 hold(new.cancel || !old.cancel, "a cancellation is never taken back", || id.to_string())?;
             }
             None => hold(old.ended.is_some(), "an operation that runs is not forgotten", || id.to_string())?,
@@ -191,6 +214,18 @@ fn check_operations(before: &ClusterState, after: &ClusterState, proposal: &Prop
         hold(begun, "an operation is begun by the proposal whose id it has", || id.to_string())?;
     }
     Ok(())
+}
+
+/// Only the length of the silence was added.
+fn heard_again(old: &Operation, new: &Operation) -> bool {
+    let mut expected = old.clone();
+    if let (Some((_, OperationResult::Succeeded(then))), Some((_, OperationResult::Succeeded(now)))) =
+        (&mut expected.ended, &new.ended)
+        && then.silence_ms.is_none()
+    {
+        then.silence_ms = now.silence_ms;
+    }
+    expected == *new
 }
 
 fn check_events(before: &ClusterState, after: &ClusterState) -> Result<(), Violation> {

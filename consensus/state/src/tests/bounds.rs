@@ -153,7 +153,7 @@ fn operations_that_run_are_never_forgotten() {
             panic!("created")
         };
         world.accept(N1, Command::Claim { vm, expect: Generation(0), incarnation: FIRST_LIFE });
-        world.propose(N1, Command::BeginMove { vm, expect: Generation(1), to: N2, blackout_ms_max: 100 })
+        world.propose(N1, Command::BeginMove { vm, expect: Generation(1), to: N2, wishes: wishes(100) })
     };
     for number in 0..OPERATIONS_MAX {
         assert!(matches!(begin(&mut world, number), Outcome::Accepted(_)));

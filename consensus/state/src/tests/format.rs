@@ -41,6 +41,7 @@ pub(super) fn one_of_each() -> Vec<Proposal> {
         abort_move(op, 7),
         take_back(8),
         Command::Cancel { op },
+        Command::HeardAgain { op, silence_ms: 131 },
     ];
     for command in &commands {
         match command {
@@ -59,7 +60,8 @@ pub(super) fn one_of_each() -> Vec<Proposal> {
             | Command::GiveBack { .. }
             | Command::AbortMove { .. }
             | Command::TakeBack { .. }
-            | Command::Cancel { .. } => {}
+            | Command::Cancel { .. }
+            | Command::HeardAgain { .. } => {}
         }
     }
     let number = |(at, command): (usize, Command)| Proposal { id: op_id(at as u64), by: N1, at: NOON, command };
@@ -93,7 +95,7 @@ fn one_of_everything() -> ClusterState {
     for (name, switched) in [("moving", false), ("arriving", true)] {
         let vm = create(&mut world, name);
         world.accept(N1, Command::Claim { vm, expect: Generation(0), incarnation: FIRST_LIFE });
-        let begin = Command::BeginMove { vm, expect: Generation(1), to: N3, blackout_ms_max: 50 };
+        let begin = Command::BeginMove { vm, expect: Generation(1), to: N3, wishes: wishes(50) };
         let Outcome::Accepted(op) = world.accept(N2, begin) else { panic!("accepted") };
         if switched {
             world.accept(N3, Command::Switchover { vm, op, expect: Generation(1), incarnation: FIRST_LIFE });

@@ -142,13 +142,14 @@ impl Drive {
             3 | 4 => Command::Release { vm, expect, incarnation, cause: cause(deed.variant) },
             5 | 6 => {
                 let blackout_ms_max = if deed.variant == 0 { 0 } else { 300 };
-                Command::BeginMove { vm, expect, to: node, blackout_ms_max }
+                Command::BeginMove { vm, expect, to: node, wishes: wishes(blackout_ms_max) }
             }
             7 | 8 => Command::Switchover { vm, op, expect, incarnation },
             9 | 10 => Command::Arrived { vm, op, expect, report: report() },
             11 => Command::GiveBack { vm, op, expect, reason: "no".to_string() },
             12 => Command::AbortMove { vm, op, expect, reason: "no".to_string() },
             13 => Command::TakeBack { vm, expect, operator: "carol".to_string() },
+            14 if deed.variant % 3 == 0 => Command::HeardAgain { op: self.some_operation(deed), silence_ms: 100 },
             14 => Command::Cancel { op },
             15 => start_incarnation(by, incarnation),
             16 => create(["web", "db", "mail"][usize::from(deed.variant % 3)], node, desired(deed.variant)),

@@ -12,7 +12,7 @@ use crate::{
     id::{ClusterId, Generation, Incarnation, MacAddr, NodeId, OpId, Owner, VmId},
     invariant,
     node::Facts,
-    operation::{MoveReport, OperationResult},
+    operation::{MoveReport, MoveWishes, OperationResult, PauseParts},
     vm::{Desired, Nic, Phase, StopCause, Vm, VmSpec},
 };
 
@@ -247,7 +247,12 @@ pub(super) fn release(expect: u64, incarnation: Incarnation, cause: StopCause) -
 }
 
 pub(super) fn begin_move(expect: u64, to: NodeId) -> Command {
-    Command::BeginMove { vm: WEB, expect: Generation(expect), to, blackout_ms_max: 300 }
+    Command::BeginMove { vm: WEB, expect: Generation(expect), to, wishes: wishes(300) }
+}
+
+/// With a blackout of at most so many milliseconds, and nothing else.
+pub(super) fn wishes(blackout_ms_max: u32) -> MoveWishes {
+    MoveWishes { blackout_ms_max, bandwidth: None, throttle: false }
 }
 
 pub(super) fn switchover(op: OpId, expect: u64, incarnation: Incarnation) -> Command {
@@ -259,7 +264,25 @@ pub(super) fn arrived(op: OpId, expect: u64) -> Command {
 }
 
 pub(super) fn report() -> MoveReport {
-    MoveReport { rounds: 4, wire_bytes: 90_000_000, pages: 131_072, zero_pages: 90_000, pause_ms: 35, total_ms: 2_100 }
+    let parts = PauseParts {
+        stop_us: 1_200,
+        pages_us: 4_000,
+        save_us: 9_000,
+        commit_us: 4_000,
+        load_us: 11_000,
+        resume_us: 2_500,
+    };
+    MoveReport {
+        rounds: 4,
+        wire_bytes: 90_000_000,
+        pages: 131_072,
+        zero_pages: 90_000,
+        pause_ms: 35,
+        total_ms: 2_100,
+        parts,
+        throttle_percent: 20,
+        silence_ms: None,
+    }
 }
 
 pub(super) fn give_back(op: OpId, expect: u64) -> Command {

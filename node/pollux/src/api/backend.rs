@@ -6,8 +6,8 @@ use tokio::sync::watch;
 use super::{
     ApiError,
     types::{
-        ClusterView, CreateVm, EventView, MigrateVm, NodeView, OperationView, StartVm, StopVm, TakeBack, TokenRequest,
-        TokenView, VmLog, VmView,
+        ClusterView, CreateVm, EventView, MigrateVm, NodeView, OperationView, Preflight, PreflightView, StartVm,
+        StopVm, TakeBack, TokenRequest, TokenView, VmLog, VmView,
     },
 };
 
@@ -55,6 +55,9 @@ pub trait Backend: Send + Sync + 'static {
 
     /// Begin a live migration.
     async fn migrate_vm(&self, name: &str, request: MigrateVm) -> Result<OperationView, ApiError>;
+
+    /// Whether a VM could be moved, every reason why not, and what it would cost. Changes nothing.
+    async fn preflight_vm(&self, name: &str, request: Preflight) -> Result<PreflightView, ApiError>;
 
     /// Give a VM back to its source although its target, which won it and fell silent, cannot be asked.
     async fn take_back_vm(&self, name: &str, request: TakeBack) -> Result<VmView, ApiError>;

@@ -20,8 +20,8 @@ use tokio::{net::UnixStream, time};
 use super::{
     ANSWER_BYTES_MAX, ApiError, ErrorKind, LOG_NEXT_HEADER, REQUEST_MS_MAX, WAIT_MS_MAX,
     types::{
-        ClusterView, CreateVm, EventView, MigrateVm, NodeView, OperationView, StartVm, StopVm, TakeBack, TokenRequest,
-        TokenView, VmLog, VmView,
+        ClusterView, CreateVm, EventView, MigrateVm, NodeView, OperationView, Preflight, PreflightView, StartVm,
+        StopVm, TakeBack, TokenRequest, TokenView, VmLog, VmView,
     },
 };
 
@@ -174,6 +174,14 @@ impl Client {
     /// As [`Self::cluster`].
     pub async fn migrate_vm(&self, name: &str, request: &MigrateVm) -> Result<OperationView, ApiError> {
         self.post(&format!("/v1/vms/{}/migrate", segment(name)), request).await
+    }
+
+    /// Whether a VM could be moved, and what it would cost.
+    ///
+    /// # Errors
+    /// As [`Self::cluster`].
+    pub async fn preflight_vm(&self, name: &str, request: &Preflight) -> Result<PreflightView, ApiError> {
+        self.post(&format!("/v1/vms/{}/preflight", segment(name)), request).await
     }
 
     /// Give a VM back to its source although its target cannot be asked.

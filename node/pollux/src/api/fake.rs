@@ -15,8 +15,9 @@ use super::{
     client::Client,
     server,
     types::{
-        ClusterView, CreateVm, Desired, EventView, MigrateVm, NicView, NodeView, OperationKind, OperationResult,
-        OperationView, Phase, Runtime, StartVm, StopVm, TakeBack, TokenRequest, TokenView, VmLog, VmView,
+        ClusterView, CreateVm, Desired, EventView, MigrateVm, NicView, NodeView, Obstacle, OperationKind,
+        OperationResult, OperationView, Phase, Preflight, PreflightView, Runtime, StartVm, StopVm, TakeBack,
+        TargetView, TokenRequest, TokenView, VmLog, VmView,
     },
 };
 
@@ -255,6 +256,8 @@ impl Backend for Fake {
             from: vm.home,
             to: request.to,
             blackout_ms_max: request.blackout_ms_max,
+            bandwidth: request.bandwidth,
+            allow_throttle: request.allow_throttle,
             phase: "moving".into(),
             cancel: false,
             started: 0,
@@ -266,6 +269,16 @@ impl Backend for Fake {
         };
         self.change(|held| held.operation = Some(operation.clone()));
         Ok(operation)
+    }
+
+    async fn preflight_vm(&self, name: &str, request: Preflight) -> Result<PreflightView, ApiError> {
+        let vm = self.vm(name).await?;
+        let targets = request.to.into_iter().map(|node| {
+            let obstacles =
+                if self.held().vms.len() > 1 { vec![Obstacle::new("memory", "it is full")] } else { Vec::new() };
+            TargetView { node, fits: obstacles.is_empty(), obstacles, forecast: None, no_forecast: None }
+        });
+        Ok(PreflightView { vm: vm.name, from: vm.node, targets: targets.collect() })
     }
 
     async fn take_back_vm(&self, name: &str, request: TakeBack) -> Result<VmView, ApiError> {

@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     ApiError, BODY_BYTES_MAX, Backend, LOG_NEXT_HEADER, REQUEST_MS_MAX, WAIT_MS_MAX,
     server::REREAD_MS,
-    types::{CreateVm, MigrateVm, StartVm, StopVm, TakeBack, TokenRequest},
+    types::{CreateVm, MigrateVm, Preflight, StartVm, StopVm, TakeBack, TokenRequest},
 };
 
 #[derive(Clone)]
@@ -60,6 +60,7 @@ pub(crate) fn router(backend: Arc<dyn Backend>, stop: CancellationToken) -> Rout
         .route("/v1/vms/{name}/start", post(start_vm))
         .route("/v1/vms/{name}/stop", post(stop_vm))
         .route("/v1/vms/{name}/migrate", post(migrate_vm))
+        .route("/v1/vms/{name}/preflight", post(preflight_vm))
         .route("/v1/vms/{name}/takeback", post(take_back_vm))
         .route("/v1/vms/{name}/log", get(vm_log))
         .route("/v1/operations", get(operations))
@@ -123,6 +124,14 @@ async fn migrate_vm(
     Body(request): Body<MigrateVm>,
 ) -> Answer {
     json(StatusCode::ACCEPTED, &write(context.backend.migrate_vm(&name, request)).await?)
+}
+
+async fn preflight_vm(
+    State(context): State<Context>,
+    Path(name): Path<String>,
+    Body(request): Body<Preflight>,
+) -> Answer {
+    json(StatusCode::OK, &read(context.backend.preflight_vm(&name, request)).await?)
 }
 
 async fn take_back_vm(

@@ -231,8 +231,14 @@ pub struct OperationView {
     pub to: String,
     /// Longest blackout wished for, in milliseconds.
     pub blackout_ms_max: u32,
-    /// How far it is, as the log says, whoever else can be asked: `moving` before the switchover was committed, `arriving`
-    /// after it, `ended`.
+    /// Most bytes per second that copying may use, if the user gave a limit.
+    #[serde(default)]
+    pub bandwidth: Option<u64>,
+    /// The guest may be slowed down.
+    #[serde(default)]
+    pub allow_throttle: bool,
+    /// How far it is, as the log says, whoever else can be asked: `queued` until its nodes have room for one more move,
+    /// `moving` before the switchover was committed, `arriving` after it, `ended`.
     #[serde(default)]
     pub phase: String,
     /// A user asked for it to end early.
@@ -266,6 +272,119 @@ pub struct ReportView {
     pub pause_ms: u32,
     /// From begin to end, in milliseconds.
     pub total_ms: u64,
+    /// What the pause was made of.
+    #[serde(default)]
+    pub parts: PauseView,
+    /// How much of its speed the guest was deprived of at most, in percent.
+    #[serde(default)]
+    pub throttle_percent: u8,
+    /// How long no frame of the guest left either node, from the pause at the source to its first frame at the target, in
+    /// milliseconds: what the outside saw. `null`: it has not sent any yet.
+    #[serde(default)]
+    pub silence_ms: Option<u32>,
+}
+
+/// What a pause was made of, in microseconds. The parts overlap: saving with sending the last pages, loading with committing.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PauseView {
+    /// Until the guest stood still and all its frames had left.
+    pub stop_us: u32,
+    /// Finding and sending the last pages.
+    pub pages_us: u32,
+    /// Saving the device state.
+    pub save_us: u32,
+    /// Committing the switchover.
+    pub commit_us: u32,
+    /// Loading the device state.
+    pub load_us: u32,
+    /// From loaded and committed to the guest running.
+    pub resume_us: u32,
+}
+
+/// Why a node cannot take a VM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Obstacle {
+    /// What it is about, in a word: `cpu`, `qemu`, `machine`, `memory`, `network`, `files`, `tracking`, `peer`, `phase`.
+    pub about: String,
+    /// What stands in the way, a sentence.
+    pub what: String,
+}
+
+impl Obstacle {
+    /// One.
+    #[must_use]
+    pub fn new(about: &str, what: impl Into<String>) -> Self {
+        Self { about: about.into(), what: what.into() }
+    }
+}
+
+/// Whether a VM could move, and what it would cost.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PreflightView {
+    /// Which VM.
+    pub vm: String,
+    /// Where it runs.
+    pub from: Option<String>,
+    /// The node that was asked about, or all others, by name.
+    pub targets: Vec<TargetView>,
+}
+
+/// Whether a VM could move to one node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TargetView {
+    /// The node.
+    pub node: String,
+    /// Nothing stands in the way.
+    pub fits: bool,
+    /// All that does.
+    pub obstacles: Vec<Obstacle>,
+    /// What it would cost; `null` when the node was not asked about by name, or no sample could be taken.
+    pub forecast: Option<ForecastView>,
+    /// Why no sample could be taken.
+    pub no_forecast: Option<String>,
+}
+
+/// What a move would cost, from a sample of half a second.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ForecastView {
+    /// It will come to an end within the blackout wished for.
+    pub converges: bool,
+    /// Why not.
+    pub why_not: Option<String>,
+    /// Passes over memory, the last one (paused) included.
+    pub rounds: u32,
+    /// From begin to end, in milliseconds.
+    pub total_ms: u64,
+    /// Bytes on the wire.
+    pub wire_bytes: u64,
+    /// The pause, in milliseconds.
+    pub blackout_ms: u64,
+    /// By how many percent the guest would be slowed down.
+    pub throttle_percent: u8,
+    /// Guest memory in use, in bytes.
+    pub memory_bytes: u64,
+    /// How fast the guest writes, in bytes per second of different pages.
+    pub dirty_bytes_per_s: u64,
+    /// How fast its memory can be copied, in bytes per second.
+    pub copy_bytes_per_s: u64,
+}
+
+/// Could a VM be moved?
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Preflight {
+    /// To which node; without one, all are asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to: Option<String>,
+    /// Longest blackout wished for, in milliseconds.
+    #[serde(default = "default_blackout_ms")]
+    pub blackout_ms_max: u32,
+    /// Most bytes per second that copying may use.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bandwidth: Option<u64>,
+    /// The guest may be slowed down.
+    #[serde(default)]
+    pub allow_throttle: bool,
 }
 
 /// How far a move is.
@@ -289,6 +408,9 @@ pub struct ProgressView {
     pub predicted_blackout_ms: Option<u64>,
     /// Seconds until it is done at this rate; `null`: cannot say.
     pub eta_s: Option<u64>,
+    /// By how many percent the guest is slowed down just now.
+    #[serde(default)]
+    pub throttle_percent: u8,
     /// When the source said so.
     pub updated: u64,
 }
@@ -446,6 +568,12 @@ pub struct MigrateVm {
     /// Longest blackout wished for, in milliseconds.
     #[serde(default = "default_blackout_ms")]
     pub blackout_ms_max: u32,
+    /// Most bytes per second that copying may use.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bandwidth: Option<u64>,
+    /// The guest may be slowed down if it writes faster than its memory can be copied.
+    #[serde(default)]
+    pub allow_throttle: bool,
 }
 
 fn default_blackout_ms() -> u32 {

@@ -14,7 +14,7 @@ use tokio::time::{self, Instant};
 use crate::api::{
     ErrorKind,
     client::{Client, Tagged},
-    types::{OperationResult, OperationView, ProgressView},
+    types::{OperationResult, OperationView, PauseView, ProgressView},
 };
 
 use super::{
@@ -33,7 +33,7 @@ const PAGE_BYTES: u64 = 4096;
 /// The bar's length: thousandths of what is to be sent.
 const BAR_LENGTH: u64 = 1000;
 /// What moves take their steps by, in order; [`ProgressView::phase`] is one of them.
-const PHASES: [&str; 4] = ["preparing", "copying", "switching", "arriving"];
+const PHASES: [&str; 5] = ["queued", "preparing", "copying", "switching", "arriving"];
 
 /// How far an operation is, as shown.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -82,6 +82,9 @@ impl Advance {
         if news.dirty_pages_per_s > 0 {
             text.push_str(&format!("  dirty {}/s", bytes(news.dirty_pages_per_s.saturating_mul(PAGE_BYTES))));
         }
+        if news.throttle_percent > 0 {
+            text.push_str(&format!("  guest slowed by {} %", news.throttle_percent));
+        }
         if let Some(blackout) = news.predicted_blackout_ms {
             text.push_str(&format!("  blackout ~{blackout} ms"));
         }
@@ -113,8 +116,11 @@ impl Screen {
     fn begin(&self, operation: &OperationView) {
         let title = format!("{} {} -> {}", operation.vm, operation.from, operation.to);
         match self {
-            Self::Bar(bar) => bar.set_prefix(title),
-            Self::Lines => note(&format!("{title}: {}", PHASES[0])),
+            Self::Bar(bar) => {
+                bar.set_prefix(title);
+                bar.set_message(operation.phase.clone());
+            }
+            Self::Lines => note(&format!("{title}: {}", first_word(operation))),
         }
     }
 
@@ -138,6 +144,11 @@ impl Screen {
             Self::Lines => {}
         }
     }
+}
+
+/// What a move does before its source tells.
+fn first_word(operation: &OperationView) -> &'static str {
+    if operation.phase == PHASES[0] { "queued: waits for other moves of its nodes" } else { PHASES[1] }
 }
 
 /// Follow operation `first` until it ends, and return how it ended. Ctrl-C leaves it alone and says how to look again.
@@ -229,16 +240,35 @@ pub(crate) fn summary(operation: &OperationView) -> serde_json::Value {
 
 fn success(operation: &OperationView) -> Option<String> {
     let report = operation.report.as_ref()?;
+    let slowed = match report.throttle_percent {
+        0 => String::new(),
+        percent => format!("; the guest was slowed down by up to {percent} % and has its speed back"),
+    };
     Some(format!(
-        "{} runs on {}: stood still for {} ms; {} round{} and {} on the wire in {}\n",
+        "{} runs on {}: stood still for {} ms ({}); {} round{} and {} on the wire in {}{slowed}\n",
         operation.vm,
         operation.to,
         report.pause_ms,
+        parts(&report.parts),
         report.rounds,
         if report.rounds == 1 { "" } else { "s" },
         bytes(report.wire_bytes),
         span(report.total_ms),
     ))
+}
+
+/// What a pause was made of. What happens at the same time stands together.
+pub(crate) fn parts(parts: &PauseView) -> String {
+    let ms = |us: u32| format!("{}.{}", us / 1000, us % 1000 / 100);
+    format!(
+        "stop {}, last pages {} | state {}, commit {} | load {}, continue {} ms",
+        ms(parts.stop_us),
+        ms(parts.pages_us),
+        ms(parts.save_us),
+        ms(parts.commit_us),
+        ms(parts.load_us),
+        ms(parts.resume_us)
+    )
 }
 
 #[cfg(test)]

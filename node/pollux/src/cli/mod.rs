@@ -12,6 +12,7 @@ mod log;
 mod node;
 mod op;
 mod output;
+mod rate;
 mod suggest;
 #[cfg(test)]
 mod tests;

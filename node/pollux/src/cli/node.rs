@@ -22,6 +22,7 @@ use super::{
     exit::{Exit, Failure},
     log::LogFormat,
     output::{Format, list, mib, show, span, table},
+    rate::rate,
     suggest,
 };
 
@@ -70,6 +71,10 @@ pub(crate) struct Run {
     /// The QEMU that runs the guests: an absolute path.
     #[arg(long, env = "POLLUX_QEMU", default_value = DEFAULT_QEMU, value_name = "PATH")]
     pub(crate) qemu: PathBuf,
+    /// Most that copying VMs from this node may send, all moves together: such as `500MB` or `4Gbit`, per second. Without it,
+    /// what the network gives; consensus goes first in any case.
+    #[arg(long, env = "POLLUX_BULK_BANDWIDTH", value_name = "RATE", value_parser = rate)]
+    pub(crate) bulk_bandwidth: Option<u64>,
     /// How the log on standard error is written. What it holds is chosen by POLLUX_LOG (such as `info` or `pollux=debug`).
     #[arg(long, value_enum, default_value_t)]
     pub(crate) log_format: LogFormat,
@@ -125,7 +130,8 @@ fn token_from_stdin() -> Result<String, Failure> {
 
 /// Be the daemon, until a signal ends it.
 pub(crate) async fn run(socket: PathBuf, verb: Run) -> Result<(), Failure> {
-    daemon::run(RunConfig { dir: verb.dir, socket, qemu: verb.qemu }).await.map_err(|error| {
+    let Run { dir, qemu, bulk_bandwidth, log_format: _ } = verb;
+    daemon::run(RunConfig { dir, socket, qemu, bulk_bandwidth }).await.map_err(|error| {
         let exit = match error {
             RunError::NoNode(_) => Exit::NotFound,
             RunError::Refused(_) => Exit::Conflict,

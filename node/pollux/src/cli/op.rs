@@ -7,8 +7,9 @@ use crate::api::types::{OperationResult, OperationView};
 use super::{
     Context,
     exit::Failure,
-    follow::{conclude, follow, short},
+    follow::{conclude, follow, parts, short},
     output::{age, bytes, emit, list, moment, now_ms, show, span, table},
+    rate::rate_text,
 };
 
 /// Verbs about operations.
@@ -112,6 +113,13 @@ fn single(operation: &OperationView, now: u64) -> String {
         ("to", operation.to.clone()),
         ("state", state(operation)),
         ("blackout", format!("at most {} ms wished for", operation.blackout_ms_max)),
+        (
+            "bandwidth",
+            operation
+                .bandwidth
+                .map_or_else(|| "what there is".to_owned(), |rate| format!("at most {}", rate_text(rate))),
+        ),
+        ("throttle", if operation.allow_throttle { "allowed" } else { "not allowed" }.to_owned()),
         ("started", format!("{} ({} ago)", moment(operation.started), age(now, operation.started))),
     ];
     if let Some(ended) = operation.ended {
@@ -129,7 +137,17 @@ fn single(operation: &OperationView, now: u64) -> String {
         ));
     }
     if let Some(report) = &operation.report {
-        rows.push(("stood still", format!("{} ms", report.pause_ms)));
+        rows.push(("stood still", format!("{} ms: {}", report.pause_ms, parts(&report.parts))));
+        rows.push((
+            "not heard of",
+            report.silence_ms.map_or_else(
+                || "the guest has sent nothing since".to_owned(),
+                |ms| format!("{ms} ms: from the pause to the guest's first frame from {}", operation.to),
+            ),
+        ));
+        if report.throttle_percent > 0 {
+            rows.push(("slowed down", format!("by up to {} %", report.throttle_percent)));
+        }
         rows.push(("rounds", report.rounds.to_string()));
         rows.push(("pages", format!("{}, of which {} zero", report.pages, report.zero_pages)));
         rows.push(("on the wire", bytes(report.wire_bytes)));

@@ -234,7 +234,7 @@ async fn the_json_of_a_move_has_what_scripts_read() {
     moved.unwrap();
     let end = served.client.operation(OPERATION).await.unwrap();
     insta::assert_snapshot!(follow::summary(&end), @r#"
-    {"operation":"0123456789abcdef0123456789abcdef","report":{"pages":0,"pause_ms":41,"rounds":3,"total_ms":2100,"wire_bytes":125829120,"zero_pages":0},"result":"succeeded"}
+    {"operation":"0123456789abcdef0123456789abcdef","report":{"pages":0,"parts":{"commit_us":0,"load_us":0,"pages_us":0,"resume_us":0,"save_us":0,"stop_us":0},"pause_ms":41,"rounds":3,"silence_ms":null,"throttle_percent":0,"total_ms":2100,"wire_bytes":125829120,"zero_pages":0},"result":"succeeded"}
     "#);
 }
 

@@ -13,7 +13,7 @@ use pollux_state::{
     ClusterState, Command, Outcome, Proposal, Refusal,
     id::{MacAddr, NodeId, OpId},
     node::Node,
-    operation::Operation,
+    operation::{MoveWishes, Operation},
     vm::{Desired, Nic, Vm, VmSpec},
 };
 use tokio::sync::watch;
@@ -27,8 +27,8 @@ use crate::{
     api::{
         ApiError, Backend, ErrorKind,
         types::{
-            ClusterView, CreateVm, EventView, MigrateVm, NodeView, OperationView, Problem, Runtime, StartVm, StopVm,
-            TakeBack, TokenRequest, TokenView, VmLog, VmView,
+            ClusterView, CreateVm, EventView, MigrateVm, NodeView, OperationView, Preflight, PreflightView, Problem,
+            Runtime, StartVm, StopVm, TakeBack, TokenRequest, TokenView, VmLog, VmView,
         },
     },
     vm::wall_ms,
@@ -266,13 +266,9 @@ impl Backend for Api {
         let state = self.state().await;
         let vm = vm_named(&state, name)?;
         let to = node_named(&state, &request.to)?;
-        super::preflight::check(&state, vm, to, self.health().await.as_ref())?;
-        let command = Command::BeginMove {
-            vm: vm.id,
-            expect: vm.generation,
-            to: to.id,
-            blackout_ms_max: request.blackout_ms_max,
-        };
+        super::preflight::check(&self.0, &state, vm, to, &self.health().await).await?;
+        let wishes = wishes(request.blackout_ms_max, request.bandwidth, request.allow_throttle);
+        let command = Command::BeginMove { vm: vm.id, expect: vm.generation, to: to.id, wishes };
         let (id, _) = self.propose(command).await?;
         let state = self.applied();
         let operation = state.operations.get(&id).ok_or_else(|| {
@@ -280,6 +276,29 @@ impl Backend for Api {
                 .todo(format!("`pollux op show {id}` tells how it goes"))
         })?;
         Ok(self.operation_view(&state, operation).await)
+    }
+
+    async fn preflight_vm(&self, name: &str, request: Preflight) -> Result<PreflightView, ApiError> {
+        let (state, health) = (self.state().await, self.health().await);
+        let vm = vm_named(&state, name)?;
+        let owner = vm.phase.owner().map(|owner| owner.node);
+        let wishes = wishes(request.blackout_ms_max, request.bandwidth, request.allow_throttle);
+        let targets = match &request.to {
+            Some(to) => {
+                let to = node_named(&state, to)?;
+                vec![super::preflight::target(&self.0, &state, vm, to, &health, Some(&wishes)).await]
+            }
+            None => {
+                let others = state.nodes.values().filter(|node| Some(node.id) != owner);
+                let looks = others.map(|node| super::preflight::target(&self.0, &state, vm, node, &health, None));
+                let mut targets = futures::future::join_all(looks).await;
+                targets.sort_by(|a, b| a.node.cmp(&b.node));
+                targets
+            }
+        };
+        let status = self.consensus().status();
+        let sight = Sight { state: &state, consensus: &status, health: health.as_ref() };
+        Ok(PreflightView { vm: vm.spec.name.clone(), from: owner.map(|node| sight.node_name(node)), targets })
     }
 
     async fn take_back_vm(&self, name: &str, request: TakeBack) -> Result<VmView, ApiError> {
@@ -325,6 +344,10 @@ impl Backend for Api {
         let operation = operation_named(&state, id)?;
         Ok(self.operation_view(&state, operation).await)
     }
+}
+
+fn wishes(blackout_ms_max: u32, bandwidth: Option<u64>, throttle: bool) -> MoveWishes {
+    MoveWishes { blackout_ms_max, bandwidth, throttle }
 }
 
 impl Api {

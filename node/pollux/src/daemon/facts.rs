@@ -1,6 +1,6 @@
 //! What this host can do, found once when the daemon starts.
 
-use pollux_state::node::Facts;
+use pollux_state::node::{Facts, Tsc};
 
 use crate::vm::qemu::QemuHost;
 
@@ -29,7 +29,11 @@ pub(super) async fn gather(host: &QemuHost, authority: bool) -> Facts {
         tracking_refused: tracking_refused(host).await,
         ..Facts::default()
     };
-    facts.with_authority(authority)
+    let facts = facts.with_authority(authority);
+    match pollux_qemu::tsc().filter(|_| pollux_qemu::kvm_usable()) {
+        Some((khz, scales)) => facts.with_tsc(Tsc { khz, scales }),
+        None => facts,
+    }
 }
 
 /// Why guests' writes cannot be tracked here: the kernel cannot do it, or does not let this daemon. Empty: they can.

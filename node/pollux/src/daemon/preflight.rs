@@ -1,4 +1,6 @@
-//! Why a move cannot work, found before anything starts. All reasons at once, each with what to do.
+//! Why a move cannot work, found before anything starts: every reason at once. And what it would cost, where it can.
+//!
+//! What the log knows is looked up, what only the target's host knows is asked there, of its daemon as it is now.
 
 use std::collections::BTreeMap;
 
@@ -7,71 +9,184 @@ use pollux_state::{
     ClusterState,
     id::NodeId,
     node::Node,
-    vm::{Phase, Vm},
+    operation::MoveWishes,
+    vm::{Desired, Phase, Vm},
+};
+use pollux_vm::{
+    convergence::{Sample, plan},
+    pages::PAGE_BYTES,
 };
 
-use crate::api::ApiError;
+use super::{forward, run::Daemon};
+use crate::api::{
+    ApiError,
+    types::{ForecastView, Obstacle, TargetView},
+};
 
-pub(super) fn check(
+/// What the leader thinks of the nodes; `None`: it could not be asked.
+pub(super) type Health = Option<BTreeMap<NodeId, NodeHealth>>;
+
+/// Refuses a move that cannot work.
+pub(super) async fn check(
+    daemon: &Daemon,
     state: &ClusterState,
     vm: &Vm,
     to: &Node,
-    health: Option<&BTreeMap<NodeId, NodeHealth>>,
+    health: &Health,
 ) -> Result<(), ApiError> {
-    let reasons = reasons(state, vm, to, health);
-    if reasons.is_empty() {
+    let obstacles = obstacles(daemon, state, vm, to, health).await;
+    if obstacles.is_empty() {
         return Ok(());
     }
+    let reasons: Vec<String> = obstacles.into_iter().map(|obstacle| obstacle.what).collect();
     let message = format!("VM {} cannot move to {}: {}", vm.spec.name, to.name, reasons.join("; "));
-    Err(ApiError::conflict(message).todo("`pollux node show` tells what a node has; nothing was started"))
+    let name = &vm.spec.name;
+    Err(ApiError::conflict(message)
+        .todo(format!("nothing was started; `pollux vm migrate {name} --dry-run` tells which nodes could take it")))
 }
 
-fn reasons(state: &ClusterState, vm: &Vm, to: &Node, health: Option<&BTreeMap<NodeId, NodeHealth>>) -> Vec<String> {
-    let mut reasons = Vec::new();
-    let owner = match &vm.phase {
-        Phase::Running { owner } => *owner,
-        Phase::Stopped { .. } => {
-            reasons.push("it does not run (a stopped VM is started elsewhere with `pollux vm start --node`)".into());
-            return reasons;
+/// Everything that stands in the way of `vm` moving to `to` now.
+pub(super) async fn obstacles(
+    daemon: &Daemon,
+    state: &ClusterState,
+    vm: &Vm,
+    to: &Node,
+    health: &Health,
+) -> Vec<Obstacle> {
+    let mut found: Vec<Obstacle> = of_phase(state, vm, to).into_iter().collect();
+    let reachable = of_peer(to, health);
+    let silent = reachable.is_some();
+    found.extend(reachable);
+    let owner = vm.phase.owner().and_then(|owner| state.nodes.get(&owner.node));
+    if let Some(from) = owner.filter(|from| from.id != to.id) {
+        found.extend(of_pair(from, to));
+    }
+    // Of its own host the owner has found the VM to fit.
+    if !silent && owner.is_none_or(|from| from.id != to.id) {
+        let there = if to.id == daemon.identity.node() {
+            Some(daemon.host.obstacles(&vm.spec).await)
+        } else {
+            forward::ask_can_run(&daemon.endpoint, state, to.id, &vm.spec).await
+        };
+        match there {
+            Some(there) => found.extend(there),
+            None => found.push(Obstacle::new("peer", format!("the daemon of {} does not answer", to.name))),
         }
-        Phase::Moving { op, .. } | Phase::Arriving { op, .. } => {
-            reasons.push(format!("operation {op} is moving it already"));
-            return reasons;
+    }
+    found
+}
+
+fn of_phase(state: &ClusterState, vm: &Vm, to: &Node) -> Option<Obstacle> {
+    let waiting = state.operations.values().find(|operation| {
+        let pollux_state::operation::OperationKind::Migrate { vm: moved, .. } = operation.kind;
+        operation.waits() && moved == vm.id
+    });
+    let what = match (&vm.phase, waiting) {
+        (_, Some(waiting)) => format!("operation {} waits to move it", waiting.id),
+        (Phase::Stopped { .. }, None) => {
+            "it does not run (a stopped VM is started elsewhere with `pollux vm start --node`)".into()
+        }
+        (Phase::Moving { op, .. } | Phase::Arriving { op, .. }, None) => format!("operation {op} is moving it already"),
+        (Phase::Running { owner }, None) if owner.node == to.id => "it is there already".into(),
+        (Phase::Running { owner }, None) => {
+            let life = state.nodes.get(&owner.node).map(|node| node.incarnation);
+            if life != Some(owner.incarnation) {
+                "its node's daemon was started again and has yet to start it".into()
+            } else if vm.desired != Desired::Running {
+                "it is to be stopped".into()
+            } else {
+                return None;
+            }
         }
     };
-    if owner.node == to.id {
-        reasons.push("it is there already".into());
-        return reasons;
-    }
+    Some(Obstacle::new("phase", what))
+}
+
+fn of_peer(to: &Node, health: &Health) -> Option<Obstacle> {
     if to.incarnation.0 == 0 {
-        reasons.push(format!("the daemon of {} has never been started", to.name));
-        return reasons;
+        return Some(Obstacle::new("peer", format!("the daemon of {} has never been started", to.name)));
     }
-    if health.and_then(|health| health.get(&to.id)).is_some_and(|health| health.verdict == Verdict::Down) {
-        reasons.push(format!("{} is down", to.name));
-    }
-    let Some(from) = state.nodes.get(&owner.node) else { return reasons };
+    let health = health.as_ref()?.get(&to.id)?;
+    (health.verdict == Verdict::Down)
+        .then(|| Obstacle::new("peer", format!("{} is down: not heard of for {} s", to.name, health.silent_ms / 1000)))
+}
+
+/// What two hosts must have in common for a guest to go from one to the other.
+fn of_pair(from: &Node, to: &Node) -> Vec<Obstacle> {
+    let mut found = Vec::new();
     if !from.facts.tracking_refused.is_empty() {
-        reasons.push(format!("its memory cannot be tracked on {}: {}", from.name, from.facts.tracking_refused));
+        let why = &from.facts.tracking_refused;
+        found.push(Obstacle::new("tracking", format!("its memory cannot be tracked on {}: {why}", from.name)));
     }
-    if to.facts.qemu.is_empty() {
-        reasons.push(format!("{} has no QEMU", to.name));
-    } else if from.facts.qemu != to.facts.qemu {
-        let (here, there) = (&from.facts.qemu, &to.facts.qemu);
-        reasons.push(format!("the QEMU builds differ: {here} on {}, {there} on {}", from.name, to.name));
+    let (here, there) = (&from.facts.qemu, &to.facts.qemu);
+    if there.is_empty() {
+        found.push(Obstacle::new("qemu", format!("{} has no QEMU", to.name)));
+    } else if here != there {
+        let text = format!("the QEMU builds differ: {here} on {}, {there} on {}", from.name, to.name);
+        found.push(Obstacle::new("qemu", text));
     }
-    if from.facts.accelerator != to.facts.accelerator {
-        let (here, there) = (&from.facts.accelerator, &to.facts.accelerator);
-        reasons.push(format!("{} runs guests by {here}, {} by {there}", from.name, to.name));
+    let (here, there) = (&from.facts.accelerator, &to.facts.accelerator);
+    if here != there {
+        let text = format!("{} runs guests by {here}, {} by {there}", from.name, to.name);
+        found.push(Obstacle::new("cpu", text));
     }
-    for nic in &vm.spec.nics {
-        if !to.facts.bridges.contains(&nic.bridge) {
-            reasons.push(format!("{} had no bridge {} when its daemon started", to.name, nic.bridge));
-        }
+    if let (Some(here), Some(there)) = (from.facts.tsc(), to.facts.tsc())
+        && !there.takes(here.khz)
+    {
+        let text = format!(
+            "the guest's clock counts at {} kHz, {}'s processors at {} kHz and they cannot be made to count otherwise",
+            here.khz, to.name, there.khz
+        );
+        found.push(Obstacle::new("tsc", text));
     }
-    if vm.spec.memory_mib > to.facts.memory_mib {
-        let (needs, has) = (vm.spec.memory_mib, to.facts.memory_mib);
-        reasons.push(format!("it needs {needs} MiB of memory, {} has {has} MiB in all", to.name));
+    found
+}
+
+/// One line of the answer to "could it move there?". A forecast is made when `wishes` say how it would be moved.
+pub(super) async fn target(
+    daemon: &Daemon,
+    state: &ClusterState,
+    vm: &Vm,
+    to: &Node,
+    health: &Health,
+    wishes: Option<&MoveWishes>,
+) -> TargetView {
+    let obstacles = obstacles(daemon, state, vm, to, health).await;
+    let mut view =
+        TargetView { node: to.name.clone(), fits: obstacles.is_empty(), obstacles, forecast: None, no_forecast: None };
+    let (Some(wishes), Phase::Running { owner }) = (wishes, &vm.phase) else { return view };
+    if !view.fits {
+        return view;
     }
-    reasons
+    let sample = if owner.node == daemon.identity.node() {
+        forward::sample(daemon, vm.id, to.id).await
+    } else {
+        forward::ask_sample(&daemon.endpoint, state, owner.node, (vm.id, to.id)).await
+    };
+    match sample {
+        Ok(sample) => view.forecast = Some(forecast(sample, wishes)),
+        Err(why) => view.no_forecast = Some(why),
+    }
+    view
+}
+
+fn forecast(mut sample: Sample, wishes: &MoveWishes) -> ForecastView {
+    if let Some(bandwidth) = wishes.bandwidth {
+        let copied = bandwidth.saturating_mul(1000) / sample.wire_permille.max(1);
+        sample.bytes_per_s = sample.bytes_per_s.min(copied);
+    }
+    let plan = plan(&sample, u64::from(wishes.blackout_ms_max), wishes.throttle);
+    let page = PAGE_BYTES as u64;
+    ForecastView {
+        converges: plan.stalls.is_none(),
+        why_not: plan.stalls,
+        rounds: plan.rounds,
+        total_ms: plan.total_ms,
+        wire_bytes: plan.wire_bytes,
+        blackout_ms: plan.blackout_ms,
+        throttle_percent: plan.throttle_percent,
+        memory_bytes: sample.pages * page,
+        dirty_bytes_per_s: sample.dirty_pages_per_s * page,
+        copy_bytes_per_s: sample.bytes_per_s,
+    }
 }

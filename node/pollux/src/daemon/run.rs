@@ -28,7 +28,7 @@ use super::{
 };
 use crate::{
     api,
-    vm::{Marks, Minter, Shared, Vms, qemu::QemuHost, wall_ms},
+    vm::{Budget, Marks, Minter, Shared, Vms, qemu::QemuHost, wall_ms},
 };
 
 /// One attempt to have the incarnation committed, or to read the log, in milliseconds; the next follows.
@@ -47,6 +47,8 @@ pub struct RunConfig {
     pub socket: PathBuf,
     /// The QEMU to run guests with.
     pub qemu: PathBuf,
+    /// Most bytes per second that all bulk work of this node together may send; `None`: what its links have.
+    pub bulk_bandwidth: Option<u64>,
 }
 
 /// The daemon could not start, or not go on.
@@ -101,6 +103,7 @@ pub(super) struct Daemon {
     pub(super) authority: Option<Authority>,
     pub(super) consensus: Consensus,
     pub(super) endpoint: Endpoint,
+    pub(super) host: Arc<QemuHost>,
     pub(super) changes: watch::Sender<u64>,
     minter: Minter,
     vms: OnceLock<Vms>,
@@ -129,6 +132,7 @@ pub async fn run(config: RunConfig) -> Result<(), RunError> {
         return Err(RunError::NoNode(config.dir));
     }
     let _lock = dir.lock()?;
+    crate::vm::hold::look_in(&config.dir);
     let mut node: NodeFile = dir::read_json(&dir.node_file())?;
     let identity = Identity::load(&dir.identity())?;
     let authority = dir.authority().exists().then(|| Authority::load(&dir.authority())).transpose()?;
@@ -149,6 +153,7 @@ pub async fn run(config: RunConfig) -> Result<(), RunError> {
         authority,
         consensus,
         endpoint,
+        host: Arc::new(host),
         changes: watch::Sender::new(0),
         minter: Minter::random(),
         vms: OnceLock::new(),
@@ -159,7 +164,8 @@ pub async fn run(config: RunConfig) -> Result<(), RunError> {
     let api_stop = CancellationToken::new();
     let serving = api::server::serve(Arc::new(Api(daemon.clone())), &config.socket, api_stop.clone());
     let looking_after = async {
-        look_after(&daemon, &dir, &node, Arc::new(host)).await?;
+        let bulk = Budget::new(config.bulk_bandwidth);
+        look_after(&daemon, &dir, &node, bulk).await?;
         stop.cancelled().await;
         Ok(())
     };
@@ -198,11 +204,12 @@ pub async fn run(config: RunConfig) -> Result<(), RunError> {
 }
 
 /// Has this life of the daemon committed, then looks after the node's VMs.
-async fn look_after(daemon: &Arc<Daemon>, dir: &Dir, node: &NodeFile, host: Arc<QemuHost>) -> Result<(), RunError> {
+async fn look_after(daemon: &Arc<Daemon>, dir: &Dir, node: &NodeFile, bulk: Budget) -> Result<(), RunError> {
+    pollux_qemu::sweep_throttles();
     if dir.founding().exists() {
         found(daemon, dir).await?;
     }
-    let facts = facts::gather(&host, daemon.authority.is_some()).await;
+    let facts = facts::gather(&daemon.host, daemon.authority.is_some()).await;
     let incarnation = begin_life(daemon, node, facts).await?;
     dir.forget_founding()?;
     daemon.consensus.announce_incarnation(incarnation);
@@ -215,9 +222,10 @@ async fn look_after(daemon: &Arc<Daemon>, dir: &Dir, node: &NodeFile, host: Arc<
     tracing::info!(%me, "looking after VMs");
     let vms = Vms::start(Shared {
         me,
-        host,
+        host: daemon.host.clone(),
         consensus: daemon.consensus.clone(),
         endpoint: daemon.endpoint.clone(),
+        bulk,
         marks,
         limits: Limits::default(),
         tasks: TaskTracker::new(),

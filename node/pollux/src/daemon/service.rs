@@ -9,15 +9,16 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use pollux_link::{Class, Fault, Peer, RecvStream, Roles, SendStream, Service};
 use pollux_state::id::NodeId;
-use pollux_vm::message::{Greeting, StreamGreeting};
+use pollux_vm::message::{Greeting, ProbeGreeting, StreamGreeting};
 use pollux_wire::{
     codec, fault,
     join::{JoinReply, JoinRequest},
     limits::Limit,
-    method::{CONSENSUS, FORWARD, VM_CONTROL, VM_PAGES},
+    method::{CONSENSUS, FORWARD, VM_CONTROL, VM_PAGES, VM_PROBE},
 };
 
 use super::{admission, forward, run::Daemon};
+use crate::vm::take_probe;
 
 /// The service of a daemon. The endpoint is bound before the rest of the daemon exists; until then peers are told to come
 /// back.
@@ -50,7 +51,7 @@ impl Service for Reception {
     fn allowed_session(&self, kind: u16) -> Roles {
         match kind {
             // A witness runs no VMs.
-            VM_CONTROL | VM_PAGES => Roles::Members,
+            VM_CONTROL | VM_PAGES | VM_PROBE => Roles::Members,
             _ => Roles::None,
         }
     }
@@ -67,7 +68,7 @@ impl Service for Reception {
     async fn call(&self, peer: Peer, _class: Class, method: u16, body: Bytes) -> Result<Bytes, Fault> {
         let daemon = self.daemon()?;
         match method {
-            FORWARD => forward::answer(daemon, &body),
+            FORWARD => forward::answer(daemon, &body).await,
             method => daemon.consensus.serve(peer, method, body).await,
         }
     }
@@ -86,6 +87,10 @@ impl Service for Reception {
                     vms.pages(peer, greeting, recv).await;
                 }
                 Err(error) => tracing::warn!(peer = %peer.node, %error, "a page stream's greeting is malformed"),
+            },
+            VM_PROBE => match codec::decode::<ProbeGreeting>(&header, Limit::Control) {
+                Ok(greeting) => take_probe(greeting, send, recv).await,
+                Err(error) => tracing::warn!(peer = %peer.node, %error, "a probe's greeting is malformed"),
             },
             _ => {}
         }

@@ -116,7 +116,7 @@ impl Sight<'_> {
         operation: &Operation,
         progress: Option<types::ProgressView>,
     ) -> types::OperationView {
-        let OperationKind::Migrate { vm, vm_name, from, to, blackout_ms_max, .. } = &operation.kind;
+        let OperationKind::Migrate { vm, vm_name, from, to, wishes, .. } = &operation.kind;
         let arriving = self
             .state
             .vms
@@ -124,6 +124,7 @@ impl Sight<'_> {
             .is_some_and(|vm| matches!(vm.phase, vm::Phase::Arriving { op, .. } if op == operation.id));
         let phase = match operation.ended {
             Some(_) => "ended",
+            None if operation.waits() => "queued",
             None if arriving => "arriving",
             None => "moving",
         };
@@ -143,7 +144,9 @@ impl Sight<'_> {
             vm: vm_name.clone(),
             from: self.node_name(*from),
             to: self.node_name(*to),
-            blackout_ms_max: *blackout_ms_max,
+            blackout_ms_max: wishes.blackout_ms_max,
+            bandwidth: wishes.bandwidth,
+            allow_throttle: wishes.throttle,
             phase: phase.into(),
             cancel: operation.cancel,
             started: operation.started,
@@ -184,7 +187,6 @@ pub(super) fn runtime(status: Option<&Status>) -> types::Runtime {
 
 /// `since`: when it became so. Not when it is looked at, or whoever waits for news would find some every time.
 pub(super) fn progress_view(progress: &Progress, since: UnixMs) -> types::ProgressView {
-    let page = pollux_vm::pages::PAGE_BYTES as u64;
     #[expect(clippy::cast_precision_loss, reason = "a speed for people")]
     let mib_per_s = progress.bytes_per_s as f64 / f64::from(1 << 20);
     types::ProgressView {
@@ -202,9 +204,17 @@ pub(super) fn progress_view(progress: &Progress, since: UnixMs) -> types::Progre
         dirty_pages_per_s: progress.dirty_pages_per_s,
         mib_per_s,
         predicted_blackout_ms: (progress.predicted_blackout_ms > 0).then_some(progress.predicted_blackout_ms),
-        eta_s: (progress.pending_pages * page).checked_div(progress.bytes_per_s),
+        eta_s: eta_s(progress),
+        throttle_percent: progress.throttle_percent,
         updated: since,
     }
+}
+
+/// Seconds until what is left has been copied, what the guest writes meanwhile included; `None`: it writes faster.
+fn eta_s(progress: &Progress) -> Option<u64> {
+    let page = pollux_vm::pages::PAGE_BYTES as u64;
+    let gains = progress.bytes_per_s.checked_sub(progress.dirty_pages_per_s.saturating_mul(page))?;
+    progress.pending_pages.saturating_mul(page).checked_div(gains)
 }
 
 fn report_view(report: &MoveReport) -> types::ReportView {
@@ -215,6 +225,16 @@ fn report_view(report: &MoveReport) -> types::ReportView {
         zero_pages: report.zero_pages,
         pause_ms: report.pause_ms,
         total_ms: report.total_ms,
+        parts: types::PauseView {
+            stop_us: report.parts.stop_us,
+            pages_us: report.parts.pages_us,
+            save_us: report.parts.save_us,
+            commit_us: report.parts.commit_us,
+            load_us: report.parts.load_us,
+            resume_us: report.parts.resume_us,
+        },
+        throttle_percent: report.throttle_percent,
+        silence_ms: report.silence_ms,
     }
 }
 

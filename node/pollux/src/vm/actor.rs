@@ -17,9 +17,9 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 use pollux_link::{Peer, RecvStream, SendStream};
 use pollux_raft::{ProposeError, View as Applied};
 use pollux_state::{
-    Proposal, UnixMs,
-    id::{Generation, Owner, VmId},
-    vm::VmSpec,
+    Command, Proposal, UnixMs,
+    id::{Generation, OpId, Owner, VmId},
+    vm::{Phase, VmSpec},
 };
 use pollux_vm::{
     Effect, Event, Millis, Ticket, View, VmCore,
@@ -34,9 +34,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Shared,
+    hold::{self, Place},
     host::{Guest, Log, Order},
     incoming::{Incoming, STREAMS_MAX},
     outgoing::Outgoing,
+    stopwatch::Stopwatch,
     worker::{self, Job, Worker},
 };
 
@@ -48,6 +50,8 @@ const EARLY_MAX: usize = STREAMS_MAX as usize + 1;
 const ATTEMPT_MS: u64 = 2_000;
 /// Pause between attempts, in milliseconds.
 const AGAIN_MS: u64 = 100;
+/// A guest that has sent nothing for so long after its move has nothing to say, in milliseconds.
+const SILENCE_MS_MAX: u64 = 60_000;
 
 /// What reaches an actor.
 pub(super) enum Mail {
@@ -96,6 +100,8 @@ pub(super) struct Actor {
     asks: HashMap<Ticket, CancellationToken>,
     /// The read under way; a newer one takes its place.
     reading: CancellationToken,
+    /// Cancelled when the actor ends.
+    ended: CancellationToken,
     /// Number of the current machine; what a session says of an older one is dropped.
     machine: u64,
     /// Number of the current session of a move; mail of older ones is dropped.
@@ -104,7 +110,9 @@ pub(super) struct Actor {
     incoming: Option<Incoming>,
     /// Streams of a move that is decided and not admitted yet: this node is still cleaning up after the one before.
     early: Vec<Mail>,
-    paused_at: Option<Instant>,
+    stopwatch: Stopwatch,
+    /// The proposal that says that a move is done here; when it is answered, the outside may be told of.
+    arrival: Option<(Ticket, pollux_state::id::OpId)>,
     progress: Option<(Progress, UnixMs)>,
 }
 
@@ -156,7 +164,9 @@ impl Actor {
             outgoing: None,
             incoming: None,
             early: Vec::new(),
-            paused_at: None,
+            stopwatch: Stopwatch::default(),
+            arrival: None,
+            ended: CancellationToken::new(),
             progress: None,
         };
         (actor, Handle { post, status: status_seen, guest: guest_seen, log: log_seen })
@@ -179,6 +189,7 @@ impl Actor {
         }
         self.asks.values().for_each(CancellationToken::cancel);
         self.reading.cancel();
+        self.ended.cancel();
         self.disconnect("the daemon lets go of the VM");
     }
 
@@ -221,6 +232,9 @@ impl Actor {
             Input::Mail(Mail::Event(event)) => {
                 if let Event::Answered { ticket, .. } = &event {
                     self.asks.remove(ticket);
+                    if let Some((_, op)) = self.arrival.take_if(|(arrived, _)| arrived == ticket) {
+                        self.listen_for_guest(op);
+                    }
                 }
                 self.apply(event).await;
             }
@@ -292,6 +306,11 @@ impl Actor {
             tracing::debug!(vm = %self.vm, doing = self.core.doing(), ?event, "event");
         }
         let before = self.core.doing();
+        let switched = {
+            let of = |view: &View| view.vm.as_ref().is_some_and(|seen| matches!(seen.phase, Phase::Arriving { .. }));
+            of(self.core.view()) || matches!(&event, Event::Decided(view) if of(view))
+        };
+        self.stopwatch.happens(&event, switched);
         let effects = self.core.on(self.now(), event);
         let doing = self.core.doing();
         if doing != before {
@@ -299,6 +318,7 @@ impl Actor {
         }
         for effect in effects {
             tracing::debug!(vm = %self.vm, ?effect, "effect");
+            self.stopwatch.begins(&effect);
             self.carry_out(effect).await;
         }
         let status = Status { doing, gate: self.core.gate(), progress: self.progress };
@@ -320,10 +340,8 @@ impl Actor {
                 self.worker.queue(Job::End).await;
             }
             Effect::PowerButton => self.worker.press(),
-            Effect::Pause => {
-                self.paused_at = Some(Instant::now());
-                self.worker.queue(Job::Pause).await;
-            }
+            Effect::Pause => self.worker.queue(Job::Pause).await,
+            Effect::Throttle { percent } => self.worker.queue(Job::Throttle(percent)).await,
             Effect::Resume { generation } => self.worker.queue(Job::Resume(generation)).await,
             Effect::CloseGate => {
                 let guest = self.guest.borrow().clone();
@@ -339,7 +357,7 @@ impl Actor {
                 }
             }
             Effect::Confirm { ticket } => self.confirm(ticket),
-            Effect::Connect { op, to, generation } => self.connect(op, to, generation),
+            Effect::Connect { op, to, generation, bandwidth } => self.connect(op, to, generation, bandwidth),
             Effect::SendRound { round } => {
                 if let Some(outgoing) = &self.outgoing {
                     outgoing.send_round(round);
@@ -350,10 +368,10 @@ impl Actor {
                     outgoing.scan();
                 }
             }
-            Effect::HandOver { report } => {
-                let paused_at = self.paused_at.unwrap_or_else(Instant::now);
+            Effect::HandOver { mut report } => {
+                report.parts = self.stopwatch.parts();
                 match &self.outgoing {
-                    Some(outgoing) => outgoing.hand_over(report, paused_at),
+                    Some(outgoing) => outgoing.hand_over(report, self.stopwatch.paused()),
                     None => self.fail_later(Event::HandOverFailed("the connection is gone".into())),
                 }
             }
@@ -380,7 +398,12 @@ impl Actor {
                         Event::CommitToRunFailed(error.to_string())
                     }
                 };
-                self.post_later(Mail::Session { number: self.session, event });
+                let (post, number) = (self.post.clone(), self.session);
+                self.shared.tasks.spawn(async move {
+                    hold::at(Place::Run).await;
+                    // An actor that is gone lets nothing run.
+                    let _ = post.send(Mail::Session { number, event }).await;
+                });
             }
             Effect::Progress(progress) => self.progress = Some((progress, super::wall_ms())),
         }
@@ -396,7 +419,7 @@ impl Actor {
         self.worker.queue(Job::Launch { number: self.machine, order, reports }).await;
     }
 
-    fn connect(&mut self, op: pollux_state::id::OpId, to: Owner, generation: Generation) {
+    fn connect(&mut self, op: OpId, to: Owner, generation: Generation, bandwidth: Option<u64>) {
         self.session += 1;
         self.progress = None;
         let Some(guest) = self.guest.borrow().clone() else {
@@ -411,8 +434,15 @@ impl Actor {
             pages: guest.memory().pages(),
             streams: super::outgoing::STREAMS,
         };
-        self.outgoing =
-            Some(Outgoing::start(self.shared.clone(), guest, greeting, to, (self.session, self.machine), &self.post));
+        self.outgoing = Some(Outgoing::start(
+            self.shared.clone(),
+            guest,
+            greeting,
+            to,
+            bandwidth,
+            (self.session, self.machine),
+            &self.post,
+        ));
     }
 
     fn disconnect(&mut self, reason: &str) {
@@ -427,12 +457,21 @@ impl Actor {
         self.progress = None;
     }
 
-    fn propose(&mut self, ticket: Ticket, command: pollux_state::Command) {
+    fn propose(&mut self, ticket: Ticket, mut command: Command) {
+        if let Command::Arrived { op, report, .. } = &mut command {
+            report.parts = self.stopwatch.parts();
+            self.arrival = Some((ticket, *op));
+        }
         let proposal = Proposal { id: self.shared.mint(), by: self.me.node, at: super::wall_ms(), command };
         let cancel = CancellationToken::new();
         self.asks.insert(ticket, cancel.clone());
         let (consensus, post, vm) = (self.shared.consensus.clone(), self.post.clone(), self.vm);
         self.shared.tasks.spawn(cancel.run_until_cancelled_owned(async move {
+            match proposal.command {
+                Command::Switchover { .. } => hold::at(Place::Switchover).await,
+                Command::Arrived { .. } => hold::at(Place::Arrived).await,
+                _ => {}
+            }
             loop {
                 match consensus.propose(proposal.clone(), Duration::from_millis(ATTEMPT_MS)).await {
                     Ok(applied) => {
@@ -453,6 +492,24 @@ impl Actor {
                     }
                 }
                 tokio::time::sleep(Duration::from_millis(AGAIN_MS)).await;
+            }
+        }));
+    }
+
+    /// Tells the log when the guest was heard of again after its move. Once, for people: if it is lost, nothing else is.
+    fn listen_for_guest(&self, op: OpId) {
+        let Some(guest) = self.guest.borrow().clone() else { return };
+        let Some(silence) = self.stopwatch.silence() else { return };
+        let consensus = self.shared.consensus.clone();
+        let (id, by, cancel) = (self.shared.mint(), self.me.node, self.ended.clone());
+        self.shared.tasks.spawn(cancel.run_until_cancelled_owned(async move {
+            let Ok(heard) = tokio::time::timeout(Duration::from_millis(SILENCE_MS_MAX), guest.heard()).await else {
+                return;
+            };
+            let command = Command::HeardAgain { op, silence_ms: silence.until_ms(heard) };
+            let proposal = Proposal { id, by, at: super::wall_ms(), command };
+            if let Err(error) = consensus.propose(proposal, Duration::from_millis(ATTEMPT_MS)).await {
+                tracing::debug!(%op, %error, "when the guest was heard again is not in the log");
             }
         }));
     }

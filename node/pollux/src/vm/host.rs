@@ -78,6 +78,12 @@ pub trait Guest: Send + Sync + 'static {
     /// Tells the bridges where the guest's network cards are.
     async fn announce(&self);
 
+    /// Slows the guest down by so many percent, through the threads of its processors; 0 gives it its speed back.
+    async fn throttle(&self, percent: u8) -> Result<(), GuestError>;
+
+    /// Waits until a frame that the guest sent has left through this machine's gate. Never, if it has no network card.
+    async fn heard(&self) -> tokio::time::Instant;
+
     /// Presses the power button.
     async fn power_button(&self) -> Result<(), GuestError>;
 

@@ -5,6 +5,9 @@
 //! hands the streams of moves to them. When it is shut down, every machine of this node ends.
 
 mod actor;
+mod budget;
+mod fitness;
+pub mod hold;
 pub mod host;
 mod incoming;
 mod marks;
@@ -12,6 +15,8 @@ mod outgoing;
 mod pages;
 pub mod qemu;
 mod registry;
+mod sample;
+mod stopwatch;
 mod worker;
 
 use std::{
@@ -31,8 +36,10 @@ use tokio::{sync::watch, time::Instant};
 use tokio_util::task::TaskTracker;
 
 pub use actor::Status;
+pub use budget::Budget;
 pub use marks::Marks;
 pub use registry::Vms;
+pub use sample::drop_all as take_probe;
 
 /// What all actors of a node share.
 pub struct Shared {
@@ -44,6 +51,8 @@ pub struct Shared {
     pub consensus: Consensus,
     /// The way to other nodes.
     pub endpoint: Endpoint,
+    /// What all moves of this node together may send.
+    pub bulk: Budget,
     /// Which standbys have certainly not acted.
     pub marks: Marks,
     /// How long the cores wait for others.

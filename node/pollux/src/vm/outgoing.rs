@@ -13,6 +13,7 @@ use std::{
     time::Duration,
 };
 
+use async_trait::async_trait;
 use bytes::Bytes;
 use pollux_link::{RecvStream, SendStream, To};
 use pollux_state::{id::Owner, operation::MoveReport};
@@ -34,10 +35,12 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Shared,
+    Budget, Shared,
     actor::Mail,
+    hold::{self, Place},
     host::Guest,
-    pages::{self, PageStream, Tally},
+    pages::{self, Paced, PageStream, Tally},
+    stopwatch::micros,
 };
 
 /// Page streams of a move: as many as can be encoded at once on a small host, with some to spare for the link.
@@ -63,6 +66,8 @@ struct Session {
     guest: Arc<dyn Guest>,
     greeting: Greeting,
     to: Owner,
+    /// What this move may send.
+    budget: Budget,
     number: u64,
     machine: u64,
     post: mpsc::Sender<Mail>,
@@ -100,6 +105,7 @@ impl Outgoing {
         guest: Arc<dyn Guest>,
         greeting: Greeting,
         to: Owner,
+        bandwidth: Option<u64>,
         (number, machine): (u64, u64),
         post: &mpsc::Sender<Mail>,
     ) -> Self {
@@ -109,6 +115,7 @@ impl Outgoing {
             guest,
             greeting,
             to,
+            budget: Budget::new(bandwidth),
             number,
             machine,
             post: post.clone(),
@@ -182,6 +189,23 @@ impl Outgoing {
     }
 }
 
+/// How pages are sent.
+#[derive(Debug, Clone, Copy)]
+enum Pace {
+    /// Within the budgets of node and move.
+    Within,
+    /// The guest stands still.
+    AtOnce,
+}
+
+#[async_trait]
+impl Paced for Session {
+    async fn may_send(&self, bytes: u64) {
+        self.budget.take(bytes).await;
+        self.shared.bulk.take(bytes).await;
+    }
+}
+
 impl Session {
     fn spawn<F, T>(self: &Arc<Self>, task: F)
     where
@@ -210,6 +234,7 @@ impl Session {
         }
         *self.pending.lock().await = self.guest.populated().await.map_err(|error| error.to_string())?;
 
+        hold::at(Place::Connect).await;
         let address = {
             let applied = self.shared.consensus.watch();
             let state = applied.borrow().state.clone();
@@ -261,16 +286,17 @@ impl Session {
 
     /// One round, to its end at the target. Until then the guest writes on and nothing of it counts as sent: a pause that
     /// began while megabytes still lay in send buffers would last until they are out.
-    async fn send_round(&self, round: u32) -> Result<RoundReport, String> {
+    async fn send_round(self: &Arc<Self>, round: u32) -> Result<RoundReport, String> {
         let began = Instant::now();
         let tally = Arc::new(Tally::default());
         let so_far = || RoundReport { took_ms: super::millis(began.elapsed()), ..tally.sent() };
         let mut landed = self.landed.subscribe();
         let all = async {
-            self.send_pending(round, &tally).await?;
+            self.send_pending(round, &tally, Pace::Within).await?;
             let connection = self.connected()?;
             self.send_console(connection).await?;
             let frames = connection.frames().await;
+            hold::at(Place::Round).await;
             send_message(&mut *connection.control.lock().await, &ToTarget::RoundEnd { frames }).await?;
             let landing = landed.wait_for(|landed| *landed >= frames);
             match tokio::time::timeout(Duration::from_millis(LANDING_MS_MAX), landing).await {
@@ -307,12 +333,16 @@ impl Session {
         Ok(())
     }
 
-    async fn send_pending(&self, round: u32, tally: &Arc<Tally>) -> Result<(), String> {
+    async fn send_pending(self: &Arc<Self>, round: u32, tally: &Arc<Tally>, pace: Pace) -> Result<(), String> {
         let pages = self.greeting.pages;
         let set = std::mem::replace(&mut *self.pending.lock().await, PageSet::empty(pages));
         let connection = self.connected()?;
         let memory = self.guest.memory();
-        pages::send(&self.shared.tasks, &self.cancel, &connection.streams, round, set, memory, tally).await
+        let pace: Option<Arc<dyn Paced>> = match pace {
+            Pace::Within => Some(self.clone()),
+            Pace::AtOnce => None,
+        };
+        pages::send(&self.shared.tasks, &self.cancel, &connection.streams, round, set, memory, tally, pace).await
     }
 
     async fn scan_pending(&self) -> Result<u64, String> {
@@ -322,17 +352,28 @@ impl Session {
         Ok(pending.len())
     }
 
-    async fn hand_over(&self, mut report: MoveReport, paused_at: Instant) -> Result<(), String> {
+    async fn hand_over(self: &Arc<Self>, mut report: MoveReport, paused_at: Instant) -> Result<(), String> {
+        self.cancel.run_until_cancelled(hold::at(Place::Paused)).await;
+        let began = Instant::now();
         self.scan_pending().await?;
         let round = report.rounds + 1;
         // The last pages travel while QEMU writes its device state. The save is always seen to its end.
         let tally = Arc::new(Tally::default());
-        let (sent, state) = tokio::join!(self.send_pending(round, &tally), self.guest.save());
+        let pages = async {
+            let sent = self.send_pending(round, &tally, Pace::AtOnce).await;
+            (sent, micros(began.elapsed()))
+        };
+        let saved = async {
+            let asked = Instant::now();
+            (self.guest.save().await, micros(asked.elapsed()))
+        };
+        let ((sent, pages_us), (state, save_us)) = tokio::join!(pages, saved);
+        (report.parts.pages_us, report.parts.save_us) = (pages_us, save_us);
         let state = state.map_err(|error| format!("the device state could not be saved: {error}"))?;
         sent?;
         // Saving may itself have written guest memory (DESIGN, section 5: scan once more).
         if self.scan_pending().await? > 0 {
-            self.send_pending(round, &tally).await?;
+            self.send_pending(round, &tally, Pace::AtOnce).await?;
         }
         if self.cancel.is_cancelled() {
             return Err("the move was called off".into());
@@ -352,6 +393,7 @@ impl Session {
         // From here on the target may win: that it closes the stream afterwards is no failure.
         self.handed_over.store(true, Ordering::Release);
         let last = async {
+            hold::at(Place::Complete).await;
             // Hardly anything: the rounds have sent it.
             self.send_console(connection).await?;
             let mut control = connection.control.lock().await;

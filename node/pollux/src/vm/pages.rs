@@ -9,6 +9,7 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
+use async_trait::async_trait;
 use bytes::Bytes;
 use pollux_link::{RecvStream, SendStream, StreamError};
 use pollux_state::id::{Generation, OpId, VmId};
@@ -24,7 +25,14 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::host::Memory;
 
 /// Pages in a piece: what fits one frame with room for content of all of them.
-const PIECE_PAGES: u64 = 256;
+pub(super) const PIECE_PAGES: u64 = 256;
+
+/// Who is asked before bytes are sent.
+#[async_trait]
+pub(super) trait Paced: Send + Sync {
+    /// Waits until so many bytes may be sent.
+    async fn may_send(&self, bytes: u64);
+}
 
 /// One page stream of the source.
 pub(super) struct PageStream {
@@ -48,6 +56,12 @@ impl PageStream {
         self.frames
     }
 
+    /// No more will come.
+    pub(super) fn finish(&mut self) {
+        // A stream that is gone has said so already.
+        let _ = self.send.finish();
+    }
+
     /// Sends those pages of `set` that are this stream's.
     async fn send(
         &mut self,
@@ -56,13 +70,14 @@ impl PageStream {
         set: &PageSet,
         memory: &dyn Memory,
         tally: &Tally,
+        pace: Option<&dyn Paced>,
     ) -> Result<(), String> {
         let mut content = [0; PAGE_BYTES];
         let (mut piece, mut zero_pages) = (None, 0);
         for number in set.iter().filter(|number| lot.has(*number)) {
             let of = Some(number / PIECE_PAGES);
             if piece != of {
-                self.flush(round, std::mem::take(&mut zero_pages), tally).await?;
+                self.flush(round, std::mem::take(&mut zero_pages), tally, pace).await?;
                 piece = of;
             }
             memory.read(number, &mut content);
@@ -75,10 +90,16 @@ impl PageStream {
             };
             added.map_err(|error| error.to_string())?;
         }
-        self.flush(round, zero_pages, tally).await
+        self.flush(round, zero_pages, tally, pace).await
     }
 
-    async fn flush(&mut self, round: u32, zero_pages: u64, tally: &Tally) -> Result<(), String> {
+    async fn flush(
+        &mut self,
+        round: u32,
+        zero_pages: u64,
+        tally: &Tally,
+        pace: Option<&dyn Paced>,
+    ) -> Result<(), String> {
         if self.encoder.is_empty() {
             return Ok(());
         }
@@ -87,6 +108,9 @@ impl PageStream {
         let stamp = Stamp { vm, operation, generation, round, first_sequence: self.pages };
         let frame = Bytes::copy_from_slice(self.encoder.finish(&stamp, true));
         let wire_bytes = frame.len() as u64;
+        if let Some(pace) = pace {
+            pace.may_send(wire_bytes).await;
+        }
         self.send.send(frame).await.map_err(|error| error.to_string())?;
         self.frames += 1;
         self.pages += pages;
@@ -143,7 +167,8 @@ impl Lot {
     }
 }
 
-/// Sends the pages of `set` over all streams at once, and adds them to `tally`.
+/// Sends the pages of `set` over all streams at once, and adds them to `tally`. `pace` is asked before each frame.
+#[expect(clippy::too_many_arguments, reason = "one caller, which has each of them")]
 pub(super) async fn send(
     tasks: &TaskTracker,
     cancel: &CancellationToken,
@@ -152,6 +177,7 @@ pub(super) async fn send(
     set: PageSet,
     memory: Arc<dyn Memory>,
     tally: &Arc<Tally>,
+    pace: Option<Arc<dyn Paced>>,
 ) -> Result<(), String> {
     tally.due.fetch_add(set.len(), Ordering::Relaxed);
     let set = Arc::new(set);
@@ -159,9 +185,9 @@ pub(super) async fn send(
     let sending = streams.iter().zip(0u64..).map(|(stream, number)| {
         let (stream, set, memory, tally) = (stream.clone(), set.clone(), memory.clone(), tally.clone());
         let lot = Lot { stream: number, streams: count };
-        let cancel = cancel.clone();
+        let (cancel, pace) = (cancel.clone(), pace.clone());
         tasks.spawn(async move {
-            let sent = async { stream.lock().await.send(lot, round, &set, &*memory, &tally).await };
+            let sent = async { stream.lock().await.send(lot, round, &set, &*memory, &tally, pace.as_deref()).await };
             cancel.run_until_cancelled(sent).await.unwrap_or_else(|| Err("the move was called off".into()))
         })
     });

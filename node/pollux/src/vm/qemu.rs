@@ -11,6 +11,7 @@ use std::{
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures::stream::{FuturesUnordered, StreamExt};
 use pollux_memory::{DirtyTracker, GuestMemory};
 use pollux_net::{Port, PortConfig, PortHandle, Tap, nic_socket_pair, tap_name};
 use pollux_qemu::{
@@ -19,10 +20,16 @@ use pollux_qemu::{
 };
 use pollux_state::id::{Generation, MacAddr};
 use pollux_vm::pages::{PAGE_BYTES, PageSet};
-use tokio::sync::{Mutex, RwLock, mpsc};
+use tokio::{
+    sync::{Mutex, RwLock, mpsc},
+    time::Instant,
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::host::{Guest, GuestError, GuestEvent, Host, Log, Memory, Order, ResumeError};
+use super::{
+    fitness::Answers,
+    host::{Guest, GuestError, GuestEvent, Host, Log, Memory, Order, ResumeError},
+};
 
 /// Whom QEMU runs as: Debian's `nobody` and `nogroup`, who own nothing.
 const NOBODY: Identity = Identity { uid: 65_534, gid: 65_534 };
@@ -37,6 +44,7 @@ pub struct QemuHost {
     binary: PathBuf,
     accelerator: Accelerator,
     tasks: TaskTracker,
+    pub(super) answers: Answers,
 }
 
 impl QemuHost {
@@ -46,13 +54,25 @@ impl QemuHost {
     /// The thread cannot be started.
     pub fn start(binary: PathBuf) -> std::io::Result<Self> {
         let accelerator = if kvm_usable() { Accelerator::Kvm } else { Accelerator::Tcg };
-        Ok(Self { spawner: Spawner::start()?, binary, accelerator, tasks: TaskTracker::new() })
+        Ok(Self {
+            spawner: Spawner::start()?,
+            binary,
+            accelerator,
+            tasks: TaskTracker::new(),
+            answers: Answers::default(),
+        })
     }
 
     /// The QEMU that runs guests.
     #[must_use]
     pub fn binary(&self) -> &Path {
         &self.binary
+    }
+
+    /// Who executes guests' instructions here.
+    #[must_use]
+    pub fn accelerator(&self) -> Accelerator {
+        self.accelerator
     }
 
     /// Tries on this host's QEMU whether its writes can be tracked.
@@ -333,6 +353,21 @@ impl Guest for QemuGuest {
                 tracing::warn!(%mac, %error, "the guest's network card could not be announced");
             }
         }
+    }
+
+    async fn throttle(&self, percent: u8) -> Result<(), GuestError> {
+        self.machine.throttle(percent).await.map_err(failed("its speed"))
+    }
+
+    async fn heard(&self) -> Instant {
+        let heard: Vec<_> = self.ports.read().await.iter().map(|(_, port)| port.heard()).collect();
+        let mut heard: FuturesUnordered<_> = heard.into_iter().collect();
+        while let Some(first) = heard.next().await {
+            if let Some(first) = first {
+                return first;
+            }
+        }
+        std::future::pending().await
     }
 
     async fn power_button(&self) -> Result<(), GuestError> {

@@ -6,19 +6,22 @@ use std::{
     time::Duration,
 };
 
-use pollux_link::{Peer, RecvStream, SendStream};
+use pollux_link::{Peer, RecvStream, SendStream, To};
 use pollux_state::{
     ClusterState,
     id::{NodeId, VmId},
 };
-use pollux_vm::message::{Greeting, StreamGreeting};
+use pollux_vm::{
+    convergence::Sample,
+    message::{Greeting, StreamGreeting},
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{
     Shared,
     actor::{Actor, Handle, Mail, Status},
     host::Log,
-    incoming,
+    incoming, sample,
 };
 
 /// How long the first stream of a move waits for this node to have applied the decision behind it.
@@ -72,6 +75,16 @@ impl Vms {
     #[must_use]
     pub fn log(&self, vm: VmId) -> Option<Log> {
         self.actors().get(&vm).map(Handle::log)
+    }
+
+    /// What a move of `vm` to a node would meet, from a short look at the guest and the way there.
+    ///
+    /// # Errors
+    /// Why there is none, for people.
+    pub async fn sample(&self, vm: VmId, to: &To) -> Result<Sample, String> {
+        let guest = self.actors().get(&vm).and_then(|handle| handle.guest.borrow().clone());
+        let guest = guest.ok_or("it does not run here any more")?;
+        sample::take(&self.shared, guest, vm, to).await
     }
 
     /// A source opened its control stream.

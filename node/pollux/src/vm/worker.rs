@@ -15,6 +15,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     actor::Mail,
+    hold::{self, Place},
     host::{Guest, GuestError, GuestEvent, Host, Order, ResumeError},
 };
 
@@ -36,6 +37,7 @@ pub(super) enum Job {
     Pause,
     PowerButton,
     Announce,
+    Throttle(u8),
     Load(Bytes),
     End,
 }
@@ -118,7 +120,8 @@ impl Bench {
                 self.tell(Mail::GuestGone).await;
                 self.tell(Mail::Event(Event::Gone)).await;
             }
-            job @ (Job::Resume(_) | Job::Pause | Job::PowerButton | Job::Announce | Job::Load(_)) => {
+            job
+            @ (Job::Resume(_) | Job::Pause | Job::PowerButton | Job::Announce | Job::Throttle(_) | Job::Load(_)) => {
                 let Some(guest) = self.guest.clone() else { return };
                 let doom = self.doom.clone();
                 tokio::select! {
@@ -183,6 +186,11 @@ impl Bench {
     }
 }
 
+async fn held_load(guest: &dyn Guest, state: Bytes) -> Result<(), GuestError> {
+    hold::at(Place::Load).await;
+    guest.load(state).await
+}
+
 async fn drive(guest: Arc<dyn Guest>, job: Job) -> Option<Event> {
     // A machine that does not do what it is told is as good as ended: the core gives its right to run up in good order.
     let ended =
@@ -207,7 +215,11 @@ async fn drive(guest: Arc<dyn Guest>, job: Job) -> Option<Event> {
             guest.announce().await;
             None
         }
-        Job::Load(state) => match guest.load(state).await {
+        Job::Throttle(percent) => {
+            let set = guest.throttle(percent).await;
+            set.err().map(|error| Event::NotThrottled(error.to_string()))
+        }
+        Job::Load(state) => match held_load(&*guest, state).await {
             Ok(()) => Some(Event::Loaded),
             Err(error) => Some(Event::LoadFailed(error.to_string())),
         },

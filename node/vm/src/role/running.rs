@@ -152,7 +152,8 @@ impl Running {
         if let Phase::Moving { op, to, .. } = seen.phase
             && self.resumed
         {
-            fx.push(Effect::Connect { op, to, generation: self.generation });
+            let bandwidth = seen.wishes.and_then(|wishes| wishes.bandwidth);
+            fx.push(Effect::Connect { op, to, generation: self.generation, bandwidth });
             return Turn::Go(Role::Source(Source::new(op, to, self.generation, &seen, core.now)));
         }
         Turn::Stay(Role::Running(self))

@@ -19,7 +19,7 @@ use pollux_state::{
 
 use crate::{
     Millis,
-    convergence::{Forecast, Verdict},
+    convergence::{self, Forecast, Verdict},
     core::VmCore,
     event::{Effect, Effects, Event, MovePhase, Progress, RoundReport},
     pages::PAGE_BYTES,
@@ -39,6 +39,10 @@ pub(crate) struct Source {
     generation: Generation,
     began: Millis,
     budget_ms: u64,
+    /// The guest may be slowed down.
+    may_throttle: bool,
+    throttle: u8,
+    throttle_refused: Option<String>,
     stage: Stage,
     forecast: Forecast,
     progress: Progress,
@@ -94,7 +98,10 @@ impl Source {
             to,
             generation,
             began: now,
-            budget_ms: u64::from(seen.blackout_ms_max),
+            budget_ms: seen.wishes.map_or(0, |wishes| u64::from(wishes.blackout_ms_max)),
+            may_throttle: seen.wishes.is_some_and(|wishes| wishes.throttle),
+            throttle: 0,
+            throttle_refused: None,
             stage: Stage::Connecting { connected: false },
             forecast: Forecast::default(),
             progress: Progress::default(),
@@ -140,6 +147,10 @@ impl Source {
             }
             (Event::PeerRefused(why), _) => self.fail(why),
             (Event::SessionLost(why), _) => self.fail(format!("the connection to the target was lost: {why}")),
+            (Event::NotThrottled(why), _) => {
+                self.may_throttle = false;
+                self.throttle_refused = Some(why);
+            }
             (Event::GuestOff, _) => self.off = true,
             (Event::MachineEnded(why), _) => self.ended = Some(why),
             _ => {}
@@ -268,7 +279,7 @@ impl Source {
                 self.stage = Stage::Scanning { round, sent: report, pending: None };
             }
             Stage::Scanning { round, sent, pending: Some(pending) } => self.judge(core, fx, round, sent, pending),
-            Stage::Probing { round, took_ms: Some(took_ms) } => self.probed(fx, round, took_ms),
+            Stage::Probing { round, took_ms: Some(took_ms) } => self.probed(core, fx, round, took_ms),
             Stage::Pausing if self.paused => {
                 self.handing_over = true;
                 self.stage = Stage::HandingOver { since: core.now };
@@ -324,15 +335,43 @@ impl Source {
                 core.read(fx);
             }
             Verdict::Again => self.send(fx, round + 1),
-            Verdict::Hopeless(why) => self.fail(why),
+            Verdict::Stalled(why) => match convergence::slower(self.throttle).filter(|_| self.may_throttle) {
+                Some(percent) => {
+                    self.throttle = percent;
+                    self.progress.throttle_percent = percent;
+                    self.report.throttle_percent = percent;
+                    core.throttle(fx, percent);
+                    self.send(fx, round + 1);
+                }
+                None => self.fail(self.advice(&why)),
+            },
         }
     }
 
-    fn probed(&mut self, fx: &mut Effects, round: u32, took_ms: u32) {
+    /// Why it does not converge, and what would help.
+    fn advice(&self, why: &str) -> String {
+        let predicted = self.progress.predicted_blackout_ms;
+        if let Some(refused) = &self.throttle_refused {
+            return format!("{why}; {refused}");
+        }
+        match self.throttle {
+            0 => format!(
+                "{why}; try again when the guest is calmer, or allow --max-blackout {predicted}ms, or --allow-throttle"
+            ),
+            percent => format!(
+                "{why}, although it was slowed down by {percent} %; try again when it is calmer, or allow --max-blackout \
+                 {predicted}ms"
+            ),
+        }
+    }
+
+    fn probed(&mut self, core: &mut VmCore, fx: &mut Effects, round: u32, took_ms: u32) {
         if u64::from(took_ms) * QUORUM_SHARE <= self.budget_ms {
             self.stage = Stage::Pausing;
             self.pausing = true;
             self.show(fx, MovePhase::SwitchingOver);
+            // A slow guest would be slow to stop; and if it comes back, it comes back whole.
+            core.throttle(fx, 0);
             fx.push(Effect::Pause);
             return;
         }

@@ -9,7 +9,7 @@
 use pollux_state::{
     Command, Outcome, Refusal,
     id::{Generation, Incarnation, NodeId, OpId, Owner, VmId},
-    operation::MoveReport,
+    operation::{MoveReport, MoveWishes},
     vm::{Desired, Phase, StopCause},
 };
 use pollux_vm::{Effect, Effects, Event, Limits, Ticket, View, VmCore, event::RoundReport, view::Seen};
@@ -63,7 +63,7 @@ impl Desk {
             autostart: true,
             failed_starts: 0,
             cancel: false,
-            blackout_ms_max: 300,
+            wishes: Some(MoveWishes { blackout_ms_max: 300, bandwidth: None, throttle: false }),
         };
         Self { core: VmCore::new(ME, VM, LIMITS, untouched), seen, now: 10_000, index: 100 }
     }

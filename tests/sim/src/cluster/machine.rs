@@ -177,6 +177,14 @@ impl Guest for Machine {
 
     async fn announce(&self) {}
 
+    async fn throttle(&self, _: u8) -> Result<(), GuestError> {
+        Ok(())
+    }
+
+    async fn heard(&self) -> tokio::time::Instant {
+        tokio::time::Instant::now()
+    }
+
     async fn power_button(&self) -> Result<(), GuestError> {
         Ok(())
     }

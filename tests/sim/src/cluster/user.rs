@@ -7,6 +7,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use pollux_state::{
     Applied, Command, Proposal,
     id::{NodeId, OpId},
+    operation::MoveWishes,
     vm::{Desired, Phase, VmSpec},
 };
 
@@ -90,7 +91,12 @@ impl User {
             (Phase::Running { owner }, 0..90) => {
                 let others: Vec<NodeId> = state.nodes.keys().copied().filter(|node| *node != owner.node).collect();
                 let to = self.dice.pick(&others);
-                Command::BeginMove { vm: vm.id, expect: vm.generation, to, blackout_ms_max: 200 }
+                Command::BeginMove {
+                    vm: vm.id,
+                    expect: vm.generation,
+                    to,
+                    wishes: MoveWishes { blackout_ms_max: 200, bandwidth: None, throttle: false },
+                }
             }
             (Phase::Moving { op, .. } | Phase::Arriving { op, .. }, 0..20) => Command::Cancel { op: *op },
             _ => return,

@@ -136,6 +136,7 @@ impl World {
                 self.put(1, Happening::Traffic(vm));
             }
             Command::Found { .. }
+            | Command::HeardAgain { .. }
             | Command::AddToken { .. }
             | Command::Join { .. }
             | Command::StartIncarnation { .. }

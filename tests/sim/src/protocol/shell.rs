@@ -106,7 +106,7 @@ impl World {
                     self.send_read(process, vm, ticket);
                 }
             }
-            Effect::Connect { op, to, generation } => self.connect(process, vm, op, to, generation),
+            Effect::Connect { op, to, generation, .. } => self.connect(process, vm, op, to, generation),
             Effect::SendRound { .. } => self.send_round(process, vm),
             Effect::Scan => self.scan(process, vm),
             Effect::HandOver { report } => self.machine_does(process, vm, (2, 15), Work::HandOver { report }),
@@ -126,7 +126,8 @@ impl World {
                 }
                 self.machine_does(process, vm, (0, 3), Work::CommittedToRun { fails });
             }
-            Effect::Progress(_) => {}
+            // The core itself checks that a guest has its speed back.
+            Effect::Progress(_) | Effect::Throttle { .. } => {}
         }
     }
 

@@ -3,6 +3,7 @@
 use pollux_state::{
     Command, Proposal,
     id::{NodeId, OpId},
+    operation::MoveWishes,
     vm::{Desired, Phase, Vm, VmSpec},
 };
 
@@ -44,8 +45,9 @@ impl World {
         match (&vm.phase, self.rng.below(100)) {
             (Phase::Running { .. }, 0..75) => {
                 let blackout_ms_max = u32::try_from(self.soon(50, 400)).unwrap_or(u32::MAX);
+                let wishes = MoveWishes { blackout_ms_max, bandwidth: None, throttle: self.rng.chance(300) };
                 let to = self.some_node();
-                Some(Command::BeginMove { vm: vm.id, expect: vm.generation, to, blackout_ms_max })
+                Some(Command::BeginMove { vm: vm.id, expect: vm.generation, to, wishes })
             }
             (Phase::Moving { op, .. } | Phase::Arriving { op, .. }, 0..20) => Some(Command::Cancel { op: *op }),
             (Phase::Arriving { .. }, 20..70) => {

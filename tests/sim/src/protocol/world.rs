@@ -26,7 +26,7 @@ use crate::Rng;
 /// Nodes of the cluster.
 pub(super) const NODES: usize = 3;
 /// VMs there are at first, and again after one was deleted.
-pub(super) const VMS: usize = 2;
+pub(super) const VMS: usize = 4;
 
 /// See the module.
 pub(super) struct World {

@@ -1,25 +1,32 @@
-//! `pollux vm migrate`: begin a live migration and follow it.
+//! `pollux vm migrate`: say what a live migration would take, or begin one and follow it.
 
 use std::time::Duration;
 
 use clap::Args;
 
-use crate::api::types::MigrateVm;
+use crate::api::types::{ForecastView, MigrateVm, Preflight, PreflightView, TargetView};
 
 use super::super::{
     Context,
-    exit::Failure,
+    exit::{Exit, Failure},
     follow::{conclude, follow, short, summary},
-    output::{Format, emit, emit_json},
+    output::{Format, bytes, emit, emit_json, list, show, span, table},
+    rate::{rate, rate_text},
 };
 
 pub(crate) const EXAMPLES: &str = "Examples:
   pollux vm migrate web --to n2
+  pollux vm migrate web --dry-run                      which nodes could take it, and why not the others
+  pollux vm migrate web --to n2 --dry-run              what it would cost, from a sample of half a second
   pollux vm migrate web --to n2 --max-blackout 100ms
+  pollux vm migrate web --to n2 --bandwidth 1Gbit --allow-throttle
   pollux vm migrate web --to n2 --detach && pollux op list
 
 A guest that writes memory faster than the network carries it is not forced: the move fails, says by how much, and the VM runs
-on where it was.";
+on where it was. With --allow-throttle it is slowed down in steps until it fits, and has its speed back when the move ends,
+whichever way.
+
+A node copies two VMs at once; further moves wait for their turn in the order in which they were asked for.";
 
 /// How a VM is moved.
 #[derive(Debug, Args)]
@@ -27,23 +34,37 @@ pub(crate) struct Migrate {
     /// Its name.
     name: String,
     /// To which node.
-    #[arg(long, value_name = "NODE")]
-    to: String,
+    #[arg(long, value_name = "NODE", required_unless_present = "dry_run")]
+    to: Option<String>,
     /// Longest time the guest may stand still.
     #[arg(long, value_name = "TIME", default_value = "300ms", value_parser = blackout)]
     max_blackout: u32,
+    /// Most that the copying may send, such as `100MB` or `1Gbit` per second; the last pages of the paused guest do not wait.
+    #[arg(long, value_name = "RATE", value_parser = rate)]
+    bandwidth: Option<u64>,
+    /// Slow the guest down, step by step, if it writes faster than its memory can be copied.
+    #[arg(long)]
+    allow_throttle: bool,
+    /// Say what stands in the way and what it would cost, and start nothing.
+    #[arg(long, conflicts_with = "detach")]
+    dry_run: bool,
     /// Do not follow the move.
     #[arg(long)]
     detach: bool,
 }
 
 pub(crate) async fn run(context: &Context, verb: Migrate) -> Result<(), Failure> {
-    let request = MigrateVm { to: verb.to.clone(), blackout_ms_max: verb.max_blackout };
-    let begun = match context.client.migrate_vm(&verb.name, &request).await {
+    if verb.dry_run {
+        return rehearse(context, verb).await;
+    }
+    let Migrate { name, to, max_blackout, bandwidth, allow_throttle, detach, dry_run: _ } = verb;
+    let to = to.ok_or_else(|| Failure::usage("--to NODE is missing: to which node?"))?;
+    let request = MigrateVm { to: to.clone(), blackout_ms_max: max_blackout, bandwidth, allow_throttle };
+    let begun = match context.client.migrate_vm(&name, &request).await {
         Ok(operation) => operation,
-        Err(error) => return Err(super::wrong_name(context, &verb.name, Some(&verb.to), error).await),
+        Err(error) => return Err(super::wrong_name(context, &name, Some(&to), error).await),
     };
-    if verb.detach {
+    if detach {
         return match context.format {
             Format::Json => emit_json(&summary(&begun)),
             Format::Table => emit(&format!(
@@ -57,6 +78,85 @@ pub(crate) async fn run(context: &Context, verb: Migrate) -> Result<(), Failure>
     }
     let end = follow(&context.client, begun).await?;
     conclude(context.format, &end)
+}
+
+/// Shows what a move would meet. Ends as the move itself would be refused, or would fail.
+async fn rehearse(context: &Context, verb: Migrate) -> Result<(), Failure> {
+    let Migrate { name, to, max_blackout, bandwidth, allow_throttle, .. } = verb;
+    let request = Preflight { to: to.clone(), blackout_ms_max: max_blackout, bandwidth, allow_throttle };
+    let view = match context.client.preflight_vm(&name, &request).await {
+        Ok(view) => view,
+        Err(error) => return Err(super::wrong_name(context, &name, to.as_deref(), error).await),
+    };
+    show(context.format, &view, |view| match (&to, view.targets.as_slice()) {
+        (Some(_), [target]) => one(view, target, max_blackout),
+        _ => all(view),
+    })?;
+    let stays = "nothing was started";
+    if !view.targets.iter().any(|target| target.fits) {
+        let what = match &to {
+            Some(to) => format!("VM {name} cannot move to {to}"),
+            None => format!("VM {name} cannot move to any node"),
+        };
+        return Err(Failure::new(Exit::Conflict, what).todo(stays));
+    }
+    match view.targets.iter().find_map(|target| target.forecast.as_ref()?.why_not.as_ref()) {
+        Some(why) => {
+            let help = if allow_throttle { "wait until the guest is calmer" } else { "try --allow-throttle" };
+            Err(Failure::new(Exit::Failed, format!("the move of VM {name} would not come to an end: {why}")).todo(help))
+        }
+        None => Ok(()),
+    }
+}
+
+/// Every node, and all that stands in the way of each.
+fn all(view: &PreflightView) -> String {
+    let rows = view.targets.iter().flat_map(|target| {
+        let fits = if target.fits { "yes" } else { "no" };
+        let first = target.obstacles.first().map(|obstacle| obstacle.what.clone()).unwrap_or_default();
+        let rest = target.obstacles.iter().skip(1).map(|obstacle| {
+            // The same column, without the node again.
+            [" ".to_owned(), " ".to_owned(), obstacle.what.clone()]
+        });
+        std::iter::once([target.node.clone(), fits.to_owned(), first]).chain(rest).collect::<Vec<_>>()
+    });
+    let place = view.from.as_deref().map_or_else(String::new, |from| format!("VM {} runs on {from}\n\n", view.vm));
+    place + &table(["NODE", "FITS", "WHY NOT"], &[], rows)
+}
+
+fn one(view: &PreflightView, target: &TargetView, budget_ms: u32) -> String {
+    let from = view.from.as_deref().unwrap_or("nowhere");
+    let mut text = format!("VM {} from {from} to {}: nothing is started\n\n", view.vm, target.node);
+    if !target.obstacles.is_empty() {
+        text.push_str("it cannot move there:\n");
+        for obstacle in &target.obstacles {
+            text.push_str(&format!("  {}: {}\n", obstacle.about, obstacle.what));
+        }
+    }
+    if let Some(why) = &target.no_forecast {
+        text.push_str(&format!("it could move there; what it would cost cannot be told: {why}\n"));
+    }
+    if let Some(forecast) = &target.forecast {
+        text.push_str(&expected(forecast, budget_ms));
+    }
+    text
+}
+
+fn expected(forecast: &ForecastView, budget_ms: u32) -> String {
+    let mut rows = vec![
+        ("memory in use", bytes(forecast.memory_bytes)),
+        ("guest writes", rate_text(forecast.dirty_bytes_per_s)),
+        ("copied at", rate_text(forecast.copy_bytes_per_s)),
+        ("converges", if forecast.converges { "yes".to_owned() } else { "no".to_owned() }),
+        ("rounds", forecast.rounds.to_string()),
+        ("on the wire", bytes(forecast.wire_bytes)),
+        ("takes", span(forecast.total_ms)),
+        ("blackout", format!("about {} ms, {budget_ms} ms allowed", forecast.blackout_ms)),
+    ];
+    if forecast.throttle_percent > 0 {
+        rows.push(("throttle", format!("the guest would be slowed down by {} %", forecast.throttle_percent)));
+    }
+    list(rows)
 }
 
 /// A time in whole milliseconds, at least one.
@@ -73,6 +173,54 @@ fn blackout(text: &str) -> Result<u32, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_forecast_reads_like_one() {
+        let forecast = ForecastView {
+            converges: true,
+            why_not: None,
+            rounds: 3,
+            total_ms: 2_100,
+            wire_bytes: 90 << 20,
+            blackout_ms: 41,
+            throttle_percent: 40,
+            memory_bytes: 300 << 20,
+            dirty_bytes_per_s: 12 << 20,
+            copy_bytes_per_s: 310 << 20,
+        };
+        insta::assert_snapshot!(expected(&forecast, 300), @r"
+        memory in use  300 MiB
+        guest writes   12.0 MiB/s
+        copied at      310 MiB/s
+        converges      yes
+        rounds         3
+        on the wire    90.0 MiB
+        takes          2s
+        blackout       about 41 ms, 300 ms allowed
+        throttle       the guest would be slowed down by 40 %
+        ");
+    }
+
+    #[test]
+    fn every_reason_has_a_line_and_every_node_a_name() {
+        let target = |node: &str, reasons: &[&str]| TargetView {
+            node: node.into(),
+            fits: reasons.is_empty(),
+            obstacles: reasons.iter().map(|what| crate::api::types::Obstacle::new("memory", *what)).collect(),
+            forecast: None,
+            no_forecast: None,
+        };
+        let targets = vec![target("n2", &[]), target("n3", &["it has no bridge br0", "it is down"])];
+        let view = PreflightView { vm: "web".into(), from: Some("n1".into()), targets };
+        insta::assert_snapshot!(all(&view), @r"
+        VM web runs on n1
+
+        NODE  FITS  WHY NOT
+        n2    yes   -
+        n3    no    it has no bridge br0
+                    it is down
+        ");
+    }
 
     #[test]
     fn a_blackout_is_a_time_of_at_least_a_millisecond() {

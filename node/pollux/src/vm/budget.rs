@@ -1,0 +1,77 @@
+//! How many bytes per second bulk work may send: one budget per node for all of it, and one for each move that a user limits.
+//!
+//! Only what is copied while guests run takes from it. The last pages of a paused guest do not wait: they are few, and a
+//! blackout is what the limit must not lengthen. Consensus has a connection of its own and needs no leave.
+
+use std::num::NonZeroU32;
+
+use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
+
+/// What is counted in: a frame is up to a MiB, a link up to hundreds of gigabits.
+const UNIT_BYTES: u64 = 1024;
+/// So much may be sent at once after a pause, in milliseconds of the rate; at least [`BURST_UNITS_MIN`].
+const BURST_MS: u64 = 100;
+/// The largest frame there is, with some to spare.
+const BURST_UNITS_MIN: u32 = 2048;
+
+/// A limit, or none.
+#[derive(Debug, Default)]
+pub struct Budget {
+    limiter: Option<(DefaultDirectRateLimiter, NonZeroU32)>,
+}
+
+impl Budget {
+    /// At most so many bytes per second; `None`: as many as there are.
+    #[must_use]
+    pub fn new(bytes_per_s: Option<u64>) -> Self {
+        let limiter = bytes_per_s.map(|rate| {
+            let units = |value: u64| u32::try_from(value).unwrap_or(u32::MAX);
+            let rate = NonZeroU32::new(units(rate / UNIT_BYTES)).unwrap_or(NonZeroU32::MIN);
+            let burst = units(u64::from(rate.get()) * BURST_MS / 1000).max(BURST_UNITS_MIN);
+            let burst = NonZeroU32::new(burst).unwrap_or(NonZeroU32::MIN);
+            (RateLimiter::direct(Quota::per_second(rate).allow_burst(burst)), burst)
+        });
+        Self { limiter }
+    }
+
+    /// Waits until so many bytes may be sent.
+    pub(super) async fn take(&self, bytes: u64) {
+        let Some((limiter, burst)) = &self.limiter else { return };
+        let mut units = bytes.div_ceil(UNIT_BYTES);
+        while units > 0 {
+            let some = u32::try_from(units).unwrap_or(u32::MAX).min(burst.get());
+            let Some(part) = NonZeroU32::new(some) else { return };
+            // Never more than the burst, so never refused.
+            let _ = limiter.until_n_ready(part).await;
+            units -= u64::from(some);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_was_sent_beyond_the_burst_took_as_long_as_the_rate_says() {
+        let budget = Budget::new(Some(40 << 20));
+        let began = Instant::now();
+        for _ in 0..24 {
+            budget.take(1 << 20).await;
+        }
+        // 24 MiB, of which 4 are the burst: half a second for the rest.
+        assert!(began.elapsed() >= Duration::from_millis(480), "{:?}", began.elapsed());
+    }
+
+    #[tokio::test]
+    async fn no_limit_never_waits() {
+        Budget::new(None).take(u64::MAX).await;
+    }
+
+    #[tokio::test]
+    async fn one_piece_larger_than_the_burst_is_let_through_in_parts() {
+        Budget::new(Some(1 << 30)).take(150 << 20).await;
+    }
+}
