@@ -14,8 +14,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::{event::RoundReport, pages::PAGE_BYTES};
 
-/// Rounds in a row that may fail to shrink the rest to [`SHRINK_PERCENT`] before the move counts as stalled.
+/// Rounds in a row that may fail to shrink the rest to [`SHRINK_PERCENT`] before the move counts as stalled, if nothing can
+/// be done about it: the guest may become calmer by itself.
 pub const STALLED_ROUNDS_MAX: u32 = 6;
+/// The same if the guest can be slowed down: every further round is a time of brownout in vain. QEMU's auto-converge waits
+/// for two, too.
+pub const STALLED_ROUNDS_BEFORE_THROTTLE: u32 = 2;
 /// A round that leaves more than this share of what the one before left has not helped.
 pub const SHRINK_PERCENT: u64 = 90;
 /// No move needs more, between two steps of the throttle.
@@ -38,6 +42,12 @@ pub const THROTTLE_PERCENT_MAX: u8 = 99;
 #[must_use]
 pub fn slower(percent: u8) -> Option<u8> {
     THROTTLE_PERCENTS.into_iter().find(|step| *step > percent)
+}
+
+/// How many rounds in vain are waited for.
+#[must_use]
+pub fn patience(may_throttle: bool, percent: u8) -> u32 {
+    if may_throttle && slower(percent).is_some() { STALLED_ROUNDS_BEFORE_THROTTLE } else { STALLED_ROUNDS_MAX }
 }
 
 /// What to do after a round.
@@ -88,7 +98,8 @@ impl Forecast {
         copy_ms.saturating_add(FIXED_MS).saturating_add(commit_ms)
     }
 
-    /// Round `round` went like `report` and left `pending_pages`: what now?
+    /// Round `round` went like `report` and left `pending_pages`: what now? `stalled_max`: [`STALLED_ROUNDS_MAX`], or
+    /// [`STALLED_ROUNDS_BEFORE_THROTTLE`].
     pub fn after_round(
         &mut self,
         round: u32,
@@ -96,6 +107,7 @@ impl Forecast {
         pending_pages: u64,
         commit_ms: u64,
         budget_ms: u64,
+        stalled_max: u32,
     ) -> Verdict {
         let took_ms = report.took_ms.max(1);
         // Zero pages cost next to nothing, so that only real ones tell the speed of the link; tiny rounds tell nothing.
@@ -119,7 +131,7 @@ impl Forecast {
         }
         self.fitting = 0;
         self.stalled = if helped { 0 } else { self.stalled + 1 };
-        if self.stalled >= STALLED_ROUNDS_MAX || self.rounds >= ROUNDS_MAX {
+        if self.stalled >= stalled_max || self.rounds >= ROUNDS_MAX {
             (self.stalled, self.rounds) = (0, 0);
             return Verdict::Stalled(self.report(round, predicted, budget_ms));
         }
@@ -193,7 +205,8 @@ pub fn plan(sample: &Sample, budget_ms: u64, may_throttle: bool) -> Plan {
         let written = sample.dirty_pages_per_s.saturating_mul(speed) / 100;
         let pending = (written.saturating_mul(took_ms) / 1000).min(sample.dirty_pages_max);
         let report = RoundReport { pages, zero_pages: pages - sent, wire_bytes: wire(sent), took_ms };
-        let verdict = forecast.after_round(plan.rounds, report, pending, sample.commit_ms, budget_ms);
+        let patience = patience(may_throttle, plan.throttle_percent);
+        let verdict = forecast.after_round(plan.rounds, report, pending, sample.commit_ms, budget_ms, patience);
         (pages, sent) = (pending, pending);
         match verdict {
             Verdict::Again => {}
@@ -226,26 +239,29 @@ mod tests {
     fn a_quiet_guest_is_switched_after_one_round() {
         let mut forecast = Forecast::default();
         // 100,000 pages in 1 s are 390 MiB/s; 210 pages more take 2 ms.
-        assert_eq!(forecast.after_round(1, round(100_000, 1000), 210, 5, 300), Verdict::SwitchOver);
+        assert_eq!(forecast.after_round(1, round(100_000, 1000), 210, 5, 300, STALLED_ROUNDS_MAX), Verdict::SwitchOver);
         assert_eq!(forecast.blackout_ms(210, 5), 2 + FIXED_MS + 5);
     }
 
     #[test]
     fn shrinking_rounds_go_on_until_the_rest_fits_and_does_not_shrink_any_more() {
         let mut forecast = Forecast::default();
-        assert_eq!(forecast.after_round(1, round(100_000, 1000), 50_000, 5, 300), Verdict::Again);
+        assert_eq!(forecast.after_round(1, round(100_000, 1000), 50_000, 5, 300, STALLED_ROUNDS_MAX), Verdict::Again);
         // 250 ms: it would fit, and another round will make it half as much.
-        assert_eq!(forecast.after_round(2, round(50_000, 500), 25_000, 5, 300), Verdict::Again);
-        assert_eq!(forecast.after_round(3, round(25_000, 250), 12_500, 5, 300), Verdict::Again);
+        assert_eq!(forecast.after_round(2, round(50_000, 500), 25_000, 5, 300, STALLED_ROUNDS_MAX), Verdict::Again);
+        assert_eq!(forecast.after_round(3, round(25_000, 250), 12_500, 5, 300, STALLED_ROUNDS_MAX), Verdict::Again);
         // The working set: it will not become less.
-        assert_eq!(forecast.after_round(4, round(12_500, 125), 11_000, 5, 300), Verdict::SwitchOver);
+        assert_eq!(
+            forecast.after_round(4, round(12_500, 125), 11_000, 5, 300, STALLED_ROUNDS_MAX),
+            Verdict::SwitchOver
+        );
     }
 
     #[test]
     fn what_costs_next_to_nothing_is_not_copied_again() {
         let mut forecast = Forecast::default();
-        assert_eq!(forecast.after_round(1, round(100_000, 1000), 5_000, 5, 300), Verdict::Again);
-        assert_eq!(forecast.after_round(2, round(5_000, 50), 250, 5, 300), Verdict::SwitchOver);
+        assert_eq!(forecast.after_round(1, round(100_000, 1000), 5_000, 5, 300, STALLED_ROUNDS_MAX), Verdict::Again);
+        assert_eq!(forecast.after_round(2, round(5_000, 50), 250, 5, 300, STALLED_ROUNDS_MAX), Verdict::SwitchOver);
     }
 
     #[test]
@@ -254,7 +270,8 @@ mod tests {
         let mut pending = 25_000_000;
         let rounds = (1..).find(|number| {
             pending = pending * 60 / 100;
-            forecast.after_round(*number, round(100_000, 1000), pending, 5, 60_000_000) == Verdict::SwitchOver
+            forecast.after_round(*number, round(100_000, 1000), pending, 5, 60_000_000, STALLED_ROUNDS_MAX)
+                == Verdict::SwitchOver
         });
         assert_eq!(rounds, Some(FITTING_ROUNDS_MAX + 1));
     }
@@ -265,7 +282,7 @@ mod tests {
         let mut rounds = 0;
         let report = loop {
             rounds += 1;
-            match forecast.after_round(rounds, round(50_000, 1000), 50_000, 5, 300) {
+            match forecast.after_round(rounds, round(50_000, 1000), 50_000, 5, 300, STALLED_ROUNDS_MAX) {
                 Verdict::Again => {}
                 Verdict::Stalled(report) => break report,
                 Verdict::SwitchOver => panic!("50,000 pages do not fit 300 ms at 50,000 pages per second"),
@@ -274,7 +291,10 @@ mod tests {
         assert_eq!(rounds, STALLED_ROUNDS_MAX + 1);
         assert!(report.contains("writes 195 MiB/s") && report.contains("carries 195 MiB/s"), "{report}");
         // With a slower guest it goes on from there.
-        assert_eq!(forecast.after_round(rounds + 1, round(50_000, 1000), 40_000, 5, 300), Verdict::Again);
+        assert_eq!(
+            forecast.after_round(rounds + 1, round(50_000, 1000), 40_000, 5, 300, STALLED_ROUNDS_MAX),
+            Verdict::Again
+        );
     }
 
     #[test]
@@ -283,7 +303,10 @@ mod tests {
         let mut pending = 1 << 40;
         let rounds = (1..).find(|round_number| {
             pending = pending * 85 / 100;
-            matches!(forecast.after_round(*round_number, round(50_000, 1000), pending, 5, 300), Verdict::Stalled(_))
+            matches!(
+                forecast.after_round(*round_number, round(50_000, 1000), pending, 5, 300, STALLED_ROUNDS_MAX),
+                Verdict::Stalled(_)
+            )
         });
         assert_eq!(rounds, Some(ROUNDS_MAX));
     }

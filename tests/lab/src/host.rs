@@ -39,6 +39,14 @@ pub struct HostOutput {
     pub stderr: String,
 }
 
+/// Enters the network namespace `$0` and runs the rest of its words there. Entering gives `/sys` anew, without the control groups
+/// that were mounted in it: they are kept at `$1` meanwhile. The mounts are in a namespace of their own, and end with it.
+const WITH_CONTROL_GROUPS: &str = r#"
+keep=$1; shift
+mkdir -p "$keep" && mount --rbind /sys/fs/cgroup "$keep"
+exec ip netns exec "$0" sh -c 'mount --rbind "$0" /sys/fs/cgroup; exec "$@"' "$keep" "$@"
+"#;
+
 impl Host {
     /// Its name: `n1`, or `lan`.
     #[must_use]
@@ -78,10 +86,12 @@ impl Host {
         command
     }
 
-    /// A command that will run here and not end with the terminal it was started from.
+    /// A command that will run here and not end with the terminal it was started from. It sees the machine's control groups,
+    /// as a daemon on a host of its own would.
     pub(crate) fn detached(&self, argv: &[impl AsRef<std::ffi::OsStr>]) -> Command {
         let mut command = Command::new("setsid");
-        command.args(["ip", "netns", "exec", &self.namespace()]).args(argv);
+        command.args(["unshare", "--mount", "sh", "-c", WITH_CONTROL_GROUPS, &self.namespace()]);
+        command.arg(self.dir.as_deref().unwrap_or_else(|| Path::new("/run")).join("cgroup")).args(argv);
         self.dress(&mut command);
         command
     }

@@ -49,3 +49,53 @@ pub fn taps(host: &Host) -> io::Result<Vec<String>> {
 pub fn threads(process: i32) -> usize {
     fs::read_dir(format!("/proc/{process}/task")).map_or(0, Iterator::count)
 }
+
+/// The control groups in which vCPUs are slowed down, on this machine.
+#[must_use]
+pub fn throttled() -> Vec<String> {
+    let places = ["/sys/fs/cgroup", "/sys/fs/cgroup/cpu", "/sys/fs/cgroup/cpu,cpuacct", "/sys/fs/cgroup/unified"];
+    let entries = places.iter().filter_map(|place| fs::read_dir(place).ok()).flatten().flatten();
+    let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    names.filter(|name| name.starts_with("pollux-vcpu-")).collect()
+}
+
+/// Memory that a process and what it starts may use together. Dropped, they may use what there is.
+#[derive(Debug)]
+pub struct MemoryLimit {
+    group: PathBuf,
+    home: PathBuf,
+}
+
+impl MemoryLimit {
+    /// Limits `process` to what it uses now and `bytes` more.
+    ///
+    /// # Errors
+    /// There is no `memory` controller of control groups, or it refuses.
+    pub fn of(process: &i32, bytes: u64) -> io::Result<Self> {
+        let own = Path::new("/sys/fs/cgroup/memory");
+        let (home, limit, members) = if own.is_dir() {
+            (own, "memory.limit_in_bytes", "cgroup.procs")
+        } else {
+            (Path::new("/sys/fs/cgroup"), "memory.max", "cgroup.procs")
+        };
+        let group = home.join(format!("pollux-test-{}", std::process::id()));
+        fs::create_dir(&group)?;
+        let limited = Self { group: group.clone(), home: home.join(members) };
+        fs::write(group.join(limit), bytes.to_string())?;
+        fs::write(group.join(members), process.to_string())?;
+        Ok(limited)
+    }
+}
+
+impl Drop for MemoryLimit {
+    fn drop(&mut self) {
+        let members = fs::read_to_string(self.group.join("cgroup.procs")).unwrap_or_default();
+        for member in members.lines() {
+            // One that has ended meanwhile is in no group.
+            let _ = fs::write(&self.home, member);
+        }
+        if let Err(error) = fs::remove_dir(&self.group) {
+            eprintln!("the control group {} stays: {error}", self.group.display());
+        }
+    }
+}

@@ -12,6 +12,9 @@ const BOOT: Duration = Duration::from_secs(90);
 /// Longest wait for one answer. Longer than any blackout and shorter than a test may hang.
 const ANSWER: Duration = Duration::from_secs(40);
 
+/// Longest wait for what a guest says before it is gone.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
 /// The guest of one VM, as clients see it.
 #[derive(Clone, Debug)]
 pub struct Client {
@@ -65,6 +68,22 @@ impl Client {
         let answer = answer.unwrap_or_else(|error| panic!("{} did not answer {request}: {error}", self.address));
         assert!(!answer.starts_with("ERR"), "{} refused {request}: {answer}", self.address);
         answer
+    }
+
+    /// One request whose answer may not come, for the guest is to be gone after it.
+    ///
+    /// # Panics
+    /// If the guest cannot be reached.
+    #[track_caller]
+    pub fn tell(&self, request: &str) {
+        let told = self.within(|| {
+            Guest::wait(self.address, ANSWER)?;
+            let mut guest = Guest::connect(self.address, LAST_WORDS)?;
+            // Its answer may be cut off with it.
+            let _ = guest.ask(request);
+            Ok(())
+        });
+        told.unwrap_or_else(|error| panic!("{} could not be told {request}: {error}", self.address));
     }
 
     /// The guest reads back its whole buffer and finds every word as it must be.

@@ -8,6 +8,7 @@
 //! - [`following`] is a move that is followed, and [`events`] is what the log decides, so that a fault can be put at a chosen
 //!   moment.
 //! - [`client`] talks to the guest from where clients are, and [`watching`] keeps the ledger and counts who emits.
+//! - [`faults`] is the table of every place in a move and everything that can be done to it there.
 //! - [`census`] counts processes and interfaces on the nodes, which no daemon has a say in.
 //! - [`waiting`] is the only way to wait: for a condition, with a deadline.
 //!
@@ -17,6 +18,7 @@ pub mod census;
 pub mod cli;
 pub mod client;
 pub mod events;
+pub mod faults;
 pub mod following;
 pub mod image;
 mod sweeper;

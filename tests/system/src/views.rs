@@ -49,6 +49,8 @@ pub struct Operation {
     pub from: String,
     /// The target.
     pub to: String,
+    /// `queued`, `moving`, `arriving` or `ended`.
+    pub phase: String,
     /// `succeeded`, `failed` or `cancelled`, once it has ended.
     pub result: Option<String>,
     /// Why it failed.
@@ -76,6 +78,41 @@ pub struct Report {
     pub wire_bytes: u64,
     /// From pause to continue.
     pub pause_ms: u64,
+    /// How much the guest was slowed down.
+    pub throttle_percent: u8,
+}
+
+/// `vm migrate --dry-run`.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Preflight {
+    /// The nodes that were asked about.
+    pub targets: Vec<Target>,
+}
+
+/// One of them.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Target {
+    /// Its name.
+    pub node: String,
+    /// Nothing stands in the way.
+    pub fits: bool,
+    /// What it would cost.
+    pub forecast: Option<Forecast>,
+}
+
+/// What a move would cost.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Forecast {
+    /// It comes to an end.
+    pub converges: bool,
+    /// Passes over memory.
+    pub rounds: u32,
+    /// The pause.
+    pub blackout_ms: u64,
+    /// Memory in use.
+    pub memory_bytes: u64,
+    /// The speed of copying.
+    pub copy_bytes_per_s: u64,
 }
 
 /// How far a move is.

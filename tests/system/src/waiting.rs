@@ -15,15 +15,23 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// # Panics
 /// If that takes longer than `limit`, with what was seen instead the last time.
 #[track_caller]
-pub fn until<T>(what: &str, limit: Duration, mut look: impl FnMut() -> Result<T, String>) -> T {
+pub fn until<T>(what: &str, limit: Duration, look: impl FnMut() -> Result<T, String>) -> T {
+    match within(limit, look) {
+        Ok(found) => found,
+        Err(instead) => panic!("waited {} s in vain for {what}; instead: {instead}", limit.as_secs()),
+    }
+}
+
+/// Looks until `look` finds what it looks for, or `limit` has passed.
+///
+/// # Errors
+/// What was seen instead the last time.
+pub fn within<T>(limit: Duration, mut look: impl FnMut() -> Result<T, String>) -> Result<T, String> {
     let end = Instant::now() + limit;
     loop {
         match look() {
-            Ok(found) => return found,
-            Err(instead) if Instant::now() >= end => {
-                panic!("waited {} s in vain for {what}; instead: {instead}", limit.as_secs());
-            }
-            Err(_) => thread::sleep(LOOK_EVERY),
+            Err(_) if Instant::now() < end => thread::sleep(LOOK_EVERY),
+            found => return found,
         }
     }
 }

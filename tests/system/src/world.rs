@@ -20,7 +20,7 @@ use crate::{
     following::Following,
     image::Image,
     sweeper::Sweeper,
-    views::{Cluster, Event, Node, Operation, Vm},
+    views::{Cluster, Ended, Event, Node, Operation, Vm},
     waiting::{SETTLE, until},
     watching::Watch,
 };
@@ -141,6 +141,70 @@ impl World {
         let mut words = vec!["vm", "migrate", "web", "--to", to, "-o", "json"];
         words.extend(more);
         Following::start(format!("{via}# pollux {}", words.join(" ")), self.command(via, &words))
+    }
+
+    /// Begins a move without following it, and returns the operation's id.
+    ///
+    /// # Panics
+    /// If it is refused.
+    #[track_caller]
+    #[must_use]
+    pub fn begin_detached(&self, via: &str, to: &str) -> String {
+        let begun: Ended = self.pollux(via, &["vm", "migrate", "web", "--to", to, "--detach"]).json();
+        begun.operation
+    }
+
+    /// An operation has ended.
+    ///
+    /// # Errors
+    /// What there is instead.
+    pub fn has_ended(&self, via: &str, operation: &str) -> Result<Operation, String> {
+        let operation: Operation = self.pollux(via, &["op", "show", operation]).try_json()?;
+        if operation.result.is_some() { Ok(operation) } else { Err(format!("{operation:?}")) }
+    }
+
+    /// Waits until an operation has ended, and returns how.
+    ///
+    /// # Panics
+    /// If that takes too long.
+    #[track_caller]
+    #[must_use]
+    pub fn ended(&self, via: &str, operation: &str) -> Operation {
+        until("the operation to end", SETTLE, || self.has_ended(via, operation))
+    }
+
+    /// The first of these nodes whose daemon answers with a quorum.
+    ///
+    /// # Panics
+    /// If none does for long.
+    #[track_caller]
+    #[must_use]
+    pub fn somebody(&self, nodes: &[&str]) -> String {
+        until("a node that answers", SETTLE, || {
+            let answers = |node: &&&str| {
+                let cluster: Result<Cluster, String> = self.pollux(node, &["cluster", "status"]).try_json();
+                cluster.is_ok_and(|cluster| cluster.quorum)
+            };
+            nodes.iter().find(answers).map(|node| (*node).to_owned()).ok_or_else(|| "nobody".to_owned())
+        })
+    }
+
+    /// Stops a node in its tracks: its daemon and everything it started.
+    ///
+    /// # Panics
+    /// If it does not run.
+    #[track_caller]
+    pub fn pause(&self, node: &str) {
+        self.lab.pause(node, true).unwrap_or_else(|error| panic!("{node} cannot be paused: {error}"));
+    }
+
+    /// Lets a node go on.
+    ///
+    /// # Panics
+    /// If it does not run.
+    #[track_caller]
+    pub fn resume(&self, node: &str) {
+        self.lab.resume(node).unwrap_or_else(|error| panic!("{node} cannot go on: {error}"));
     }
 
     /// Holds the guest to its word, and counts who emits, from now on.
@@ -303,11 +367,7 @@ impl World {
     /// If it did not run.
     #[track_caller]
     pub fn kill(&self, node: &str) {
-        let status = self.lab.status().unwrap_or_else(|error| panic!("{error}"));
-        let daemon = status.nodes.iter().find(|status| status.name == node).map(|status| status.daemon);
-        let Some(DaemonState::Running { pid }) = daemon else {
-            panic!("the daemon of {node} does not run: {daemon:?}")
-        };
+        let pid = self.daemon(node);
         self.lab.kill(node).unwrap_or_else(|error| panic!("{node} cannot be killed: {error}"));
         // Its first thread may be gone before the others, and with them its lock and its sockets.
         until("the last thread of a killed daemon to end", SETTLE, || match census::threads(pid) {
@@ -338,6 +398,30 @@ impl World {
             let now: Node = self.pollux(node, &["node", "show", node]).try_json()?;
             if now.incarnation > before { Ok(()) } else { Err(format!("{now:?}")) }
         });
+    }
+
+    /// The process of a node's daemon.
+    ///
+    /// # Panics
+    /// If it does not run.
+    #[track_caller]
+    #[must_use]
+    pub fn daemon(&self, node: &str) -> i32 {
+        match self.daemon_state(node) {
+            Some(DaemonState::Running { pid }) => pid,
+            other => panic!("the daemon of {node} does not run: {other:?}"),
+        }
+    }
+
+    /// A node's daemon runs.
+    #[must_use]
+    pub fn runs(&self, node: &str) -> bool {
+        matches!(self.daemon_state(node), Some(DaemonState::Running { .. }))
+    }
+
+    fn daemon_state(&self, node: &str) -> Option<DaemonState> {
+        let status = self.lab.status().unwrap_or_else(|error| panic!("{error}"));
+        status.nodes.iter().find(|status| status.name == node).map(|status| status.daemon)
     }
 
     /// Cuts cables of the cluster's network: `n1`, `n1:n2` or `n1>n2`.
@@ -380,7 +464,7 @@ impl World {
     #[track_caller]
     pub fn moves(&self, via: &str, to: &str) {
         let answer = self.pollux(via, &["vm", "migrate", "web", "--to", to]).code(exit::OK);
-        let ended: crate::views::Ended = answer.value();
+        let ended: Ended = answer.value();
         assert_eq!(ended.result.as_deref(), Some("succeeded"), "{ended:?}");
         assert!(ended.report.is_some(), "a move that succeeded says what it cost: {ended:?}");
     }

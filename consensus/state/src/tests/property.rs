@@ -149,7 +149,9 @@ impl Drive {
             11 => Command::GiveBack { vm, op, expect, reason: "no".to_string() },
             12 => Command::AbortMove { vm, op, expect, reason: "no".to_string() },
             13 => Command::TakeBack { vm, expect, operator: "carol".to_string() },
-            14 if deed.variant % 3 == 0 => Command::HeardAgain { op: self.some_operation(deed), silence_ms: 100 },
+            14 if deed.variant.is_multiple_of(3) => {
+                Command::HeardAgain { op: self.some_operation(deed), silence_ms: 100 }
+            }
             14 => Command::Cancel { op },
             15 => start_incarnation(by, incarnation),
             16 => create(["web", "db", "mail"][usize::from(deed.variant % 3)], node, desired(deed.variant)),

@@ -467,10 +467,10 @@ impl Actor {
         self.asks.insert(ticket, cancel.clone());
         let (consensus, post, vm) = (self.shared.consensus.clone(), self.post.clone(), self.vm);
         self.shared.tasks.spawn(cancel.run_until_cancelled_owned(async move {
-            match proposal.command {
-                Command::Switchover { .. } => hold::at(Place::Switchover).await,
-                Command::Arrived { .. } => hold::at(Place::Arrived).await,
-                _ => {}
+            if matches!(proposal.command, Command::Switchover { .. }) {
+                hold::at(Place::Switchover).await;
+            } else if matches!(proposal.command, Command::Arrived { .. }) {
+                hold::at(Place::Arrived).await;
             }
             loop {
                 match consensus.propose(proposal.clone(), Duration::from_millis(ATTEMPT_MS)).await {

@@ -323,7 +323,8 @@ impl Source {
 
     fn judge(&mut self, core: &mut VmCore, fx: &mut Effects, round: u32, sent: RoundReport, pending: u64) {
         let commit_ms = u64::from(core.quorum_ms);
-        let verdict = self.forecast.after_round(round, sent, pending, commit_ms, self.budget_ms);
+        let patience = convergence::patience(self.may_throttle, self.throttle);
+        let verdict = self.forecast.after_round(round, sent, pending, commit_ms, self.budget_ms, patience);
         self.progress.pending_pages = pending;
         self.progress.dirty_pages_per_s = self.forecast.dirty_pages_per_s();
         self.progress.bytes_per_s = self.forecast.bytes_per_s();
