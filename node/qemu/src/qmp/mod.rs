@@ -230,6 +230,16 @@ impl Qmp {
         self.closed.borrow().clone()
     }
 
+    /// Waits until the latest migration has ended, with the capability `events` on and after it was begun.
+    ///
+    /// # Errors
+    /// QEMU's word for how it ended, if it did not complete.
+    pub async fn migration_ended(&self) -> Result<(), String> {
+        let mut migration = self.migration();
+        let ended = migration.wait_for(|now| now.ended().is_some()).await.ok().and_then(|run| run.ended());
+        ended.unwrap_or_else(|| Err("the connection ended".to_owned()))
+    }
+
     pub(crate) fn migration(&self) -> watch::Receiver<MigrationRun> {
         self.shared.events.migration()
     }
