@@ -109,12 +109,8 @@ pub(crate) async fn status(context: &Context) -> Result<(), Failure> {
 pub(crate) async fn events(context: &Context, follow: bool) -> Result<(), Failure> {
     let client = &context.client;
     let mut found = client.events(0, Duration::ZERO).await?;
-    if context.format == Format::Json && !follow {
-        return super::output::emit_json(&found);
-    }
     if !follow {
-        print_events(context.format, &found)?;
-        return Ok(());
+        return show(context.format, &found, |found| found.iter().map(event_text).collect());
     }
     until_interrupted(async {
         let mut last = 0;
@@ -134,16 +130,11 @@ pub(crate) async fn events(context: &Context, follow: bool) -> Result<(), Failur
     .await
 }
 
-/// Prints events, with `-o json` one object a line, as there is no end to put a bracket at. `false`: nobody reads them.
+/// Prints events, one after the other, as there is no end to put a bracket at. `false`: nobody reads them.
 fn print_events(format: Format, events: &[EventView]) -> Result<bool, Failure> {
-    let text: String = events
-        .iter()
-        .map(|event| match format {
-            Format::Table => event_text(event),
-            Format::Json => format!("{}\n", serde_json::json!(event)),
-        })
-        .collect();
-    output::write(text.as_bytes())
+    let texts: Result<String, Failure> =
+        events.iter().map(|event| output::streamed(format, event, event_text)).collect();
+    output::write(texts?.as_bytes())
 }
 
 fn event_text(event: &EventView) -> String {

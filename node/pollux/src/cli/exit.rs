@@ -57,11 +57,16 @@ impl Exit {
         }
     }
 
-    /// All codes and what they mean, one a line.
+    /// All codes and what they mean.
+    pub(crate) fn all() -> impl Iterator<Item = (u8, &'static str)> {
+        Self::ALL.iter().map(|exit| (exit.code(), exit.meaning()))
+    }
+
+    /// The same, one a line.
     pub(crate) fn table() -> String {
-        Self::ALL.iter().fold(String::new(), |mut text, exit| {
+        Self::all().fold(String::new(), |mut text, (code, meaning)| {
             // Writing to a string cannot fail.
-            let _ = writeln!(text, "{:>5}  {}", exit.code(), exit.meaning());
+            let _ = writeln!(text, "{code:>5}  {meaning}");
             text
         })
     }

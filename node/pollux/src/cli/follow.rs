@@ -19,7 +19,7 @@ use crate::api::{
 
 use super::{
     exit::{Exit, Failure},
-    output::{Format, bytes, emit_json, note, span},
+    output::{Format, bytes, note, show, span},
 };
 
 /// One wait for news, in milliseconds.
@@ -207,14 +207,10 @@ pub(crate) fn short(id: &str) -> &str {
 
 /// Print how an operation ended, and turn an end that is not a success into the exit code for it.
 pub(crate) fn conclude(format: Format, operation: &OperationView) -> Result<(), Failure> {
-    match format {
-        Format::Json => emit_json(&summary(operation))?,
-        Format::Table => {
-            if let (Some(OperationResult::Succeeded), Some(text)) = (operation.result, success(operation)) {
-                super::output::emit(&text)?;
-            }
-        }
-    }
+    show(format, &summary(operation), |_| match operation.result {
+        Some(OperationResult::Succeeded) => success(operation).unwrap_or_default(),
+        Some(OperationResult::Failed | OperationResult::Cancelled) | None => String::new(),
+    })?;
     let subject = format!("moving {} from {} to {}", operation.vm, operation.from, operation.to);
     match operation.result {
         Some(OperationResult::Succeeded) | None => Ok(()),
@@ -226,7 +222,7 @@ pub(crate) fn conclude(format: Format, operation: &OperationView) -> Result<(), 
     }
 }
 
-/// The JSON that a verb which follows an operation ends with.
+/// The value that a verb which follows an operation ends with.
 pub(crate) fn summary(operation: &OperationView) -> serde_json::Value {
     let mut value = serde_json::json!({ "operation": operation.id, "result": operation.result });
     if let Some(reason) = &operation.reason {

@@ -9,7 +9,7 @@ use pollux_lab::{Cable, Daemon, DaemonState, Lab as Made, LabConfig, LabError, L
 
 use super::{
     exit::{Exit, Failure},
-    output::{Format, emit, list, show, table},
+    output::{Format, list, show, table},
 };
 
 pub(crate) const STORY: &str = "\
@@ -166,11 +166,10 @@ fn down(format: Format, name: &LabName) -> Result<(), Failure> {
     // Taking down what is not there succeeds, so that cleaning up twice is no failure; a typo should not pass for that.
     let known = names().contains(name);
     Made::down(name)?;
-    match format {
-        Format::Json => super::output::emit_json(&serde_json::json!({ "name": name, "was_up": known })),
-        Format::Table if known => emit(&format!("lab {name} is down\n")),
-        Format::Table => emit(&format!("there was no lab {name}\n")),
-    }
+    show(format, &serde_json::json!({ "name": name, "was_up": known }), |_| match known {
+        true => format!("lab {name} is down\n"),
+        false => format!("there was no lab {name}\n"),
+    })
 }
 
 fn told(format: Format, status: &LabStatus) -> Result<(), Failure> {

@@ -5,10 +5,12 @@
 //! it or are it: `cluster init`, `node join` and `node run`; `lab` makes its own.
 
 mod cluster;
+mod completions;
 mod exit;
 mod follow;
 mod lab;
 mod log;
+mod man;
 mod node;
 mod op;
 mod output;
@@ -49,15 +51,18 @@ Files and environment:
   POLLUX_LOG                what the daemon logs, such as `info` or `info,pollux=debug`
 Exit codes: `pollux help exit-codes`";
 
+/// What every verb takes, apart from its own.
+const GLOBAL: &str = "Global options";
+
 /// Virtual machines that move between hosts without stopping.
 #[derive(Debug, Parser)]
 #[command(name = "pollux", version, after_help = STORY, subcommand_required = true, arg_required_else_help = true)]
 struct Cli {
     /// The daemon's socket.
-    #[arg(long, global = true, env = "POLLUX_SOCKET", default_value = DEFAULT_SOCKET, value_name = "PATH")]
+    #[arg(long, global = true, env = "POLLUX_SOCKET", default_value = DEFAULT_SOCKET, value_name = "PATH", help_heading = GLOBAL)]
     socket: PathBuf,
     /// How results are printed.
-    #[arg(long, short, global = true, value_enum, default_value_t)]
+    #[arg(long, short, global = true, value_enum, default_value_t, value_name = "FORMAT", help_heading = GLOBAL)]
     output: Format,
     #[command(subcommand)]
     noun: Noun,
@@ -83,6 +88,12 @@ enum Noun {
     /// What the exit codes mean.
     #[command(name = "exit-codes", long_about = Exit::table())]
     ExitCodes,
+    /// What a shell needs to complete `pollux` at the Tab key.
+    #[command(after_help = completions::INSTALL)]
+    Completions(completions::Completions),
+    /// Write the manual pages, one for each verb.
+    #[command(after_help = man::INSTALL)]
+    Man(man::Man),
 }
 
 /// What every verb that asks the daemon needs.
@@ -132,5 +143,7 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
         Noun::Op(verb) => op::run(&context, verb).await,
         Noun::Lab(verb) => lab::run(format, verb),
         Noun::ExitCodes => output::emit(&Exit::table()),
+        Noun::Completions(verb) => completions::run(&verb),
+        Noun::Man(verb) => man::run(format, &verb),
     }
 }

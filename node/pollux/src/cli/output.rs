@@ -1,4 +1,4 @@
-//! What is printed: tables that a person reads without borders, JSON that a script reads, ages, sizes.
+//! What is printed: tables that a person reads without borders, JSON or YAML that a script reads, ages, sizes.
 
 use std::{
     io::{self, IsTerminal, Write},
@@ -18,6 +18,8 @@ pub(crate) enum Format {
     Table,
     /// For scripts: one JSON value on standard output, errors as one JSON object on standard error.
     Json,
+    /// The same values as YAML.
+    Yaml,
 }
 
 /// Narrowest terminal that tables are fitted to, in columns.
@@ -48,19 +50,40 @@ pub(crate) async fn until_interrupted(work: impl Future<Output = Result<(), Fail
     }
 }
 
-/// Print a value as JSON.
-pub(crate) fn emit_json(value: &impl Serialize) -> Result<(), Failure> {
-    let text = serde_json::to_string_pretty(value)
-        .map_err(|error| Failure::new(Exit::Internal, format!("the result does not encode: {error}")))?;
-    emit(&(text + "\n"))
+/// A value as a script wants it.
+fn encode<T: Serialize>(format: Format, value: &T, text: impl FnOnce(&T) -> String) -> Result<String, Failure> {
+    let fault = |error: String| Failure::new(Exit::Internal, format!("the result does not encode: {error}"));
+    match format {
+        Format::Table => Ok(text(value)),
+        Format::Json => {
+            serde_json::to_string_pretty(value).map(|text| text + "\n").map_err(|error| fault(error.to_string()))
+        }
+        Format::Yaml => yaml(value).map_err(|error| fault(error.to_string())),
+    }
 }
 
-/// Print a value, in one of two ways.
+/// Print a value: as a text for people, or whole for scripts.
 pub(crate) fn show<T: Serialize>(format: Format, value: &T, text: impl FnOnce(&T) -> String) -> Result<(), Failure> {
+    emit(&encode(format, value, text)?)
+}
+
+/// One of a stream of values without an end: a line of text, a line of JSON, or a YAML document.
+pub(crate) fn streamed<T: Serialize>(
+    format: Format,
+    value: &T,
+    text: impl FnOnce(&T) -> String,
+) -> Result<String, Failure> {
     match format {
-        Format::Json => emit_json(value),
-        Format::Table => emit(&text(value)),
+        Format::Table => Ok(text(value)),
+        Format::Json => Ok(format!("{}\n", serde_json::json!(value))),
+        Format::Yaml => Ok(format!("---\n{}", encode(format, value, text)?)),
     }
+}
+
+/// Each string on one line, so that `grep` finds what belongs together.
+fn yaml(value: &impl Serialize) -> Result<String, serde_saphyr::ser_error::Error> {
+    let options = serde_saphyr::ser_options! { prefer_block_scalars: false };
+    serde_saphyr::to_string_with_options(value, options)
 }
 
 /// Say something to the person, not to the script.
@@ -71,13 +94,13 @@ pub(crate) fn note(text: &str) {
 
 /// Say what went wrong.
 pub(crate) fn complain(format: Format, failure: &Failure) {
+    let value = serde_json::json!({
+        "error": failure.message, "todo": failure.todo, "exit_code": failure.exit.code(),
+    });
     match format {
-        Format::Json => {
-            let value = serde_json::json!({
-                "error": failure.message, "todo": failure.todo, "exit_code": failure.exit.code(),
-            });
-            note(&value.to_string());
-        }
+        Format::Json => note(&value.to_string()),
+        // What cannot be written as YAML is said all the same.
+        Format::Yaml => note(yaml(&value).unwrap_or_else(|_| value.to_string()).trim_end()),
         Format::Table => {
             note(&format!("pollux: {}", failure.message));
             if !failure.todo.is_empty() {
@@ -221,6 +244,17 @@ mod tests {
         let text = render(Some(&head), &[1], rows(), Some(WIDTH_MIN));
         assert!(text.lines().all(|line| line.chars().count() <= usize::from(WIDTH_MIN)), "{text}");
         assert!(text.contains("nothing more"), "{text}");
+    }
+
+    #[test]
+    fn yaml_keeps_strings_strings_and_each_on_its_line() {
+        let value = serde_json::json!({
+            "name": "web", "text": "a: b # c\nnext", "empty": "", "number": "0123", "yes": "yes", "null": null, "list": [1, "-"],
+            "none": [], "exponent": "12e5", "long": "x ".repeat(60).trim_end(), "since": 1_700_000_000_000_u64, "rate": 0.5,
+        });
+        insta::assert_snapshot!(yaml(&value).unwrap());
+        assert_eq!(streamed(Format::Yaml, &"x", |_| String::new()).unwrap(), "---\nx\n");
+        assert_eq!(streamed(Format::Json, &"x", |_| String::new()).unwrap(), "\"x\"\n");
     }
 
     #[test]

@@ -72,7 +72,7 @@ fn what_cannot_be_meant_is_refused_before_anybody_is_asked() {
         "vm stop web --timeout soon",
         "cluster init --name n1 --listen here",
         "cluster token",
-        "node list -o yaml",
+        "node list -o xml",
     ] {
         let error = Cli::try_parse_from(["pollux"].into_iter().chain(words.split_whitespace())).unwrap_err();
         assert_eq!(error.exit_code(), i32::from(Exit::Usage.code()), "{words}: {error}");

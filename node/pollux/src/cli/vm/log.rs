@@ -7,7 +7,7 @@ use crate::api::ErrorKind;
 use super::super::{
     Context,
     exit::Failure,
-    output::{Format, emit_json, note, until_interrupted, write},
+    output::{Format, note, show, until_interrupted, write},
     suggest,
 };
 
@@ -22,12 +22,13 @@ pub(crate) async fn run(context: &Context, name: &str, follow: bool) -> Result<(
         Ok(log) => log,
         Err(error) => return Err(suggest::for_vm(client, name, error).await),
     };
-    if context.format == Format::Json {
+    if context.format != Format::Table {
         if follow {
-            return Err(Failure::usage("--follow has no end, and JSON needs one; use -o table"));
+            return Err(Failure::usage("--follow has no end, and JSON and YAML need one; use -o table"));
         }
         let text = String::from_utf8_lossy(&first.bytes);
-        return emit_json(&serde_json::json!({ "name": name, "next": first.next, "text": text }));
+        let value = serde_json::json!({ "name": name, "next": first.next, "text": text });
+        return show(context.format, &value, |_| String::new());
     }
     if !write(&first.bytes)? || !follow {
         return Ok(());

@@ -10,7 +10,7 @@ use super::super::{
     Context,
     exit::{Exit, Failure},
     follow::{conclude, follow, short, summary},
-    output::{Format, bytes, emit, emit_json, list, show, span, table},
+    output::{bytes, list, show, span, table},
     rate::{rate, rate_text},
 };
 
@@ -65,16 +65,10 @@ pub(crate) async fn run(context: &Context, verb: Migrate) -> Result<(), Failure>
         Err(error) => return Err(super::wrong_name(context, &name, Some(&to), error).await),
     };
     if detach {
-        return match context.format {
-            Format::Json => emit_json(&summary(&begun)),
-            Format::Table => emit(&format!(
-                "moving {} from {} to {}: `pollux op watch {}` follows it\n",
-                begun.vm,
-                begun.from,
-                begun.to,
-                short(&begun.id)
-            )),
-        };
+        return show(context.format, &summary(&begun), |_| {
+            let id = short(&begun.id);
+            format!("moving {} from {} to {}: `pollux op watch {id}` follows it\n", begun.vm, begun.from, begun.to)
+        });
     }
     let end = follow(&context.client, begun).await?;
     conclude(context.format, &end)

@@ -20,7 +20,7 @@ use crate::api::{
 use super::{
     Context,
     exit::Failure,
-    output::{emit, now_ms, show},
+    output::{now_ms, show},
     suggest,
 };
 
@@ -133,10 +133,7 @@ async fn stop(context: &Context, verb: Stop) -> Result<(), Failure> {
         Err(error) => return Err(suggest::for_vm(client, &verb.name, error).await),
     };
     let vm = wait::until_stopped(client, accepted, verb.force, verb.timeout).await?;
-    match context.format {
-        super::output::Format::Json => super::output::emit_json(&vm),
-        super::output::Format::Table => emit(&format!("VM {} is stopped\n", vm.name)),
-    }
+    show(context.format, &vm, |vm| format!("VM {} is stopped\n", vm.name))
 }
 
 /// A request named a VM and perhaps a node: suggest for the one that does not exist. Which one it is, the names there are say
