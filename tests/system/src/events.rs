@@ -1,4 +1,4 @@
-//! What happens in the cluster, as it happens: `pollux cluster events --follow`.
+//! What happens in the cluster, as it happens: `pollux events --follow`.
 
 use std::{
     io::{BufRead, BufReader},
@@ -13,16 +13,16 @@ use crate::views::Event;
 /// Events that may wait to be heard; the program waits then.
 const EVENTS_MAX: usize = 1024;
 
-/// The events of one operation. Dropping it stops listening.
+/// Events as they are told, of one operation or all. Dropping it stops listening.
 #[derive(Debug)]
 pub struct Events {
-    operation: String,
+    operation: Option<String>,
     child: Child,
     told: Receiver<Event>,
 }
 
 impl Events {
-    pub(crate) fn follow(operation: &str, mut command: Command) -> Self {
+    pub(crate) fn follow(operation: Option<&str>, mut command: Command) -> Self {
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("`pollux` can be started");
         let stdout = child.stdout.take().expect("standard output is a pipe");
         let (tell, told) = sync_channel(EVENTS_MAX);
@@ -34,22 +34,28 @@ impl Events {
                 }
             }
         });
-        Self { operation: operation.to_owned(), child, told }
+        Self { operation: operation.map(str::to_owned), child, told }
     }
 
-    /// Waits until an event of the operation says this, also if it was before. `false`: it did not within `limit`.
+    /// Waits for the next event. `None`: there was none within `limit`.
     #[must_use]
-    pub fn hears(&self, what: &str, limit: Duration) -> bool {
+    pub fn next(&self, limit: Duration) -> Option<Event> {
         let end = Instant::now() + limit;
         loop {
             match self.told.recv_timeout(end.saturating_duration_since(Instant::now())) {
-                Ok(event) if event.operation.as_ref() == Some(&self.operation) && event.text.contains(what) => {
-                    return true;
-                }
+                Ok(event) if self.operation.is_none() || event.operation == self.operation => return Some(event),
                 Ok(_) => {}
-                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => return false,
+                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => return None,
             }
         }
+    }
+
+    /// Waits until an event says this, also if it was before. `false`: it did not within `limit`.
+    #[must_use]
+    pub fn hears(&self, what: &str, limit: Duration) -> bool {
+        let end = Instant::now() + limit;
+        let next = || self.next(end.saturating_duration_since(Instant::now()));
+        std::iter::from_fn(next).any(|event| event.text.contains(what))
     }
 }
 

@@ -167,9 +167,22 @@ pub struct Node {
     pub health: String,
 }
 
-/// `cluster events`.
+/// `events`.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Happened {
+    /// Where to go on.
+    pub cursor: u64,
+    /// How many could not be told.
+    pub missed: u64,
+    /// What happened.
+    pub events: Vec<Event>,
+}
+
+/// One of them, and a line of `events --follow`.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Event {
+    /// Rises by one with each.
+    pub number: u64,
     /// Part of which operation.
     pub operation: Option<String>,
     /// What happened.

@@ -20,7 +20,7 @@ use crate::{
     following::Following,
     image::Image,
     sweeper::Sweeper,
-    views::{Cluster, Ended, Event, Node, Operation, Vm},
+    views::{Cluster, Ended, Event, Happened, Node, Operation, Vm},
     waiting::{SETTLE, until},
     watching::Watch,
 };
@@ -259,16 +259,24 @@ impl World {
     #[track_caller]
     #[must_use]
     pub fn switched_over(&self, via: &str, operation: &str) -> bool {
-        let events: Vec<Event> = self.pollux(via, &["cluster", "events"]).json();
+        let found: Happened = self.pollux(via, &["events"]).json();
         let about = |event: &Event| event.operation.as_deref() == Some(operation);
-        events.iter().any(|event| about(event) && event.text.contains("switches over"))
+        found.events.iter().any(|event| about(event) && event.text.contains("switches over"))
     }
 
     /// Listens to what is decided about an operation.
     #[track_caller]
     #[must_use]
     pub fn events_of(&self, via: &str, operation: &str) -> Events {
-        Events::follow(operation, self.command(via, &["cluster", "events", "--follow", "-o", "json"]))
+        Events::follow(Some(operation), self.command(via, &["events", "--follow", "-o", "json"]))
+    }
+
+    /// Listens to all events after one.
+    #[track_caller]
+    #[must_use]
+    pub fn events_after(&self, via: &str, cursor: u64) -> Events {
+        let after = cursor.to_string();
+        Events::follow(None, self.command(via, &["events", "--follow", "--after", &after, "-o", "json"]))
     }
 
     /// What a node says of the cluster.

@@ -6,7 +6,7 @@ use tokio::sync::watch;
 use super::{
     ApiError,
     types::{
-        ClusterView, CreateVm, EventView, MigrateVm, NodeView, OperationView, Preflight, PreflightView, StartVm,
+        ClusterView, CreateVm, EventsView, MigrateVm, NodeView, OperationView, Preflight, PreflightView, StartVm,
         StopVm, TakeBack, TokenRequest, TokenView, VmLog, VmView,
     },
 };
@@ -23,8 +23,9 @@ pub trait Backend: Send + Sync + 'static {
     /// The cluster as a whole. Answers without a quorum too, and then says what is wrong.
     async fn cluster(&self) -> Result<ClusterView, ApiError>;
 
-    /// Events with a number above `after`, oldest first.
-    async fn events(&self, after: u64) -> Result<Vec<EventView>, ApiError>;
+    /// Events with a number above `after`, or all that are kept. A number that no event has had yet is of another cluster, and
+    /// refused as soon as that is certain.
+    async fn events(&self, after: Option<u64>) -> Result<EventsView, ApiError>;
 
     /// A new join token.
     async fn create_token(&self, request: TokenRequest) -> Result<TokenView, ApiError>;

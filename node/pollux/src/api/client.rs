@@ -20,7 +20,7 @@ use tokio::{net::UnixStream, time};
 use super::{
     ANSWER_BYTES_MAX, ApiError, ErrorKind, LOG_NEXT_HEADER, REQUEST_MS_MAX, WAIT_MS_MAX,
     types::{
-        ClusterView, CreateVm, EventView, MigrateVm, NodeView, OperationView, Preflight, PreflightView, StartVm,
+        ClusterView, CreateVm, EventsView, MigrateVm, NodeView, OperationView, Preflight, PreflightView, StartVm,
         StopVm, TakeBack, TokenRequest, TokenView, VmLog, VmView,
     },
 };
@@ -71,12 +71,14 @@ impl Client {
         self.get("/v1/cluster").await
     }
 
-    /// Events after number `after`, waiting up to `wait` for the first.
+    /// Events after number `after`, or all that are kept, waiting up to `wait` for the first.
     ///
     /// # Errors
     /// As [`Self::cluster`].
-    pub async fn events(&self, after: u64, wait: Duration) -> Result<Vec<EventView>, ApiError> {
-        self.get(&format!("/v1/events?after={after}&wait_ms={}", wait_ms(wait))).await
+    pub async fn events(&self, after: Option<u64>, wait: Duration) -> Result<EventsView, ApiError> {
+        let after = after.map(|after| format!("&after={after}")).unwrap_or_default();
+        let path = format!("/v1/events?wait_ms={}{after}", wait_ms(wait));
+        parse(&self.ask(Method::GET, &path, Bytes::new(), None, wait).await?)
     }
 
     /// A new join token.

@@ -15,7 +15,7 @@ use super::{
     client::Client,
     server,
     types::{
-        ClusterView, CreateVm, Desired, EventView, MigrateVm, NicView, NodeView, Obstacle, OperationKind,
+        ClusterView, CreateVm, Desired, EventView, EventsView, MigrateVm, NicView, NodeView, Obstacle, OperationKind,
         OperationResult, OperationView, Phase, Preflight, PreflightView, Runtime, StartVm, StopVm, TakeBack,
         TargetView, TokenRequest, TokenView, VmLog, VmView,
     },
@@ -155,8 +155,8 @@ impl Backend for Fake {
         Err(ApiError::internal("the fake has no cluster"))
     }
 
-    async fn events(&self, after: u64) -> Result<Vec<EventView>, ApiError> {
-        Ok(self.held().events.iter().filter(|event| event.number > after).cloned().collect())
+    async fn events(&self, after: Option<u64>) -> Result<EventsView, ApiError> {
+        Ok(EventsView::after(self.held().events.iter().cloned(), after))
     }
 
     async fn create_token(&self, request: TokenRequest) -> Result<TokenView, ApiError> {

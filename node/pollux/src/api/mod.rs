@@ -14,7 +14,7 @@
 //! | Request | Answer |
 //! |---|---|
 //! | `GET /v1/cluster` | [`types::ClusterView`] |
-//! | `GET /v1/events?after=N` (waits) | list of [`types::EventView`] |
+//! | `GET /v1/events?after=N` (waits) | [`types::EventsView`] |
 //! | `POST /v1/tokens` [`types::TokenRequest`] | [`types::TokenView`] |
 //! | `GET /v1/nodes`, `GET /v1/nodes/NAME` | [`types::NodeView`] |
 //! | `GET /v1/vms`, `GET /v1/vms/NAME` (waits), `DELETE /v1/vms/NAME` | [`types::VmView`] |

@@ -42,7 +42,7 @@ struct WaitQuery {
     /// How long to wait for a change, in milliseconds.
     wait_ms: u64,
     /// Events: those after this number.
-    after: u64,
+    after: Option<u64>,
     /// Log: from this position on.
     from: u64,
 }
@@ -78,7 +78,8 @@ async fn cluster(State(context): State<Context>) -> Answer {
 
 async fn events(State(context): State<Context>, query: Waiting) -> Answer {
     let query = query_of(query)?;
-    let found = context.until(&query, Vec::is_empty, || context.backend.events(query.after)).await?;
+    let nothing_new = |found: &super::types::EventsView| found.events.is_empty();
+    let found = context.until(&query, nothing_new, || context.backend.events(query.after)).await?;
     json(StatusCode::OK, &found)
 }
 

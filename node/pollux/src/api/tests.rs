@@ -18,7 +18,9 @@ use super::{
     client::Client,
     fake::{Fake, OPERATION, Served, web},
     server::{self, ServeError},
-    types::{Desired, Health, MigrateVm, OperationResult, Phase, ProgressView, Runtime, StartVm, StopVm, TakeBack},
+    types::{
+        Desired, EventView, Health, MigrateVm, OperationResult, Phase, ProgressView, Runtime, StartVm, StopVm, TakeBack,
+    },
 };
 
 /// Far longer than anything here takes, and shorter than the longest wait.
@@ -311,4 +313,25 @@ fn a_word_of_a_newer_daemon_is_read_as_unknown() {
     assert_eq!(serde_json::from_str::<Health>("\"tired\"").unwrap(), Health::Unknown);
     assert_eq!(serde_json::from_str::<ErrorKind>("\"overloaded\"").unwrap(), ErrorKind::Internal);
     assert_eq!(serde_json::to_string(&Runtime::Unknown).unwrap(), "\"unknown\"");
+}
+
+#[tokio::test]
+async fn events_are_waited_for_from_a_cursor_on() {
+    let served = Served::start().await;
+    let client = &served.client;
+    let happens = |number: u64| {
+        let event = EventView { number, at: 0, node: None, vm: None, operation: None, text: "it happens".into() };
+        move |held: &mut crate::api::fake::Held| held.events.push(event)
+    };
+    served.fake.change(happens(7));
+    let first = client.events(Some(3), Duration::ZERO).await.unwrap();
+    assert_eq!((first.cursor, first.missed, first.events.len()), (7, 3, 1));
+
+    let (next, ()) = tokio::join!(client.events(Some(first.cursor), LONG), async {
+        served.fake.somebody_waits().await;
+        served.fake.change(happens(8));
+    });
+    assert_eq!((next.as_ref().unwrap().cursor, next.unwrap().missed), (8, 0));
+    let nothing = client.events(Some(8), Duration::ZERO).await.unwrap();
+    assert_eq!((nothing.cursor, nothing.events.len()), (8, 0), "the cursor stays where it is");
 }

@@ -6,8 +6,8 @@ use clap::{Args, Subcommand};
 
 use crate::{
     api::{
-        DEFAULT_DIR, ErrorKind,
-        types::{ClusterView, EventView, TokenRequest, TokenView},
+        DEFAULT_DIR,
+        types::{ClusterView, TokenRequest, TokenView},
     },
     daemon::{self, InitError, InitReport},
 };
@@ -16,13 +16,8 @@ use super::{
     Context,
     exit::{Exit, Failure},
     node,
-    output::{self, Format, list, moment, note, show, span, until_interrupted},
+    output::{Format, list, note, show, span},
 };
-
-/// One wait for news, in milliseconds.
-const WAIT_MS: u64 = 10_000;
-/// Between two questions that nobody could answer, in milliseconds.
-const RETRY_MS: u64 = 500;
 
 /// Verbs about the cluster.
 #[derive(Debug, Subcommand)]
@@ -35,12 +30,6 @@ pub(crate) enum Cluster {
     Token(Token),
     /// Whether the cluster is well, and what to do if it is not.
     Status,
-    /// What happened lately.
-    Events {
-        /// Go on with what happens from now on, until Ctrl-C.
-        #[arg(long, short)]
-        follow: bool,
-    },
 }
 
 /// How a cluster is founded.
@@ -104,41 +93,6 @@ pub(crate) async fn token(context: &Context, verb: Token) -> Result<(), Failure>
 
 pub(crate) async fn status(context: &Context) -> Result<(), Failure> {
     show(context.format, &context.client.cluster().await?, status_text)
-}
-
-pub(crate) async fn events(context: &Context, follow: bool) -> Result<(), Failure> {
-    let client = &context.client;
-    let mut found = client.events(0, Duration::ZERO).await?;
-    if !follow {
-        return show(context.format, &found, |found| found.iter().map(event_text).collect());
-    }
-    until_interrupted(async {
-        let mut last = 0;
-        while print_events(context.format, &found)? {
-            last = found.last().map_or(last, |event| event.number);
-            found = match client.events(last, Duration::from_millis(WAIT_MS)).await {
-                Ok(events) => events,
-                Err(error) if error.kind == ErrorKind::Unavailable => {
-                    tokio::time::sleep(Duration::from_millis(RETRY_MS)).await;
-                    Vec::new()
-                }
-                Err(error) => return Err(error.into()),
-            };
-        }
-        Ok(())
-    })
-    .await
-}
-
-/// Prints events, one after the other, as there is no end to put a bracket at. `false`: nobody reads them.
-fn print_events(format: Format, events: &[EventView]) -> Result<bool, Failure> {
-    let texts: Result<String, Failure> =
-        events.iter().map(|event| output::streamed(format, event, event_text)).collect();
-    output::write(texts?.as_bytes())
-}
-
-fn event_text(event: &EventView) -> String {
-    format!("{}  {}\n", moment(event.at), event.text)
 }
 
 fn status_text(cluster: &ClusterView) -> String {

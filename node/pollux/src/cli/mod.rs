@@ -6,6 +6,7 @@
 
 mod cluster;
 mod completions;
+mod events;
 mod exit;
 mod follow;
 mod lab;
@@ -82,6 +83,9 @@ enum Noun {
     /// Operations: long-running changes such as moves.
     #[command(subcommand, arg_required_else_help = true)]
     Op(op::Op),
+    /// What happened, and what happens from now on.
+    #[command(after_help = events::EXAMPLES)]
+    Events(events::Events),
     /// Several nodes on this one machine, to try things and to break them.
     #[command(subcommand, arg_required_else_help = true, after_help = lab::STORY)]
     Lab(lab::Lab),
@@ -134,13 +138,13 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
         Noun::Cluster(cluster::Cluster::Init(verb)) => cluster::init(format, &verb),
         Noun::Cluster(cluster::Cluster::Token(verb)) => cluster::token(&context, verb).await,
         Noun::Cluster(cluster::Cluster::Status) => cluster::status(&context).await,
-        Noun::Cluster(cluster::Cluster::Events { follow }) => cluster::events(&context, follow).await,
         Noun::Node(node::Node::Join(verb)) => node::join(format, verb).await,
         Noun::Node(node::Node::Run(verb)) => node::run(cli.socket, verb).await,
         Noun::Node(node::Node::List) => node::all(&context).await,
         Noun::Node(node::Node::Show { name }) => node::one(&context, &name).await,
         Noun::Vm(verb) => vm::run(&context, verb).await,
         Noun::Op(verb) => op::run(&context, verb).await,
+        Noun::Events(verb) => events::run(&context, &verb).await,
         Noun::Lab(verb) => lab::run(format, verb),
         Noun::ExitCodes => output::emit(&Exit::table()),
         Noun::Completions(verb) => completions::run(&verb),

@@ -27,7 +27,7 @@ use crate::{
     api::{
         ApiError, Backend, ErrorKind,
         types::{
-            ClusterView, CreateVm, EventView, MigrateVm, NodeView, OperationView, Preflight, PreflightView, Problem,
+            ClusterView, CreateVm, EventsView, MigrateVm, NodeView, OperationView, Preflight, PreflightView, Problem,
             Runtime, StartVm, StopVm, TakeBack, TokenRequest, TokenView, VmLog, VmView,
         },
     },
@@ -158,10 +158,22 @@ impl Backend for Api {
         })
     }
 
-    async fn events(&self, after: u64) -> Result<Vec<EventView>, ApiError> {
-        let (state, status) = (self.applied(), self.consensus().status());
+    async fn events(&self, after: Option<u64>) -> Result<EventsView, ApiError> {
+        let mut state = self.applied();
+        // This node may be behind the one that gave the cursor, which passes. One read tells that from a cursor of another
+        // cluster, which would wait in silence until this one has had as many events. Whoever waits for news pays for none.
+        if let Some(after) = after.filter(|after| *after > state.last_event)
+            && self.consensus().linearizable(Duration::from_millis(READ_MS_MAX)).await.is_ok()
+        {
+            state = self.applied();
+            if after > state.last_event {
+                let why = format!("there is no event {after} to go on from: the newest is {}", state.last_event);
+                return Err(ApiError::conflict(why).todo("the cursor is of another cluster; start without one"));
+            }
+        }
+        let status = self.consensus().status();
         let sight = Sight { state: &state, consensus: &status, health: None };
-        Ok(state.events.iter().filter(|event| event.number > after).map(|event| sight.event(event)).collect())
+        Ok(EventsView::after(state.events.iter().map(|event| sight.event(event)), after))
     }
 
     async fn create_token(&self, request: TokenRequest) -> Result<TokenView, ApiError> {
