@@ -55,3 +55,36 @@ impl Counters {
         }
     }
 }
+
+impl std::ops::AddAssign for Counters {
+    /// Adds another port's figures.
+    fn add_assign(&mut self, other: Self) {
+        // Every figure by name, so that none is left out of a sum.
+        let Self {
+            frames_out,
+            bytes_out,
+            refused_closed,
+            refused_stale,
+            refused_ahead,
+            malformed_out,
+            lost_out,
+            frames_in,
+            bytes_in,
+            dropped_in_closed,
+            dropped_in_full,
+            announced,
+        } = other;
+        self.frames_out += frames_out;
+        self.bytes_out += bytes_out;
+        self.refused_closed += refused_closed;
+        self.refused_stale += refused_stale;
+        self.refused_ahead += refused_ahead;
+        self.malformed_out += malformed_out;
+        self.lost_out += lost_out;
+        self.frames_in += frames_in;
+        self.bytes_in += bytes_in;
+        self.dropped_in_closed += dropped_in_closed;
+        self.dropped_in_full += dropped_in_full;
+        self.announced += announced;
+    }
+}

@@ -1,32 +1,35 @@
-//! The guest's serial port: always drained, its last 64 KiB kept.
+//! The guest's serial port: always drained, its last 64 KiB kept, typed to on request.
 //!
-//! One task per machine reads it until QEMU closes it. Bytes flow into a ring, for `pollux vm log`, and to whoever
-//! subscribed; a subscriber that does not keep up loses bytes, the guest never waits.
+//! One task per machine reads it until QEMU closes it. Bytes flow into a ring; whoever wants them waits until more were written
+//! and reads on from the place where it was. A reader that does not keep up misses bytes, and sees so by their place; the guest
+//! never waits.
 
 use std::{
     collections::VecDeque,
+    io,
     os::unix::net::UnixStream,
     sync::{Arc, Mutex},
 };
 
-use bytes::Bytes;
-use tokio::{io::AsyncReadExt, sync::broadcast};
+use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 
 /// How much of the serial port's output is kept, in bytes.
 pub const CONSOLE_RING_BYTES: usize = 64 * 1024;
 
-/// Chunks a subscriber may lag behind.
-const CHUNKS_MAX: usize = 256;
-
 /// Bytes read at once.
 const CHUNK_BYTES: usize = 4096;
+
+/// Bytes typed that QEMU may have before it has passed them to the guest's port, which holds 16. What lies there when the guest
+/// moves away stays behind.
+const TYPED_BYTES_MAX: usize = 16;
 
 /// A guest's serial port. Clones show the same one.
 #[derive(Debug, Clone)]
 pub struct Console {
     ring: Arc<Mutex<Ring>>,
-    live: broadcast::WeakSender<Bytes>,
+    written: watch::Sender<u64>,
+    serial: Arc<tokio::net::UnixStream>,
 }
 
 /// The end of what was ever written.
@@ -48,22 +51,48 @@ impl Ring {
 
 impl Console {
     /// Begins to drain `serial`; ends when QEMU closes it.
-    pub(crate) fn drain(serial: UnixStream, tasks: &TaskTracker) -> std::io::Result<Self> {
+    pub(crate) fn drain(serial: UnixStream, tasks: &TaskTracker) -> io::Result<Self> {
         serial.set_nonblocking(true)?;
-        let mut serial = tokio::net::UnixStream::from_std(serial)?;
-        let ring = Arc::new(Mutex::new(Ring::default()));
-        let (live, _) = broadcast::channel(CHUNKS_MAX);
-        let console = Self { ring: Arc::clone(&ring), live: live.downgrade() };
+        let serial = Arc::new(tokio::net::UnixStream::from_std(serial)?);
+        let console = Self { ring: Arc::default(), written: watch::Sender::new(0), serial };
+        let reader = console.clone();
         tasks.spawn(async move {
             let mut buffer = vec![0; CHUNK_BYTES];
-            while let Ok(count @ 1..) = serial.read(&mut buffer).await {
-                let mut ring = ring.lock().expect("no holder panics");
-                ring.add(&buffer[..count]);
-                // Inside the lock, so that `follow` sees each byte once. An error means that nobody listens.
-                let _ = live.send(Bytes::copy_from_slice(&buffer[..count]));
+            while reader.serial.readable().await.is_ok() {
+                match reader.serial.try_read(&mut buffer) {
+                    Ok(count @ 1..) => reader.add(&buffer[..count]),
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                    Ok(0) | Err(_) => return,
+                }
             }
         });
         Ok(console)
+    }
+
+    fn add(&self, bytes: &[u8]) {
+        let mut ring = self.ring.lock().expect("no holder panics");
+        ring.add(bytes);
+        self.written.send_replace(ring.written);
+    }
+
+    /// Types: as many of `bytes` as QEMU takes now, none while it has not read what was typed before.
+    ///
+    /// # Errors
+    /// When QEMU has closed the port.
+    pub fn type_in(&self, bytes: &[u8]) -> io::Result<usize> {
+        if crate::sys::unread(&*self.serial)? {
+            return Ok(0);
+        }
+        match self.serial.try_write(&bytes[..bytes.len().min(TYPED_BYTES_MAX)]) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(0),
+            written => written,
+        }
+    }
+
+    /// Moves whenever the guest has written: the place of what comes next.
+    #[must_use]
+    pub fn written(&self) -> watch::Receiver<u64> {
+        self.written.subscribe()
     }
 
     /// The last bytes the guest wrote, at most [`CONSOLE_RING_BYTES`].
@@ -88,13 +117,6 @@ impl Console {
             ring.written = position;
         }
         ring.add(bytes);
-    }
-
-    /// What it wrote so far, and what it writes from now on: together every byte once. The receiver ends when QEMU closes
-    /// the port and says how many chunks it missed when it did not keep up; `None` when the port is closed already.
-    #[must_use]
-    pub fn follow(&self) -> (Vec<u8>, Option<broadcast::Receiver<Bytes>>) {
-        let ring = self.ring.lock().expect("no holder panics");
-        (ring.bytes.iter().copied().collect(), self.live.upgrade().map(|live| live.subscribe()))
+        self.written.send_replace(ring.written);
     }
 }

@@ -1,9 +1,10 @@
-//! The unsafe parts: what runs in the new process between fork and exec, and giving a descriptor to the runtime.
+//! The unsafe parts: what runs in the new process between fork and exec, giving a descriptor to the runtime, and asking the
+//! kernel what the other end of a socket has not read.
 #![allow(unsafe_code)]
 
 use std::{
     io,
-    os::fd::{OwnedFd, RawFd},
+    os::fd::{AsFd, AsRawFd, OwnedFd, RawFd},
     os::unix::process::CommandExt,
     process::Command,
 };
@@ -36,4 +37,14 @@ pub(crate) fn watch(descriptor: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an `OwnedFd` is open and says the same number each time it is asked. The `AsyncFd` owns it from here on and
     // hands out shared references only, through which it can be neither closed nor replaced.
     Ok(unsafe { AsyncFd::register(descriptor) }?)
+}
+
+nix::ioctl_read_bad!(outq, nix::libc::TIOCOUTQ, nix::libc::c_int);
+
+/// Has the other end of a socket still to read something that was written here?
+pub(crate) fn unread(socket: &impl AsFd) -> io::Result<bool> {
+    let mut bytes = 0;
+    // SAFETY: the descriptor is open for as long as it is borrowed, and the request writes one int to where it is told.
+    unsafe { outq(socket.as_fd().as_raw_fd(), &raw mut bytes) }?;
+    Ok(bytes > 0)
 }

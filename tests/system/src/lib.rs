@@ -7,6 +7,7 @@
 //!   is written down here a second time on purpose: a field that changes its name breaks users' scripts, and these tests.
 //! - [`following`] is a move that is followed, and [`events`] is what the log decides, so that a fault can be put at a chosen
 //!   moment.
+//! - [`console`] is a guest's serial console at which a test sits.
 //! - [`client`] talks to the guest from where clients are, and [`watching`] keeps the ledger and counts who emits.
 //! - [`faults`] is the table of every place in a move and everything that can be done to it there.
 //! - [`census`] counts processes and interfaces on the nodes, which no daemon has a say in.
@@ -17,6 +18,7 @@
 pub mod census;
 pub mod cli;
 pub mod client;
+pub mod console;
 pub mod events;
 pub mod faults;
 pub mod following;

@@ -16,6 +16,7 @@ use crate::{
     census,
     cli::{Answer, exit},
     client::Client,
+    console::Console,
     events::Events,
     following::Following,
     image::Image,
@@ -269,6 +270,13 @@ impl World {
     #[must_use]
     pub fn events_of(&self, via: &str, operation: &str) -> Events {
         Events::follow(Some(operation), self.command(via, &["events", "--follow", "-o", "json"]))
+    }
+
+    /// Sits down at a VM's console, asking `via`.
+    #[track_caller]
+    #[must_use]
+    pub fn console(&self, via: &str, name: &str, more: &[&str]) -> Console {
+        Console::attach(self.command(via, &[&["vm", "console", name], more].concat()))
     }
 
     /// Listens to all events after one.

@@ -96,6 +96,11 @@ const ORDINARY: [&str; 5] =
 impl Counters {
     /// What went wrong or was refused, and how often; what never happened is left out.
     pub fn refusals(&self) -> impl Iterator<Item = (&'static str, u64)> + use<> {
-        self.named().filter(|(name, times)| *times > 0 && !ORDINARY.contains(name))
+        self.all_refusals().filter(|(_, times)| *times > 0)
+    }
+
+    /// The same with what never happened.
+    pub fn all_refusals(&self) -> impl Iterator<Item = (&'static str, u64)> + use<> {
+        self.named().filter(|(name, _)| !ORDINARY.contains(name))
     }
 }

@@ -42,6 +42,8 @@ pub const VM_PROBE: u16 = 35;
 pub const FORWARD: u16 = 64;
 /// Daemon: what a node can do: processor, memory, QEMU build, bridges.
 pub const FACTS: u16 = 65;
+/// Daemon session: the console of a guest, for a user at another node.
+pub const CONSOLE: u16 = 66;
 
 /// The largest request body of a method, and the largest answer to it.
 #[must_use]

@@ -5,6 +5,7 @@ use tokio::sync::watch;
 
 use super::{
     ApiError,
+    console::{Duplex, Start},
     types::{
         ClusterView, CreateVm, EventsView, MigrateVm, NodeView, OperationView, Preflight, PreflightView, StartVm,
         StopVm, TakeBack, TokenRequest, TokenView, VmLog, VmView,
@@ -66,6 +67,12 @@ pub trait Backend: Send + Sync + 'static {
     /// What the VM wrote to its serial console, from position `from` on or from the oldest byte kept (the last 64 KiB). A
     /// `from` beyond the end means that the log began anew: all of it.
     async fn vm_log(&self, name: &str, from: u64) -> Result<VmLog, ApiError>;
+
+    /// Attaches to the VM's serial console, which then speaks as [`super::console`] says, for as long as both sides like.
+    async fn console(&self, name: &str, start: Start) -> Result<Box<dyn Duplex>, ApiError>;
+
+    /// What this node measures, in the text form of Prometheus.
+    async fn metrics(&self) -> Result<String, ApiError>;
 
     /// All operations remembered, newest first.
     async fn operations(&self) -> Result<Vec<OperationView>, ApiError>;

@@ -11,14 +11,21 @@ use std::{
 };
 
 use axum::body::Bytes;
+use futures::StreamExt;
 use http_body_util::{BodyExt, Full, Limited};
-use hyper::{HeaderMap, Method, Request, StatusCode, client::conn::http1, header};
+use hyper::{HeaderMap, Method, Request, StatusCode, client::conn::http1, header, upgrade::Upgraded};
 use hyper_util::rt::TokioIo;
 use serde::{Serialize, de::DeserializeOwned};
-use tokio::{net::UnixStream, time};
+use tokio::{
+    io::{AsyncWriteExt, ReadHalf, WriteHalf},
+    net::UnixStream,
+    time,
+};
+use tokio_util::codec::{FramedRead, LengthDelimitedCodec};
 
 use super::{
     ANSWER_BYTES_MAX, ApiError, ErrorKind, LOG_NEXT_HEADER, REQUEST_MS_MAX, WAIT_MS_MAX,
+    console::{self, Heard, Start},
     types::{
         ClusterView, CreateVm, EventsView, MigrateVm, NodeView, OperationView, Preflight, PreflightView, StartVm,
         StopVm, TakeBack, TokenRequest, TokenView, VmLog, VmView,
@@ -206,6 +213,40 @@ impl Client {
         Ok(VmLog { next, bytes: reply.body.to_vec() })
     }
 
+    /// Attaches to a VM's serial console.
+    ///
+    /// # Errors
+    /// As [`Self::cluster`].
+    pub async fn console(&self, name: &str, start: Start) -> Result<Attachment, ApiError> {
+        let from = match start {
+            Start::Last(bytes) => format!("last={bytes}"),
+            Start::At(place) => format!("at={place}"),
+        };
+        let path = format!("/v1/vms/{}/console?{from}", segment(name));
+        let request = Request::get(&path)
+            .header(header::HOST, HOST)
+            .header(header::CONNECTION, "upgrade")
+            .header(header::UPGRADE, console::PROTOCOL)
+            .body(Full::new(Bytes::new()))
+            .map_err(|error| ApiError::invalid(format!("the request {path} cannot be made: {error}")))?;
+        let stream = UnixStream::connect(&self.socket).await.map_err(|error| self.no_daemon(&error))?;
+        let patience = Duration::from_millis(REQUEST_MS_MAX + PATIENCE_MS);
+        let upgraded = time::timeout(patience, upgrade(stream, request))
+            .await
+            .map_err(|_| self.no_answer(false, "no answer in time"))?
+            .map_err(|error| self.no_answer(false, &error))?;
+        upgraded.map(Attachment::new).map_err(|reply| self.refusal(&path, &reply))
+    }
+
+    /// What the node measures, in the text form of Prometheus.
+    ///
+    /// # Errors
+    /// As [`Self::cluster`].
+    pub async fn metrics(&self) -> Result<String, ApiError> {
+        let reply = self.ask(Method::GET, "/metrics", Bytes::new(), None, Duration::ZERO).await?;
+        String::from_utf8(reply.body.to_vec()).map_err(|error| not_ours(&error.to_string()))
+    }
+
     /// All operations remembered.
     ///
     /// # Errors
@@ -297,10 +338,14 @@ impl Client {
         if reply.status.is_success() || reply.status == StatusCode::NOT_MODIFIED {
             return Ok(reply);
         }
-        Err(serde_json::from_slice(&reply.body).unwrap_or_else(|_| {
+        Err(self.refusal(path, &reply))
+    }
+
+    fn refusal(&self, path: &str, reply: &Reply) -> ApiError {
+        serde_json::from_slice(&reply.body).unwrap_or_else(|_| {
             let kind = ErrorKind::from_status(reply.status.as_u16());
             ApiError::new(kind, format!("{} answered {path} with {}", self.socket.display(), reply.status))
-        }))
+        })
     }
 
     fn no_daemon(&self, error: &io::Error) -> ApiError {
@@ -322,6 +367,52 @@ impl Client {
         } else {
             ApiError::unavailable(message).todo("see whether it runs and what its log says, then ask again")
         }
+    }
+}
+
+/// A console that is attached.
+pub struct Attachment {
+    heard: FramedRead<ReadHalf<TokioIo<Upgraded>>, LengthDelimitedCodec>,
+    typed: WriteHalf<TokioIo<Upgraded>>,
+}
+
+impl Attachment {
+    fn new(upgraded: Upgraded) -> Self {
+        let (read, typed) = tokio::io::split(TokioIo::new(upgraded));
+        Self { heard: FramedRead::new(read, console::codec()), typed }
+    }
+
+    /// What is heard next; `None`: the connection is gone. Nothing is lost when this is given up half-way.
+    pub async fn hear(&mut self) -> Option<Heard> {
+        let frame = self.heard.next().await?.ok()?;
+        Heard::decode(&frame).ok()
+    }
+
+    /// Type.
+    ///
+    /// # Errors
+    /// When the connection is gone.
+    pub async fn type_in(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.typed.write_all(bytes).await
+    }
+}
+
+/// A request that turns the connection into something else; the answer if the server would not.
+async fn upgrade(stream: UnixStream, request: Request<Full<Bytes>>) -> Result<Result<Upgraded, Reply>, String> {
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|error| error.to_string())?;
+    let mut answer = pin!(async move {
+        let answer = sender.send_request(request).await.map_err(|error| error.to_string())?;
+        if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
+            return hyper::upgrade::on(answer).await.map(Ok).map_err(|error| error.to_string());
+        }
+        let (head, body) = answer.into_parts();
+        let body = Limited::new(body, ANSWER_BYTES_MAX).collect().await.map_err(|error| error.to_string())?;
+        Ok(Err(Reply { status: head.status, headers: head.headers, body: body.to_bytes() }))
+    });
+    tokio::select! {
+        biased;
+        answer = &mut answer => answer,
+        _ = connection.with_upgrades() => answer.await,
     }
 }
 

@@ -7,12 +7,15 @@ use std::{
 };
 
 use async_trait::async_trait;
-use tokio::sync::watch;
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use bytes::Bytes;
+use futures::SinkExt;
+use tokio::{io::AsyncReadExt, sync::watch};
+use tokio_util::{codec::FramedWrite, sync::CancellationToken, task::TaskTracker};
 
 use super::{
     ApiError, Backend,
     client::Client,
+    console::{self, Duplex, Heard, News, Start},
     server,
     types::{
         ClusterView, CreateVm, Desired, EventView, EventsView, MigrateVm, NicView, NodeView, Obstacle, OperationKind,
@@ -43,11 +46,12 @@ pub(crate) struct Held {
 pub(crate) struct Fake {
     held: Mutex<Held>,
     changed: watch::Sender<u64>,
+    tasks: TaskTracker,
 }
 
 impl Fake {
     pub(crate) fn new() -> Arc<Self> {
-        Arc::new(Self { held: Mutex::default(), changed: watch::Sender::new(0) })
+        Arc::new(Self { held: Mutex::default(), changed: watch::Sender::new(0), tasks: TaskTracker::new() })
     }
 
     pub(crate) fn held(&self) -> MutexGuard<'_, Held> {
@@ -303,6 +307,33 @@ impl Backend for Fake {
         let from = usize::try_from(from).unwrap_or(usize::MAX);
         let bytes = held.log.get(from..).unwrap_or(&held.log).to_vec();
         Ok(VmLog { next: held.log.len() as u64, bytes })
+    }
+
+    /// A guest that answers in capitals.
+    async fn console(&self, name: &str, start: Start) -> Result<Box<dyn Duplex>, ApiError> {
+        self.vm(name).await?;
+        let (ours, mut theirs) = tokio::io::duplex(1024);
+        let from = match start {
+            Start::Last(bytes) => 1000 - bytes,
+            Start::At(place) => place,
+        };
+        self.tasks.spawn(async move {
+            let (mut typed, output) = tokio::io::split(&mut theirs);
+            let mut output = FramedWrite::new(output, console::codec());
+            let mut said = Heard::News(News::Attached { node: "n1".into(), others: 0 });
+            let (mut at, mut buffer) = (from, [0; 64]);
+            while output.send(said.encode().unwrap()).await.is_ok() {
+                let Ok(count @ 1..) = typed.read(&mut buffer).await else { return };
+                let bytes = Bytes::from(buffer[..count].to_ascii_uppercase());
+                said = Heard::Output { at, bytes };
+                at += count as u64;
+            }
+        });
+        Ok(Box::new(ours))
+    }
+
+    async fn metrics(&self) -> Result<String, ApiError> {
+        Ok("# TYPE pollux_up gauge\npollux_up 1\n".into())
     }
 
     async fn operations(&self) -> Result<Vec<OperationView>, ApiError> {

@@ -22,6 +22,8 @@
 //! | `POST /v1/vms/NAME/start` [`types::StartVm`], `.../stop` [`types::StopVm`], `.../takeback` [`types::TakeBack`] | [`types::VmView`] |
 //! | `POST /v1/vms/NAME/migrate` [`types::MigrateVm`] | [`types::OperationView`] |
 //! | `GET /v1/vms/NAME/log?from=N` (waits) | text; the header `pollux-log-next` says where to go on |
+//! | `GET /v1/vms/NAME/console?last=N` or `?at=N`, `Upgrade: pollux-console` | 101, then as [`console`] says |
+//! | `GET /metrics` | what the node measures, in the text form of Prometheus |
 //! | `GET /v1/operations`, `GET /v1/operations/ID` (waits) | [`types::OperationView`] |
 //! | `POST /v1/operations/ID/cancel` | [`types::OperationView`] |
 //!
@@ -31,6 +33,7 @@
 
 mod backend;
 pub mod client;
+pub mod console;
 mod error;
 #[cfg(test)]
 pub(crate) mod fake;
@@ -57,6 +60,10 @@ pub const ANSWER_BYTES_MAX: usize = 16 * 1024 * 1024;
 pub const REQUEST_MS_MAX: u64 = 15_000;
 /// Longest wait of a long poll in milliseconds; longer ones are shortened to it.
 pub const WAIT_MS_MAX: u64 = 30_000;
+/// Consoles that may be attached through one daemon at the same time.
+pub const CONSOLES_MAX: usize = 64;
+/// The type of what Prometheus reads.
+pub(crate) const METRICS_TYPE: &str = "text/plain; version=0.0.4";
 
 /// Says where in a VM's log the next byte will be.
 pub const LOG_NEXT_HEADER: &str = "pollux-log-next";

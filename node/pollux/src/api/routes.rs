@@ -16,12 +16,17 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{get, post},
 };
+use hyper_util::rt::TokioIo;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use tokio::time::{self, Instant};
-use tokio_util::sync::CancellationToken;
+use tokio::{
+    sync::Semaphore,
+    time::{self, Instant},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    ApiError, BODY_BYTES_MAX, Backend, LOG_NEXT_HEADER, REQUEST_MS_MAX, WAIT_MS_MAX,
+    ApiError, BODY_BYTES_MAX, Backend, CONSOLES_MAX, LOG_NEXT_HEADER, METRICS_TYPE, REQUEST_MS_MAX, WAIT_MS_MAX,
+    console::{PROTOCOL, Start},
     server::REREAD_MS,
     types::{CreateVm, MigrateVm, Preflight, StartVm, StopVm, TakeBack, TokenRequest},
 };
@@ -30,6 +35,9 @@ use super::{
 struct Context {
     backend: Arc<dyn Backend>,
     stop: CancellationToken,
+    /// Consoles outlive the request that asked for them.
+    tasks: TaskTracker,
+    consoles: Arc<Semaphore>,
 }
 
 type Answer = Result<Response, ApiError>;
@@ -48,8 +56,9 @@ struct WaitQuery {
 }
 
 /// All of the API.
-pub(crate) fn router(backend: Arc<dyn Backend>, stop: CancellationToken) -> Router {
+pub(crate) fn router(backend: Arc<dyn Backend>, stop: CancellationToken, tasks: TaskTracker) -> Router {
     Router::new()
+        .route("/metrics", get(metrics))
         .route("/v1/cluster", get(cluster))
         .route("/v1/events", get(events))
         .route("/v1/tokens", post(create_token))
@@ -63,13 +72,28 @@ pub(crate) fn router(backend: Arc<dyn Backend>, stop: CancellationToken) -> Rout
         .route("/v1/vms/{name}/preflight", post(preflight_vm))
         .route("/v1/vms/{name}/takeback", post(take_back_vm))
         .route("/v1/vms/{name}/log", get(vm_log))
+        .route("/v1/vms/{name}/console", get(console))
         .route("/v1/operations", get(operations))
         .route("/v1/operations/{id}", get(operation))
         .route("/v1/operations/{id}/cancel", post(cancel_operation))
         .fallback(no_such_path)
         .method_not_allowed_fallback(no_such_method)
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
-        .with_state(Context { backend, stop })
+        .with_state(Context { backend, stop, tasks, consoles: Arc::new(Semaphore::new(CONSOLES_MAX)) })
+}
+
+/// The one part of the API that may be served to strangers.
+pub(crate) fn metrics_only(backend: Arc<dyn Backend>, stop: CancellationToken, tasks: TaskTracker) -> Router {
+    Router::new()
+        .route("/metrics", get(metrics))
+        .fallback(async || ApiError::not_found("only /metrics is served here"))
+        .method_not_allowed_fallback(no_such_method)
+        .with_state(Context { backend, stop, tasks, consoles: Arc::new(Semaphore::new(0)) })
+}
+
+async fn metrics(State(context): State<Context>) -> Answer {
+    let text = read(context.backend.metrics()).await?;
+    Ok(([(header::CONTENT_TYPE, HeaderValue::from_static(METRICS_TYPE))], text).into_response())
 }
 
 async fn cluster(State(context): State<Context>) -> Answer {
@@ -152,6 +176,46 @@ async fn vm_log(State(context): State<Context>, Path(name): Path<String>, query:
         (HeaderName::from_static(LOG_NEXT_HEADER), HeaderValue::from(log.next)),
     ];
     Ok((headers, log.bytes).into_response())
+}
+
+/// Which part of a console a client begins with; without either, with what comes next.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct ConsoleQuery {
+    /// So many bytes before its end.
+    last: u64,
+    /// At this place.
+    at: Option<u64>,
+}
+
+async fn console(
+    State(context): State<Context>,
+    Path(name): Path<String>,
+    query: Result<Query<ConsoleQuery>, QueryRejection>,
+    mut request: Request,
+) -> Answer {
+    let Query(query) = query.map_err(|error| ApiError::invalid(error.body_text()))?;
+    let protocol = HeaderValue::from_static(PROTOCOL);
+    if request.headers().get(header::UPGRADE) != Some(&protocol) {
+        return Err(ApiError::invalid(format!("a console is asked for with `Upgrade: {PROTOCOL}`")));
+    }
+    let place = Arc::clone(&context.consoles).try_acquire_owned().map_err(|_| {
+        ApiError::unavailable(format!("{CONSOLES_MAX} consoles are attached through this daemon already"))
+            .todo("detach one of them, or ask another node")
+    })?;
+    let start = query.at.map_or(Start::Last(query.last), Start::At);
+    let mut console = read(context.backend.console(&name, start)).await?;
+    let upgraded = hyper::upgrade::on(&mut request);
+    context.tasks.spawn(context.stop.run_until_cancelled_owned(async move {
+        // A client that went away before it had its answer wants no console.
+        if let Ok(client) = upgraded.await {
+            // Either side may end it at any time; there is nothing to be said about how.
+            let _ = tokio::io::copy_bidirectional(&mut TokioIo::new(client), &mut console).await;
+        }
+        drop(place);
+    }));
+    let headers = [(header::CONNECTION, HeaderValue::from_static("upgrade")), (header::UPGRADE, protocol)];
+    Ok((StatusCode::SWITCHING_PROTOCOLS, headers).into_response())
 }
 
 async fn operations(State(context): State<Context>) -> Answer {

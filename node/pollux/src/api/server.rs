@@ -11,7 +11,12 @@ use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
-use tokio::{net::UnixStream, sync::Semaphore, time};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpListener,
+    sync::Semaphore,
+    time,
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, info, warn};
 
@@ -21,6 +26,8 @@ pub use super::listener::ServeError;
 
 /// Connections served at the same time; further ones wait in the kernel's queue.
 pub const CONNECTIONS_MAX: usize = 128;
+/// Scrapes of the metrics served over TCP at the same time; further ones wait in the kernel's queue.
+pub const SCRAPES_MAX: usize = 8;
 /// A client gets this many milliseconds to send a request's head, its first as well as its next.
 pub const HEAD_MS_MAX: u64 = 60_000;
 /// How often a waiting request looks again even though nothing changed on this node, in milliseconds.
@@ -38,8 +45,8 @@ const ACCEPT_PAUSE_MS: u64 = 100;
 pub async fn serve(backend: Arc<dyn Backend>, socket: &Path, stop: CancellationToken) -> Result<(), ServeError> {
     let listener = Socket::bind(socket)?;
     info!(socket = %socket.display(), "serving the API");
-    let router = routes::router(backend, stop.clone());
     let tasks = TaskTracker::new();
+    let router = routes::router(backend, stop.clone(), tasks.clone());
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
         let place = tokio::select! {
@@ -73,12 +80,50 @@ pub async fn serve(backend: Arc<dyn Backend>, socket: &Path, stop: CancellationT
     Ok(())
 }
 
+/// Serve `GET /metrics`, and nothing else, to whoever connects to `listener`, until `stop` is cancelled.
+pub async fn serve_metrics(backend: Arc<dyn Backend>, listener: TcpListener, stop: CancellationToken) {
+    if let Ok(address) = listener.local_addr() {
+        info!(%address, "serving metrics");
+    }
+    let tasks = TaskTracker::new();
+    let router = routes::metrics_only(backend, stop.clone(), tasks.clone());
+    let places = Arc::new(Semaphore::new(SCRAPES_MAX));
+    loop {
+        let accepted = async {
+            let place = Arc::clone(&places).acquire_owned().await.ok()?;
+            Some((listener.accept().await, place))
+        };
+        match stop.run_until_cancelled(accepted).await.flatten() {
+            Some((Ok((stream, _)), place)) => {
+                let (router, stop) = (router.clone(), stop.clone());
+                tasks.spawn(async move {
+                    converse(stream, router, stop).await;
+                    drop(place);
+                });
+            }
+            Some((Err(error), _)) => {
+                warn!(%error, "a connection for metrics could not be accepted");
+                time::sleep(Duration::from_millis(ACCEPT_PAUSE_MS)).await;
+            }
+            None => break,
+        }
+    }
+    tasks.close();
+    if time::timeout(Duration::from_millis(GRACE_MS), tasks.wait()).await.is_err() {
+        warn!(open = tasks.len(), "scrapes did not end in time");
+    }
+}
+
 /// One connection, to its end: the request under way when the daemon stops is still answered, no further one is taken.
-async fn converse(stream: UnixStream, router: Router, stop: CancellationToken) {
+async fn converse<S>(stream: S, router: Router, stop: CancellationToken)
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(Duration::from_millis(HEAD_MS_MAX))
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router))
+        .with_upgrades();
     let mut connection = std::pin::pin!(connection);
     let result = tokio::select! {
         biased;

@@ -11,11 +11,12 @@ use tokio::{
     net::{UnixListener, UnixStream},
     time::Instant,
 };
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     ApiError, BODY_BYTES_MAX, Backend, ErrorKind, WAIT_MS_MAX,
     client::Client,
+    console::{Heard, News, Start},
     fake::{Fake, OPERATION, Served, web},
     server::{self, ServeError},
     types::{
@@ -198,7 +199,8 @@ async fn a_log_is_read_on_from_where_it_was() {
 async fn a_change_without_an_answer_has_an_unknown_outcome() {
     let fake = Fake::new();
     fake.change(|held| held.hang = true);
-    let router = super::routes::router(Arc::clone(&fake) as Arc<dyn Backend>, CancellationToken::new());
+    let router =
+        super::routes::router(Arc::clone(&fake) as Arc<dyn Backend>, CancellationToken::new(), TaskTracker::new());
     let request = axum::http::Request::post("/v1/vms").body(serde_json::to_string(&web()).unwrap().into()).unwrap();
 
     let answer = tower_call(router, request).await;
@@ -334,4 +336,65 @@ async fn events_are_waited_for_from_a_cursor_on() {
     assert_eq!((next.as_ref().unwrap().cursor, next.unwrap().missed), (8, 0));
     let nothing = client.events(Some(8), Duration::ZERO).await.unwrap();
     assert_eq!((nothing.cursor, nothing.events.len()), (8, 0), "the cursor stays where it is");
+}
+
+#[tokio::test]
+async fn a_console_goes_both_ways_and_ends_with_the_daemon() {
+    let served = Served::start().await;
+    let refused = served.client.console("web", Start::Last(10)).await.err().unwrap();
+    assert_eq!(refused.kind, ErrorKind::NotFound, "a refusal is an ordinary answer: {refused:?}");
+
+    served.client.create_vm(&web()).await.unwrap();
+    let mut console = served.client.console("web", Start::Last(10)).await.unwrap();
+    let attached = console.hear().await;
+    assert_eq!(attached, Some(Heard::News(News::Attached { node: "n1".into(), others: 0 })));
+    for (place, typed, said) in [(990, "hello é", "HELLO é"), (998, "again", "AGAIN")] {
+        console.type_in(typed.as_bytes()).await.unwrap();
+        let heard = console.hear().await;
+        assert_eq!(heard, Some(Heard::Output { at: place, bytes: said.as_bytes().to_vec().into() }));
+    }
+
+    let begun = Instant::now();
+    let (heard, ()) = tokio::join!(console.hear(), served.end());
+    assert_eq!(heard, None, "a daemon that ends does not wait for its consoles");
+    assert!(begun.elapsed() < LONG);
+}
+
+#[tokio::test]
+async fn a_console_needs_an_upgrade() {
+    let served = Served::start().await;
+    served.client.create_vm(&web()).await.unwrap();
+    let answer = raw(&served, "GET /v1/vms/web/console HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await;
+    assert!(answer.starts_with("HTTP/1.1 400") && answer.contains("Upgrade: pollux-console"), "{answer}");
+}
+
+#[tokio::test]
+async fn metrics_are_served_as_prometheus_reads_them_and_nothing_else_is_over_tcp() {
+    let served = Served::start().await;
+    let text = served.client.metrics().await.unwrap();
+    assert_eq!(text, "# TYPE pollux_up gauge\npollux_up 1\n");
+
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let stop = CancellationToken::new();
+    let backend = Arc::clone(&served.fake) as Arc<dyn Backend>;
+    let asks = async {
+        let ask = async |path: &str| {
+            let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+            let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+            stream.write_all(request.as_bytes()).await.unwrap();
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await.unwrap();
+            answer
+        };
+        let answers = [ask("/metrics").await, ask("/v1/vms").await, ask("/v1/vms/web/console").await];
+        stop.cancel();
+        answers
+    };
+    let ((), [metrics, vms, console]) = tokio::join!(server::serve_metrics(backend, listener, stop.clone()), asks);
+    assert!(metrics.starts_with("HTTP/1.1 200") && metrics.ends_with(&text), "{metrics}");
+    assert!(metrics.contains("content-type: text/plain; version=0.0.4"), "{metrics}");
+    for answer in [vms, console] {
+        assert!(answer.starts_with("HTTP/1.1 404") && answer.contains("only /metrics"), "{answer}");
+    }
 }

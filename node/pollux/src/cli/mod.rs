@@ -12,11 +12,13 @@ mod follow;
 mod lab;
 mod log;
 mod man;
+mod metrics;
 mod node;
 mod op;
 mod output;
 mod rate;
 mod suggest;
+mod terminal;
 #[cfg(test)]
 mod tests;
 mod vm;
@@ -89,6 +91,9 @@ enum Noun {
     /// Several nodes on this one machine, to try things and to break them.
     #[command(subcommand, arg_required_else_help = true, after_help = lab::STORY)]
     Lab(lab::Lab),
+    /// What this node measures, as Prometheus reads it.
+    #[command(after_help = metrics::EXAMPLES)]
+    Metrics,
     /// What the exit codes mean.
     #[command(name = "exit-codes", long_about = Exit::table())]
     ExitCodes,
@@ -146,6 +151,7 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
         Noun::Op(verb) => op::run(&context, verb).await,
         Noun::Events(verb) => events::run(&context, &verb).await,
         Noun::Lab(verb) => lab::run(format, verb),
+        Noun::Metrics => metrics::run(&context).await,
         Noun::ExitCodes => output::emit(&Exit::table()),
         Noun::Completions(verb) => completions::run(&verb),
         Noun::Man(verb) => man::run(format, &verb),

@@ -75,6 +75,10 @@ pub(crate) struct Run {
     /// what the network gives; consensus goes first in any case.
     #[arg(long, env = "POLLUX_BULK_BANDWIDTH", value_name = "RATE", value_parser = rate)]
     pub(crate) bulk_bandwidth: Option<u64>,
+    /// Serve metrics to Prometheus on this TCP address, read-only and to everybody who reaches it; without it only the daemon's socket
+    /// has them.
+    #[arg(long, value_name = "ADDRESS:PORT", env = "POLLUX_METRICS")]
+    pub(crate) metrics: Option<SocketAddr>,
     /// How the log on standard error is written. What it holds is chosen by POLLUX_LOG (such as `info` or `pollux=debug`).
     #[arg(long, value_enum, default_value_t)]
     pub(crate) log_format: LogFormat,
@@ -130,8 +134,8 @@ fn token_from_stdin() -> Result<String, Failure> {
 
 /// Be the daemon, until a signal ends it.
 pub(crate) async fn run(socket: PathBuf, verb: Run) -> Result<(), Failure> {
-    let Run { dir, qemu, bulk_bandwidth, log_format: _ } = verb;
-    daemon::run(RunConfig { dir, socket, qemu, bulk_bandwidth }).await.map_err(|error| {
+    let Run { dir, qemu, bulk_bandwidth, metrics, log_format: _ } = verb;
+    daemon::run(RunConfig { dir, socket, qemu, bulk_bandwidth, metrics }).await.map_err(|error| {
         let exit = match error {
             RunError::NoNode(_) => Exit::NotFound,
             RunError::Refused(_) => Exit::Conflict,
@@ -144,6 +148,7 @@ pub(crate) async fn run(socket: PathBuf, verb: Run) -> Result<(), Failure> {
             | RunError::LogName(_)
             | RunError::Host(_)
             | RunError::Api(_)
+            | RunError::Metrics(_)
             | RunError::Io { .. } => Exit::Internal,
         };
         Failure::from_error(exit, &error)

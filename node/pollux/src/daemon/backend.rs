@@ -26,11 +26,13 @@ use super::{
 use crate::{
     api::{
         ApiError, Backend, ErrorKind,
+        console::{Duplex, Start},
         types::{
             ClusterView, CreateVm, EventsView, MigrateVm, NodeView, OperationView, Preflight, PreflightView, Problem,
             Runtime, StartVm, StopVm, TakeBack, TokenRequest, TokenView, VmLog, VmView,
         },
     },
+    metrics::{self, Proposed},
     vm::wall_ms,
 };
 
@@ -71,7 +73,17 @@ impl Api {
     async fn propose(&self, command: Command) -> Result<(OpId, Outcome), ApiError> {
         let id = self.0.minter().mint();
         let proposal = Proposal { id, by: self.0.identity.node(), at: wall_ms(), command };
-        match self.consensus().propose(proposal, Duration::from_millis(PROPOSE_MS_MAX)).await {
+        let asked = tokio::time::Instant::now();
+        let answer = self.consensus().propose(proposal, Duration::from_millis(PROPOSE_MS_MAX)).await;
+        metrics::proposed(
+            asked.elapsed(),
+            match &answer {
+                Ok(applied) if matches!(applied.outcome, Outcome::Refused(_)) => Proposed::Refused,
+                Ok(_) => Proposed::Applied,
+                Err(_) => Proposed::Unknown,
+            },
+        );
+        match answer {
             Ok(applied) => {
                 self.caught_up(applied.index).await;
                 let outcome = applied.outcome.done().map_err(|refusal| refused(&refusal))?;
@@ -333,6 +345,15 @@ impl Backend for Api {
             })?
         };
         Ok(VmLog { next: log.end(), bytes: log.bytes })
+    }
+
+    async fn console(&self, name: &str, start: Start) -> Result<Box<dyn Duplex>, ApiError> {
+        let state = self.applied();
+        super::console::open(&self.0, &state, vm_named(&state, name)?, start).await
+    }
+
+    async fn metrics(&self) -> Result<String, ApiError> {
+        Ok(super::measure::render(&self.0).await)
     }
 
     async fn operations(&self) -> Result<Vec<OperationView>, ApiError> {

@@ -10,15 +10,18 @@
 
 mod admission;
 mod backend;
+mod console;
 mod dir;
 mod facts;
 mod forward;
 mod founding;
+mod measure;
 mod preflight;
 mod problems;
 mod run;
 mod service;
 mod views;
 
+pub use crate::metrics::MetricsError;
 pub use founding::{InitError, InitReport, JoinRefused, JoinReport, init, join};
 pub use run::{RunConfig, RunError, run};

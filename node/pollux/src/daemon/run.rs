@@ -1,11 +1,13 @@
 //! Starting the daemon, and ending it.
 
 use std::{
+    net::SocketAddr,
     path::PathBuf,
     sync::{Arc, OnceLock},
     time::Duration,
 };
 
+use metrics_exporter_prometheus::PrometheusHandle;
 use pollux_link::{Authority, AuthorityError, BindError, Binding, Endpoint, Identity, IdentityError};
 use pollux_raft::{Config, Consensus, FoundError, StartError, Store};
 use pollux_state::{
@@ -14,6 +16,7 @@ use pollux_state::{
 };
 use pollux_vm::Limits;
 use tokio::{
+    net::TcpListener,
     signal::unix::{SignalKind, signal},
     sync::watch,
     time::Instant,
@@ -23,11 +26,12 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::{
     backend::Api,
     dir::{self, Dir, DirError, NodeFile},
-    facts,
+    facts, measure,
     service::Reception,
 };
 use crate::{
     api,
+    metrics::{self, MetricsError},
     vm::{Budget, Marks, Minter, Shared, Vms, qemu::QemuHost, wall_ms},
 };
 
@@ -49,6 +53,8 @@ pub struct RunConfig {
     pub qemu: PathBuf,
     /// Most bytes per second that all bulk work of this node together may send; `None`: what its links have.
     pub bulk_bandwidth: Option<u64>,
+    /// Where metrics are served to whoever asks, besides the API's socket; `None`: nowhere.
+    pub metrics: Option<SocketAddr>,
 }
 
 /// The daemon could not start, or not go on.
@@ -84,6 +90,9 @@ pub enum RunError {
     /// The API's socket.
     #[error("the API cannot be served: {0}")]
     Api(String),
+    /// The metrics.
+    #[error(transparent)]
+    Metrics(#[from] MetricsError),
     /// The cluster refuses this node.
     #[error("the cluster refuses this node: {0}")]
     Refused(String),
@@ -105,6 +114,7 @@ pub(super) struct Daemon {
     pub(super) endpoint: Endpoint,
     pub(super) host: Arc<QemuHost>,
     pub(super) changes: watch::Sender<u64>,
+    pub(super) metrics: PrometheusHandle,
     minter: Minter,
     vms: OnceLock<Vms>,
 }
@@ -137,6 +147,14 @@ pub async fn run(config: RunConfig) -> Result<(), RunError> {
     let identity = Identity::load(&dir.identity())?;
     let authority = dir.authority().exists().then(|| Authority::load(&dir.authority())).transpose()?;
     let host = QemuHost::start(config.qemu.clone()).map_err(|error| RunError::Host(error.to_string()))?;
+    let metrics = metrics::install().map_err(MetricsError::from)?;
+    let exposed = match config.metrics {
+        Some(address) => {
+            let bound = TcpListener::bind(address).await;
+            Some(bound.map_err(|source| MetricsError::Listen { address, source })?)
+        }
+        None => None,
+    };
 
     let reception = Arc::new(Reception::default());
     let endpoint = Endpoint::bind(Binding::new(node.listen, identity.clone()), reception.clone())?;
@@ -155,6 +173,7 @@ pub async fn run(config: RunConfig) -> Result<(), RunError> {
         endpoint,
         host: Arc::new(host),
         changes: watch::Sender::new(0),
+        metrics,
         minter: Minter::random(),
         vms: OnceLock::new(),
     });
@@ -162,7 +181,8 @@ pub async fn run(config: RunConfig) -> Result<(), RunError> {
     tracing::info!(node = daemon.identity.name(), listen = %node.listen, "the daemon listens");
 
     let api_stop = CancellationToken::new();
-    let serving = api::server::serve(Arc::new(Api(daemon.clone())), &config.socket, api_stop.clone());
+    let api: Arc<dyn api::Backend> = Arc::new(Api(daemon.clone()));
+    let serving = api::server::serve(api.clone(), &config.socket, api_stop.clone());
     let looking_after = async {
         let bulk = Budget::new(config.bulk_bandwidth);
         look_after(&daemon, &dir, &node, bulk).await?;
@@ -183,14 +203,24 @@ pub async fn run(config: RunConfig) -> Result<(), RunError> {
         api_stop.cancel();
         lived
     };
-    let (served, lived) = tokio::join!(
+    let measuring = async {
+        let shown = async {
+            match exposed {
+                Some(listener) => api::server::serve_metrics(api.clone(), listener, api_stop.clone()).await,
+                None => api_stop.cancelled().await,
+            }
+        };
+        tokio::join!(api_stop.run_until_cancelled(measure::count(daemon.clone())), shown);
+    };
+    let (served, lived, ()) = tokio::join!(
         async {
             let served = serving.await.map_err(|error| RunError::Api(error.to_string()));
             // Without its API a daemon cannot be told anything: it ends.
             stop.cancel();
             served
         },
-        living
+        living,
+        measuring
     );
     let ending = async {
         daemon.consensus.shutdown().await;

@@ -14,10 +14,10 @@ use pollux_wire::{
     codec, fault,
     join::{JoinReply, JoinRequest},
     limits::Limit,
-    method::{CONSENSUS, FORWARD, VM_CONTROL, VM_PAGES, VM_PROBE},
+    method::{CONSENSUS, CONSOLE, FORWARD, VM_CONTROL, VM_PAGES, VM_PROBE},
 };
 
-use super::{admission, forward, run::Daemon};
+use super::{admission, console, forward, run::Daemon};
 use crate::vm::take_probe;
 
 /// The service of a daemon. The endpoint is bound before the rest of the daemon exists; until then peers are told to come
@@ -51,7 +51,7 @@ impl Service for Reception {
     fn allowed_session(&self, kind: u16) -> Roles {
         match kind {
             // A witness runs no VMs.
-            VM_CONTROL | VM_PAGES | VM_PROBE => Roles::Members,
+            VM_CONTROL | VM_PAGES | VM_PROBE | CONSOLE => Roles::Members,
             _ => Roles::None,
         }
     }
@@ -74,8 +74,10 @@ impl Service for Reception {
     }
 
     async fn session(&self, peer: Peer, kind: u16, header: Bytes, mut send: SendStream, recv: RecvStream) {
-        let Some(vms) = self.daemon.get().and_then(|daemon| daemon.vms()) else { return };
+        let Some(daemon) = self.daemon.get() else { return };
+        let Some(vms) = daemon.vms() else { return };
         match kind {
+            CONSOLE => console::answer(daemon.clone(), &header, recv, send).await,
             VM_CONTROL => match codec::decode::<Greeting>(&header, Limit::Control) {
                 Ok(greeting) => vms.control(peer, greeting, send, recv).await,
                 Err(error) => tracing::warn!(peer = %peer.node, %error, "a move's greeting is malformed"),

@@ -41,6 +41,7 @@ use super::{
     stopwatch::Stopwatch,
     worker::{self, Job, Worker},
 };
+use crate::metrics::{self, Proposed};
 
 /// Letters that may wait for an actor; senders wait then.
 pub(super) const MAIL_MAX: usize = 256;
@@ -123,6 +124,8 @@ pub(super) struct Handle {
     pub(super) status: watch::Receiver<Status>,
     pub(super) guest: watch::Receiver<Option<Arc<dyn Guest>>>,
     log: watch::Receiver<Log>,
+    /// How many consoles are attached.
+    pub(super) attached: Arc<watch::Sender<u64>>,
 }
 
 impl Handle {
@@ -169,7 +172,7 @@ impl Actor {
             ended: CancellationToken::new(),
             progress: None,
         };
-        (actor, Handle { post, status: status_seen, guest: guest_seen, log: log_seen })
+        (actor, Handle { post, status: status_seen, guest: guest_seen, log: log_seen, attached: Arc::default() })
     }
 
     /// Runs until `cancel`, or until the VM does not concern this node any more.
@@ -472,9 +475,13 @@ impl Actor {
             } else if matches!(proposal.command, Command::Arrived { .. }) {
                 hold::at(Place::Arrived).await;
             }
+            let asked = Instant::now();
             loop {
                 match consensus.propose(proposal.clone(), Duration::from_millis(ATTEMPT_MS)).await {
                     Ok(applied) => {
+                        let refused = matches!(applied.outcome, pollux_state::Outcome::Refused(_));
+                        let outcome = if refused { Proposed::Refused } else { Proposed::Applied };
+                        metrics::proposed(asked.elapsed(), outcome);
                         if let pollux_state::Outcome::Refused(why) = &applied.outcome {
                             tracing::info!(%vm, command = ?proposal.command, %why, "refused by the log");
                         }

@@ -10,7 +10,7 @@ use pollux_state::{
     vm::VmSpec,
 };
 use pollux_vm::pages::{PAGE_BYTES, PageSet};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 /// Something could not be done with a guest or a machine: what, for people.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -109,8 +109,26 @@ pub trait Guest: Send + Sync + 'static {
     /// What the guest wrote to its serial console.
     fn log(&self) -> Log;
 
+    /// Moves whenever the guest has written to it: the place of what comes next.
+    fn written(&self) -> watch::Receiver<u64>;
+
+    /// Types at its serial console: as much of `bytes` as it takes at once, and nothing while the guest does not run behind an
+    /// open gate.
+    fn type_in(&self, bytes: &[u8]) -> Typed;
+
     /// Puts what the guest wrote elsewhere, or before it was started again, before what it writes here. It must not run yet.
     fn remember(&self, log: &Log);
+}
+
+/// What became of what was typed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Typed {
+    /// The machine has so many bytes of it.
+    Taken(usize),
+    /// It has not read what was typed before; it will.
+    Full,
+    /// The guest stands still.
+    Shut,
 }
 
 /// What a guest wrote to its serial console lately: the last 64 KiB.

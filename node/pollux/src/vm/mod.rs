@@ -6,6 +6,7 @@
 
 mod actor;
 mod budget;
+mod console;
 mod fitness;
 pub mod hold;
 pub mod host;
@@ -37,6 +38,7 @@ use tokio_util::task::TaskTracker;
 
 pub use actor::Status;
 pub use budget::Budget;
+pub use console::{Attached, CONSOLES_MAX, Changes, ConsolePort};
 pub use marks::Marks;
 pub use registry::Vms;
 pub use sample::drop_all as take_probe;

@@ -5,7 +5,7 @@
 
 use std::{
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex as StdMutex, MutexGuard, PoisonError, Weak},
     time::Duration,
 };
 
@@ -13,7 +13,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::{FuturesUnordered, StreamExt};
 use pollux_memory::{DirtyTracker, GuestMemory};
-use pollux_net::{Port, PortConfig, PortHandle, Tap, nic_socket_pair, tap_name};
+use pollux_net::{Counters, Port, PortConfig, PortHandle, Tap, nic_socket_pair, tap_name};
 use pollux_qemu::{
     Accelerator, Boot, Identity, Launch, Machine, MachineEvent, NicFd, QmpError, Role, SpawnError, Spawner, Tracking,
     TrackingWish, kvm_usable,
@@ -21,14 +21,14 @@ use pollux_qemu::{
 use pollux_state::id::{Generation, MacAddr};
 use pollux_vm::pages::{PAGE_BYTES, PageSet};
 use tokio::{
-    sync::{Mutex, RwLock, mpsc},
+    sync::{Mutex, RwLock, mpsc, watch},
     time::Instant,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     fitness::Answers,
-    host::{Guest, GuestError, GuestEvent, Host, Log, Memory, Order, ResumeError},
+    host::{Guest, GuestError, GuestEvent, Host, Log, Memory, Order, ResumeError, Typed},
 };
 
 /// Whom QEMU runs as: Debian's `nobody` and `nogroup`, who own nothing.
@@ -45,6 +45,27 @@ pub struct QemuHost {
     accelerator: Accelerator,
     tasks: TaskTracker,
     pub(super) answers: Answers,
+    census: Arc<Census>,
+}
+
+/// The guests there are, and the frames of those that there were.
+#[derive(Default)]
+struct Census {
+    guests: StdMutex<Vec<Weak<QemuGuest>>>,
+    /// Held while a guest's network cards end, so that no frame is counted twice or not at all.
+    gone: Mutex<Counters>,
+}
+
+impl Census {
+    fn living(&self) -> Vec<Arc<QemuGuest>> {
+        let mut guests = self.guests.lock().unwrap_or_else(PoisonError::into_inner);
+        guests.retain(|guest| guest.strong_count() > 0);
+        guests.iter().filter_map(Weak::upgrade).filter(|guest| !guest.over.is_cancelled()).collect()
+    }
+
+    fn born(&self, guest: &Arc<QemuGuest>) {
+        self.guests.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::downgrade(guest));
+    }
 }
 
 impl QemuHost {
@@ -60,6 +81,7 @@ impl QemuHost {
             accelerator,
             tasks: TaskTracker::new(),
             answers: Answers::default(),
+            census: Arc::default(),
         })
     }
 
@@ -73,6 +95,23 @@ impl QemuHost {
     #[must_use]
     pub fn accelerator(&self) -> Accelerator {
         self.accelerator
+    }
+
+    /// How many guests there are on this node, standbys included.
+    #[must_use]
+    pub fn machines(&self) -> usize {
+        self.census.living().len()
+    }
+
+    /// What became of all frames of guests on this node since the daemon started.
+    pub async fn frames(&self) -> Counters {
+        let gone = self.census.gone.lock().await;
+        let mut frames = *gone;
+        let guests = self.census.guests.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        for guest in guests.iter().filter_map(Weak::upgrade) {
+            guest.ports.read().await.iter().for_each(|(_, port)| frames += port.counters());
+        }
+        frames
     }
 
     /// Tries on this host's QEMU whether its writes can be tracked.
@@ -110,8 +149,11 @@ impl Host for QemuHost {
             memory,
             ports: RwLock::new(ports),
             tracker: Arc::new(Mutex::new(Tracked { tracker, epoch: 0 })),
+            listens: StdMutex::new(false),
+            census: self.census.clone(),
             over: CancellationToken::new(),
         });
+        self.census.born(&guest);
         let (over, watched) = (guest.over.clone(), guest.clone());
         self.tasks.spawn(over.run_until_cancelled_owned(report(watched, order.events)));
         Ok(guest)
@@ -187,11 +229,14 @@ async fn blocking<T: Send + 'static>(
 }
 
 /// Ends network cards; when this returns, their TAPs are gone.
-async fn end_ports(ports: &mut Vec<NicPort>) {
+async fn end_ports(ports: &mut Vec<NicPort>) -> Counters {
+    let mut frames = Counters::default();
     for (mac, port) in ports.drain(..) {
         let counters = port.stop().await;
         tracing::info!(%mac, refused = counters.refused(), ?counters, "a network card is gone");
+        frames += counters;
     }
+    frames
 }
 
 /// Whom QEMU runs as: a daemon that is not root cannot become somebody else.
@@ -228,6 +273,10 @@ struct QemuGuest {
     memory: Arc<GuestMemory>,
     ports: RwLock<Vec<NicPort>>,
     tracker: Arc<Mutex<Tracked>>,
+    /// Whether the guest may be typed to: it runs behind an open gate. What is typed is written under this lock, so that nothing
+    /// is after a pause has begun.
+    listens: StdMutex<bool>,
+    census: Arc<Census>,
     over: CancellationToken,
 }
 
@@ -285,6 +334,10 @@ impl Tracked {
 }
 
 impl QemuGuest {
+    fn listens(&self) -> MutexGuard<'_, bool> {
+        self.listens.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     async fn open_gates(&self, generation: Generation) -> Result<(), GuestError> {
         for (_, port) in &*self.ports.read().await {
             match port.runs_under(generation).await {
@@ -318,7 +371,10 @@ impl Guest for QemuGuest {
             Err(error) => return Err(self.stands_still(error).await),
         };
         match told {
-            Ok(()) => Ok(()),
+            Ok(()) => {
+                *self.listens() = !self.over.is_cancelled();
+                Ok(())
+            }
             Err(error @ (QmpError::Rejected { .. } | QmpError::Busy { .. })) => {
                 Err(self.stands_still(failed("cont")(error)).await)
             }
@@ -329,6 +385,7 @@ impl Guest for QemuGuest {
     }
 
     async fn pause(&self) -> Result<(), GuestError> {
+        *self.listens() = false;
         self.machine.stop().await.map_err(failed("stop"))?;
         // QEMU sends nothing more; what it has sent belongs to before the pause (DESIGN, section 5: the cut).
         for (_, port) in &*self.ports.read().await {
@@ -341,6 +398,7 @@ impl Guest for QemuGuest {
     }
 
     async fn close_gate(&self) {
+        *self.listens() = false;
         // For good: a continue that still waits in the worker's queue must not open it again.
         for (_, port) in &*self.ports.read().await {
             port.fence(Generation(u64::MAX)).await;
@@ -419,7 +477,9 @@ impl Guest for QemuGuest {
         while tokio::time::timeout(Duration::from_millis(END_MS), self.machine.child().exited()).await.is_err() {
             tracing::error!(vm = self.machine.name(), "a killed QEMU has not ended; the kernel holds it");
         }
-        end_ports(&mut *self.ports.write().await).await;
+        let mut gone = self.census.gone.lock().await;
+        *gone += end_ports(&mut *self.ports.write().await).await;
+        drop(gone);
         // Sessions of a move may still hold the memory; its pages go now. What they read of it they cannot hand over any
         // more: they were called off before.
         if let Err(error) = empty(&self.memory).await {
@@ -430,6 +490,22 @@ impl Guest for QemuGuest {
     fn log(&self) -> Log {
         let (start, bytes) = self.machine.console().placed_log();
         Log { start, bytes }
+    }
+
+    fn written(&self) -> watch::Receiver<u64> {
+        self.machine.console().written()
+    }
+
+    fn type_in(&self, bytes: &[u8]) -> Typed {
+        let listens = self.listens();
+        if !*listens {
+            return Typed::Shut;
+        }
+        // A console that QEMU has closed takes nothing; its machine's end is told elsewhere.
+        self.machine.console().type_in(bytes).map_or(Typed::Shut, |taken| match taken {
+            0 => Typed::Full,
+            taken => Typed::Taken(taken),
+        })
     }
 
     fn remember(&self, log: &Log) {

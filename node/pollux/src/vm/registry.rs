@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Shared,
     actor::{Actor, Handle, Mail, Status},
+    console::ConsolePort,
     host::Log,
     incoming, sample,
 };
@@ -85,6 +86,17 @@ impl Vms {
         let guest = self.actors().get(&vm).and_then(|handle| handle.guest.borrow().clone());
         let guest = guest.ok_or("it does not run here any more")?;
         sample::take(&self.shared, guest, vm, to).await
+    }
+
+    /// The console of `vm`, if this node has an actor for it.
+    #[must_use]
+    pub fn console(&self, vm: VmId) -> Option<ConsolePort> {
+        self.actors().get(&vm).cloned().map(ConsolePort::new)
+    }
+
+    /// Work for the users of its VMs, which ends with them.
+    pub(crate) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
+        self.shared.tasks.spawn(self.cancel.clone().run_until_cancelled_owned(work));
     }
 
     /// A source opened its control stream.

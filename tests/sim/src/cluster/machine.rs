@@ -13,10 +13,10 @@ use std::{
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use pollux::vm::host::{Guest, GuestError, Host, Log, Memory, Order, ResumeError};
+use pollux::vm::host::{Guest, GuestError, Host, Log, Memory, Order, ResumeError, Typed};
 use pollux_state::id::{Generation, Owner, VmId};
 use pollux_vm::pages::PageSet;
-use tokio::time::sleep;
+use tokio::{sync::watch, time::sleep};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
@@ -234,6 +234,14 @@ impl Guest for Machine {
 
     fn log(&self) -> Log {
         Log::default()
+    }
+
+    fn written(&self) -> watch::Receiver<u64> {
+        watch::Sender::new(0).subscribe()
+    }
+
+    fn type_in(&self, _: &[u8]) -> Typed {
+        Typed::Shut
     }
 
     fn remember(&self, _: &Log) {}

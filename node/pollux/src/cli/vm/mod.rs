@@ -1,5 +1,6 @@
 //! `pollux vm`: virtual machines.
 
+mod console;
 mod create;
 mod log;
 mod migrate;
@@ -50,6 +51,9 @@ pub(crate) enum Vm {
         #[arg(long, short)]
         follow: bool,
     },
+    /// Sit down at a VM's serial console, wherever it runs, and stay there while it moves.
+    #[command(after_help = console::EXAMPLES)]
+    Console(console::Console),
     /// Move a running VM to another node without stopping it, and follow the move.
     #[command(after_help = migrate::EXAMPLES)]
     Migrate(migrate::Migrate),
@@ -103,6 +107,7 @@ pub(crate) async fn run(context: &Context, verb: Vm) -> Result<(), Failure> {
             Err(error) => Err(suggest::for_vm(&context.client, &name, error).await),
         },
         Vm::Log { name, follow } => log::run(context, &name, follow).await,
+        Vm::Console(verb) => console::run(context, &verb).await,
         Vm::Migrate(verb) => migrate::run(context, verb).await,
         Vm::Delete { name } => match context.client.delete_vm(&name).await {
             Ok(vm) => show(context.format, &vm, |vm| format!("VM {} is deleted\n", vm.name)),

@@ -1,0 +1,121 @@
+//! Moves away from this node, counted from what the log says of them: each once, whatever the daemon does meanwhile.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use pollux_state::{
+    ClusterState,
+    id::{NodeId, OpId},
+    operation::{MoveReport, OperationKind, OperationResult},
+};
+
+use super::{MOVE_BYTES, MOVE_PAUSE, MOVE_ROUNDS, MOVE_TIME, MOVES_ENDED, MOVES_STARTED};
+
+const RESULTS: [&str; 3] = ["succeeded", "failed", "cancelled"];
+
+pub(super) fn begin() {
+    ::metrics::counter!(MOVES_STARTED).absolute(0);
+    ::metrics::counter!(MOVE_BYTES).absolute(0);
+    RESULTS.iter().for_each(|result| ::metrics::counter!(MOVES_ENDED, "result" => *result).absolute(0));
+    for histogram in [MOVE_PAUSE, MOVE_TIME, MOVE_ROUNDS] {
+        drop(::metrics::histogram!(histogram));
+    }
+}
+
+/// The moves that are known, and whether each has ended; `None` before the first look.
+#[derive(Debug, Default)]
+pub(crate) struct Known(Option<BTreeMap<OpId, bool>>);
+
+/// A move, and how it ended if it has.
+type Seen<'a> = (OpId, Option<&'a OperationResult>);
+
+/// The moves from `node` that the cluster remembers.
+pub(crate) fn from(state: &ClusterState, node: NodeId) -> impl Iterator<Item = Seen<'_>> {
+    state.operations.values().filter_map(move |operation| {
+        let OperationKind::Migrate { from, .. } = operation.kind;
+        (from == node).then(|| (operation.id, operation.ended.as_ref().map(|(_, result)| result)))
+    })
+}
+
+/// Counts what is new. What there was at the first look an earlier life has counted, or nobody.
+pub(crate) fn count<'a>(known: &mut Known, moves: impl Iterator<Item = Seen<'a>>) {
+    let Some(before) = known.0.take() else {
+        known.0 = Some(moves.map(|(id, ended)| (id, ended.is_some())).collect());
+        return;
+    };
+    let now = moves.map(|(id, ended)| {
+        let seen = before.get(&id);
+        if seen.is_none() {
+            ::metrics::counter!(MOVES_STARTED).increment(1);
+        }
+        if let Some(result) = ended.filter(|_| seen != Some(&true)) {
+            ended_with(result);
+        }
+        (id, ended.is_some())
+    });
+    known.0 = Some(now.collect());
+}
+
+fn ended_with(result: &OperationResult) {
+    let word = match result {
+        OperationResult::Succeeded(report) => {
+            cost(report);
+            RESULTS[0]
+        }
+        OperationResult::Failed { .. } => RESULTS[1],
+        OperationResult::Cancelled => RESULTS[2],
+    };
+    ::metrics::counter!(MOVES_ENDED, "result" => word).increment(1);
+}
+
+fn cost(report: &MoveReport) {
+    ::metrics::histogram!(MOVE_PAUSE).record(Duration::from_millis(report.pause_ms.into()).as_secs_f64());
+    ::metrics::histogram!(MOVE_TIME).record(Duration::from_millis(report.total_ms).as_secs_f64());
+    ::metrics::histogram!(MOVE_ROUNDS).record(f64::from(report.rounds));
+    ::metrics::counter!(MOVE_BYTES).increment(report.wire_bytes);
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    fn id(number: u8) -> OpId {
+        OpId([number; 16])
+    }
+
+    fn succeeded() -> OperationResult {
+        let report =
+            MoveReport { rounds: 3, wire_bytes: 1 << 20, pause_ms: 41, total_ms: 2100, ..MoveReport::default() };
+        OperationResult::Succeeded(report)
+    }
+
+    #[test]
+    fn each_move_is_counted_once_and_none_of_an_earlier_life() {
+        let recorder = super::super::recorder().unwrap();
+        let text = ::metrics::with_local_recorder(&recorder, || {
+            begin();
+            let (good, bad) = (succeeded(), OperationResult::Failed { reason: "no".into() });
+            let mut known = Known::default();
+            // At the first look one has ended and one is under way.
+            count(&mut known, [(id(1), Some(&good)), (id(2), None)].into_iter());
+            // It ends, another begins, and one came and went between two looks.
+            let all = [(id(1), Some(&good)), (id(2), Some(&bad)), (id(3), None), (id(4), Some(&good))];
+            count(&mut known, all.into_iter());
+            count(&mut known, all.into_iter());
+            // Forgotten ones are not missed.
+            count(&mut known, all[2..].iter().copied());
+            recorder.handle().render()
+        });
+        for line in [
+            "pollux_moves_started_total 2",
+            "pollux_moves_ended_total{result=\"succeeded\"} 1",
+            "pollux_moves_ended_total{result=\"failed\"} 1",
+            "pollux_moves_ended_total{result=\"cancelled\"} 0",
+            "pollux_move_pause_seconds_bucket{le=\"0.05\"} 1",
+            "pollux_move_pause_seconds_bucket{le=\"0.02\"} 0",
+            "pollux_move_rounds_sum 3",
+            "pollux_move_sent_bytes_total 1048576",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} is not in {text}");
+        }
+    }
+}
