@@ -189,6 +189,39 @@ pub struct Event {
     pub text: String,
 }
 
+/// `vm why`.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Why {
+    /// What put it there.
+    pub because: Option<Event>,
+    /// Its last move.
+    pub last_move: Option<Operation>,
+    /// Every node.
+    pub nodes: Vec<Place>,
+}
+
+/// A node as a place for a VM.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Place {
+    /// The node.
+    pub node: String,
+    /// The VM is there.
+    pub here: bool,
+    /// It could be.
+    pub fits: bool,
+    /// Why not.
+    pub obstacles: Vec<Obstacle>,
+}
+
+/// Why a VM cannot be somewhere.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Obstacle {
+    /// What it is about.
+    pub about: String,
+    /// What stands in the way.
+    pub what: String,
+}
+
 /// What every failure leaves on standard error.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Complaint {

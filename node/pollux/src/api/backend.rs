@@ -6,6 +6,7 @@ use tokio::sync::watch;
 use super::{
     ApiError,
     console::{Duplex, Start},
+    placement::WhyView,
     types::{
         ClusterView, CreateVm, EventsView, MigrateVm, NodeView, OperationView, Preflight, PreflightView, StartVm,
         StopVm, TakeBack, TokenRequest, TokenView, VmLog, VmView,
@@ -60,6 +61,9 @@ pub trait Backend: Send + Sync + 'static {
 
     /// Whether a VM could be moved, every reason why not, and what it would cost. Changes nothing.
     async fn preflight_vm(&self, name: &str, request: Preflight) -> Result<PreflightView, ApiError>;
+
+    /// Why a VM is where it is, and whether it could be on each node.
+    async fn why_vm(&self, name: &str) -> Result<WhyView, ApiError>;
 
     /// Give a VM back to its source although its target, which won it and fell silent, cannot be asked.
     async fn take_back_vm(&self, name: &str, request: TakeBack) -> Result<VmView, ApiError>;

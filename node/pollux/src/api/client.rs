@@ -26,6 +26,7 @@ use tokio_util::codec::{FramedRead, LengthDelimitedCodec};
 use super::{
     ANSWER_BYTES_MAX, ApiError, ErrorKind, LOG_NEXT_HEADER, REQUEST_MS_MAX, WAIT_MS_MAX,
     console::{self, Heard, Start},
+    placement::WhyView,
     types::{
         ClusterView, CreateVm, EventsView, MigrateVm, NodeView, OperationView, Preflight, PreflightView, StartVm,
         StopVm, TakeBack, TokenRequest, TokenView, VmLog, VmView,
@@ -191,6 +192,14 @@ impl Client {
     /// As [`Self::cluster`].
     pub async fn preflight_vm(&self, name: &str, request: &Preflight) -> Result<PreflightView, ApiError> {
         self.post(&format!("/v1/vms/{}/preflight", segment(name)), request).await
+    }
+
+    /// Why a VM is where it is, and whether it could be on each node.
+    ///
+    /// # Errors
+    /// As [`Self::cluster`].
+    pub async fn why_vm(&self, name: &str) -> Result<WhyView, ApiError> {
+        self.get(&format!("/v1/vms/{}/why", segment(name))).await
     }
 
     /// Give a VM back to its source although its target cannot be asked.

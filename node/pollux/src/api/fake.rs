@@ -16,6 +16,7 @@ use super::{
     ApiError, Backend,
     client::Client,
     console::{self, Duplex, Heard, News, Start},
+    placement::WhyView,
     server,
     types::{
         ClusterView, CreateVm, Desired, EventView, EventsView, MigrateVm, NicView, NodeView, Obstacle, OperationKind,
@@ -283,6 +284,11 @@ impl Backend for Fake {
             TargetView { node, fits: obstacles.is_empty(), obstacles, forecast: None, no_forecast: None }
         });
         Ok(PreflightView { vm: vm.name, from: vm.node, targets: targets.collect() })
+    }
+
+    async fn why_vm(&self, name: &str) -> Result<WhyView, ApiError> {
+        let vm = self.vm(name).await?;
+        Ok(WhyView { vm, because: None, last_move: None, held: None, nodes: Vec::new(), lately: Vec::new() })
     }
 
     async fn take_back_vm(&self, name: &str, request: TakeBack) -> Result<VmView, ApiError> {

@@ -24,6 +24,7 @@
 //! | `GET /v1/vms/NAME/log?from=N` (waits) | text; the header `pollux-log-next` says where to go on |
 //! | `GET /v1/vms/NAME/console?last=N` or `?at=N`, `Upgrade: pollux-console` | 101, then as [`console`] says |
 //! | `GET /metrics` | what the node measures, in the text form of Prometheus |
+//! | `GET /v1/vms/NAME/why` | [`placement::WhyView`] |
 //! | `GET /v1/operations`, `GET /v1/operations/ID` (waits) | [`types::OperationView`] |
 //! | `POST /v1/operations/ID/cancel` | [`types::OperationView`] |
 //!
@@ -38,6 +39,7 @@ mod error;
 #[cfg(test)]
 pub(crate) mod fake;
 mod listener;
+pub mod placement;
 mod routes;
 pub mod server;
 #[cfg(test)]

@@ -71,6 +71,7 @@ pub(crate) fn router(backend: Arc<dyn Backend>, stop: CancellationToken, tasks: 
         .route("/v1/vms/{name}/migrate", post(migrate_vm))
         .route("/v1/vms/{name}/preflight", post(preflight_vm))
         .route("/v1/vms/{name}/takeback", post(take_back_vm))
+        .route("/v1/vms/{name}/why", get(why_vm))
         .route("/v1/vms/{name}/log", get(vm_log))
         .route("/v1/vms/{name}/console", get(console))
         .route("/v1/operations", get(operations))
@@ -165,6 +166,10 @@ async fn take_back_vm(
     Body(request): Body<TakeBack>,
 ) -> Answer {
     json(StatusCode::OK, &write(context.backend.take_back_vm(&name, request)).await?)
+}
+
+async fn why_vm(State(context): State<Context>, Path(name): Path<String>) -> Answer {
+    json(StatusCode::OK, &read(context.backend.why_vm(&name)).await?)
 }
 
 async fn vm_log(State(context): State<Context>, Path(name): Path<String>, query: Waiting) -> Answer {

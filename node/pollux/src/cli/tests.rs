@@ -82,8 +82,15 @@ fn what_cannot_be_meant_is_refused_before_anybody_is_asked() {
 #[tokio::test]
 async fn a_typo_gets_a_suggestion() {
     let served = with_web().await;
-    for words in ["vm show wbe", "vm start wbe", "vm stop wbe", "vm log wbe", "vm migrate wbe --to n2", "vm delete wbe"]
-    {
+    for words in [
+        "vm show wbe",
+        "vm why wbe",
+        "vm start wbe",
+        "vm stop wbe",
+        "vm log wbe",
+        "vm migrate wbe --to n2",
+        "vm delete wbe",
+    ] {
         let failure = pollux(&served, words).await.unwrap_err();
         assert_eq!(failure.exit, Exit::NotFound, "{words}");
         assert_eq!(failure.todo, "did you mean web? `pollux vm list` shows all", "{words}");

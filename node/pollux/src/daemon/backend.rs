@@ -22,14 +22,16 @@ use super::{
     forward::{self, Doing},
     run::Daemon,
     views::Sight,
+    why,
 };
 use crate::{
     api::{
         ApiError, Backend, ErrorKind,
         console::{Duplex, Start},
+        placement::{LATELY_MAX, WhyView},
         types::{
-            ClusterView, CreateVm, EventsView, MigrateVm, NodeView, OperationView, Preflight, PreflightView, Problem,
-            Runtime, StartVm, StopVm, TakeBack, TokenRequest, TokenView, VmLog, VmView,
+            ClusterView, CreateVm, EventView, EventsView, MigrateVm, NodeView, OperationView, Preflight, PreflightView,
+            Problem, Runtime, StartVm, StopVm, TakeBack, TokenRequest, TokenView, VmLog, VmView,
         },
     },
     metrics::{self, Proposed},
@@ -103,15 +105,10 @@ impl Api {
     }
 
     async fn doing(&self, state: &ClusterState, vm: &Vm) -> Doing {
-        let node = match vm.phase.owner() {
-            Some(owner) => owner.node,
-            None => return Doing { runtime: Some(Runtime::None), progress: None },
-        };
-        // While it arrives, the source still knows how far it got.
-        if node == self.0.identity.node() {
-            return forward::doing(self.0.vms(), vm.id);
+        match vm.phase.owner() {
+            Some(owner) => forward::doing(&self.0, state, owner.node, vm.id).await.unwrap_or_default(),
+            None => Doing { runtime: Some(Runtime::None), progress: None },
         }
-        forward::ask_doing(&self.0.endpoint, state, node, vm.id).await.unwrap_or_default()
     }
 
     async fn vm_view(&self, state: &ClusterState, vm: &Vm) -> VmView {
@@ -129,10 +126,9 @@ impl Api {
         let pollux_state::operation::OperationKind::Migrate { vm, from, .. } = operation.kind;
         let progress = if operation.ended.is_some() {
             None
-        } else if from == self.0.identity.node() {
-            forward::doing(self.0.vms(), vm).progress
         } else {
-            forward::ask_doing(&self.0.endpoint, state, from, vm).await.unwrap_or_default().progress
+            // While it arrives, the source still knows how far it got.
+            forward::doing(&self.0, state, from, vm).await.unwrap_or_default().progress
         };
         let status = self.consensus().status();
         Sight { state, consensus: &status, health: None }.operation(operation, progress)
@@ -229,11 +225,7 @@ impl Backend for Api {
         let sight = Sight { state: &state, consensus: &status, health: health.as_ref() };
         let node = node_named(&state, name)?;
         let mut view = sight.node(node);
-        view.refused = if node.id == self.0.identity.node() {
-            Some(forward::refused(&self.0))
-        } else {
-            forward::ask_refused(&self.0.endpoint, &state, node.id).await
-        };
+        view.refused = forward::refused(&self.0, &state, node.id).await;
         Ok(view)
     }
 
@@ -325,6 +317,23 @@ impl Backend for Api {
         Ok(PreflightView { vm: vm.spec.name.clone(), from: owner.map(|node| sight.node_name(node)), targets })
     }
 
+    async fn why_vm(&self, name: &str) -> Result<WhyView, ApiError> {
+        let (state, health) = (self.state().await, self.health().await);
+        let vm = vm_named(&state, name)?;
+        let (nodes, held) = why::places(&self.0, &state, vm, &health).await;
+        let last_move = match why::last_move(&state, vm) {
+            Some(operation) => Some(self.operation_view(&state, operation).await),
+            None => None,
+        };
+        let status = self.consensus().status();
+        let sight = Sight { state: &state, consensus: &status, health: None };
+        let because = why::because(&state, vm).map(|event| sight.event(event));
+        let mut lately: Vec<EventView> =
+            why::events(&state, vm).rev().take(LATELY_MAX).map(|event| sight.event(event)).collect();
+        lately.reverse();
+        Ok(WhyView { vm: self.vm_view(&state, vm).await, because, last_move, held, nodes, lately })
+    }
+
     async fn take_back_vm(&self, name: &str, request: TakeBack) -> Result<VmView, ApiError> {
         let vm = vm_named(&*self.state().await, name)?.id;
         let expect = pollux_state::id::Generation(request.generation);
@@ -336,14 +345,10 @@ impl Backend for Api {
         let state = self.applied();
         let vm = vm_named(&state, name)?;
         let node = vm.phase.owner().map_or(vm.home, |owner| owner.node);
-        let log = if node == self.0.identity.node() {
-            forward::log(self.0.vms(), vm.id, from)
-        } else {
-            forward::ask_log(&self.0.endpoint, &state, node, (vm.id, from)).await.ok_or_else(|| {
-                ApiError::unavailable(format!("the node that runs VM {name} does not answer"))
-                    .todo("`pollux node list` tells which nodes are alive")
-            })?
-        };
+        let log = forward::log(&self.0, &state, node, (vm.id, from)).await.ok_or_else(|| {
+            ApiError::unavailable(format!("the node that runs VM {name} does not answer"))
+                .todo("`pollux node list` tells which nodes are alive")
+        })?;
         Ok(VmLog { next: log.end(), bytes: log.bytes })
     }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use pollux_link::{Class, Endpoint, Fault, To};
+use pollux_link::{Class, Fault, To};
 use pollux_state::{
     ClusterState,
     id::{NodeId, VmId},
@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use super::{run::Daemon, views};
 use crate::{
     api::types::{self, Obstacle, Refused},
-    vm::{Vms, host::Log},
+    vm::host::Log,
 };
 
 /// How long another daemon may take to answer, in milliseconds. A user waits for it.
@@ -52,21 +52,30 @@ pub(super) struct Doing {
 pub(super) async fn answer(daemon: &Daemon, body: &[u8]) -> Result<Bytes, Fault> {
     let question: Question = codec::decode(body, Limit::Control)
         .map_err(|error| Fault { code: fault::MALFORMED, text: error.to_string() })?;
-    let answer = match question {
-        Question::Doing(vm) => json(&doing(daemon.vms(), vm)),
-        Question::Log(vm, from) => {
-            let Log { start, bytes } = log(daemon.vms(), vm, from);
-            codec::encode(&(start, bytes), Limit::Control).map_err(|error| error.to_string())
-        }
-        Question::Refused => json(&refused(daemon)),
-        Question::CanRun(spec) => json(&daemon.host.obstacles(&spec).await),
-        Question::Sample(vm, to) => json(&sample(daemon, vm, to).await),
-    };
-    answer.map(Bytes::from).map_err(|text| Fault { code: fault::INTERNAL, text })
+    reply(daemon, question).await.map_err(|text| Fault { code: fault::INTERNAL, text })
 }
 
-pub(super) fn doing(vms: Option<&Vms>, vm: VmId) -> Doing {
-    let status = vms.and_then(|vms| vms.status(vm));
+/// What this node answers, whoever asks.
+async fn reply(daemon: &Daemon, question: Question) -> Result<Bytes, String> {
+    let answer = match question {
+        Question::Doing(vm) => json(&doing_here(daemon, vm)),
+        Question::Log(vm, from) => {
+            let Log { start, bytes } = daemon.vms().and_then(|vms| vms.log(vm)).unwrap_or_default().since(from);
+            codec::encode(&(start, bytes), Limit::Control).map_err(|error| error.to_string())
+        }
+        Question::Refused => {
+            let refused: Refused =
+                daemon.endpoint.counters().refusals().map(|(what, times)| (what.to_owned(), times)).collect();
+            json(&refused)
+        }
+        Question::CanRun(spec) => json(&daemon.host.obstacles(&spec).await),
+        Question::Sample(vm, to) => json(&sample_here(daemon, vm, to).await),
+    };
+    answer.map(Bytes::from)
+}
+
+fn doing_here(daemon: &Daemon, vm: VmId) -> Doing {
+    let status = daemon.vms().and_then(|vms| vms.status(vm));
     let progress = status.as_ref().and_then(|status| status.progress);
     Doing {
         runtime: Some(views::runtime(status.as_ref())),
@@ -74,88 +83,70 @@ pub(super) fn doing(vms: Option<&Vms>, vm: VmId) -> Doing {
     }
 }
 
-pub(super) fn log(vms: Option<&Vms>, vm: VmId, from: u64) -> Log {
-    vms.and_then(|vms| vms.log(vm)).unwrap_or_default().since(from)
-}
-
 /// What a move of a VM of this node to another would meet.
-pub(super) async fn sample(daemon: &Daemon, vm: VmId, to: NodeId) -> Result<Sample, String> {
+async fn sample_here(daemon: &Daemon, vm: VmId, to: NodeId) -> Result<Sample, String> {
     let vms = daemon.vms().ok_or("the daemon is starting")?;
     let address = daemon.consensus.watch().borrow().state.nodes.get(&to).map(|node| node.address);
     let address = address.ok_or_else(|| format!("{to} is not in the cluster"))?;
     vms.sample(vm, &To { node: to, address }).await
 }
 
-/// Asks `node` why it could not run such a VM; `None` when it does not answer in time.
-pub(super) async fn ask_can_run(
-    endpoint: &Endpoint,
-    state: &ClusterState,
-    node: NodeId,
-    spec: &VmSpec,
-) -> Option<Vec<Obstacle>> {
-    let body = ask_patiently(endpoint, state, node, &Question::CanRun(spec.clone()), CHECK_MS_MAX).await?;
-    serde_json::from_slice(&body).ok()
+/// Asks `node`, which may be this one; `None` when it does not answer in time.
+pub(super) async fn doing(daemon: &Daemon, state: &ClusterState, node: NodeId, vm: VmId) -> Option<Doing> {
+    serde_json::from_slice(&ask(daemon, state, node, Question::Doing(vm)).await?).ok()
 }
 
-/// Asks `node` what a move would meet.
-pub(super) async fn ask_sample(
-    endpoint: &Endpoint,
-    state: &ClusterState,
-    node: NodeId,
-    (vm, to): (VmId, NodeId),
-) -> Result<Sample, String> {
-    let body = ask_patiently(endpoint, state, node, &Question::Sample(vm, to), SAMPLE_MS_MAX).await;
-    let body = body.ok_or("the node that runs it does not answer")?;
-    serde_json::from_slice(&body).map_err(|error| error.to_string())?
-}
-
-pub(super) fn refused(daemon: &Daemon) -> Refused {
-    daemon.endpoint.counters().refusals().map(|(what, times)| (what.to_owned(), times)).collect()
-}
-
-/// Asks `node`; `None` when it does not answer in time.
-pub(super) async fn ask_doing(endpoint: &Endpoint, state: &ClusterState, node: NodeId, vm: VmId) -> Option<Doing> {
-    let body = ask(endpoint, state, node, &Question::Doing(vm)).await?;
-    serde_json::from_slice(&body).ok()
-}
-
-pub(super) async fn ask_log(
-    endpoint: &Endpoint,
-    state: &ClusterState,
-    node: NodeId,
-    (vm, from): (VmId, u64),
-) -> Option<Log> {
-    let body = ask(endpoint, state, node, &Question::Log(vm, from)).await?;
+/// Asks `node` what a guest wrote to its console from place `from` on.
+pub(super) async fn log(daemon: &Daemon, state: &ClusterState, node: NodeId, (vm, from): (VmId, u64)) -> Option<Log> {
+    let body = ask(daemon, state, node, Question::Log(vm, from)).await?;
     let (start, bytes) = codec::decode(&body, Limit::Control).ok()?;
     Some(Log { start, bytes })
 }
 
-pub(super) async fn ask_refused(endpoint: &Endpoint, state: &ClusterState, node: NodeId) -> Option<Refused> {
-    let body = ask(endpoint, state, node, &Question::Refused).await?;
-    serde_json::from_slice(&body).ok()
+/// Asks `node` what it has refused.
+pub(super) async fn refused(daemon: &Daemon, state: &ClusterState, node: NodeId) -> Option<Refused> {
+    serde_json::from_slice(&ask(daemon, state, node, Question::Refused).await?).ok()
 }
 
-async fn ask(endpoint: &Endpoint, state: &ClusterState, node: NodeId, question: &Question) -> Option<Bytes> {
-    ask_patiently(endpoint, state, node, question, ANSWER_MS_MAX).await
-}
-
-async fn ask_patiently(
-    endpoint: &Endpoint,
+/// Asks `node` why it could not run such a VM.
+pub(super) async fn can_run(
+    daemon: &Daemon,
     state: &ClusterState,
     node: NodeId,
-    question: &Question,
-    ms_max: u64,
-) -> Option<Bytes> {
-    let to = To { node, address: state.nodes.get(&node)?.address };
-    let body = codec::encode(question, Limit::Control).ok()?;
-    let deadline = Duration::from_millis(ms_max);
-    match endpoint.call(&to, Class::Bulk, FORWARD, Bytes::from(body), deadline).await {
-        Ok(answer) => Some(answer),
-        Err(error) => {
-            tracing::debug!(%node, %error, "another daemon did not answer");
-            None
-        }
-    }
+    spec: &VmSpec,
+) -> Option<Vec<Obstacle>> {
+    serde_json::from_slice(&ask(daemon, state, node, Question::CanRun(spec.clone())).await?).ok()
+}
+
+/// Asks `node` what a move would meet.
+pub(super) async fn sample(
+    daemon: &Daemon,
+    state: &ClusterState,
+    node: NodeId,
+    (vm, to): (VmId, NodeId),
+) -> Result<Sample, String> {
+    let body = ask(daemon, state, node, Question::Sample(vm, to)).await;
+    let body = body.ok_or("the node that runs it does not answer")?;
+    serde_json::from_slice(&body).map_err(|error| error.to_string())?
+}
+
+/// The one place that knows whether a question goes over the link or is answered here.
+async fn ask(daemon: &Daemon, state: &ClusterState, node: NodeId, question: Question) -> Option<Bytes> {
+    let deadline = Duration::from_millis(match question {
+        Question::Doing(_) | Question::Log(..) | Question::Refused => ANSWER_MS_MAX,
+        Question::CanRun(_) => CHECK_MS_MAX,
+        Question::Sample(..) => SAMPLE_MS_MAX,
+    });
+    let answer = if node == daemon.identity.node() {
+        let answered = tokio::time::timeout(deadline, reply(daemon, question)).await;
+        answered.unwrap_or_else(|_| Err("no answer in time".to_owned()))
+    } else {
+        let to = To { node, address: state.nodes.get(&node)?.address };
+        let body = codec::encode(&question, Limit::Control).ok()?;
+        let asked = daemon.endpoint.call(&to, Class::Bulk, FORWARD, Bytes::from(body), deadline).await;
+        asked.map_err(|error| error.to_string())
+    };
+    answer.inspect_err(|error| tracing::debug!(%node, %error, "a daemon did not answer")).ok()
 }
 
 fn json<T: Serialize>(value: &T) -> Result<Vec<u8>, String> {

@@ -21,6 +21,7 @@ mod problems;
 mod run;
 mod service;
 mod views;
+mod why;
 
 pub use crate::metrics::MetricsError;
 pub use founding::{InitError, InitReport, JoinRefused, JoinReport, init, join};

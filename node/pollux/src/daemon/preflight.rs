@@ -63,12 +63,7 @@ pub(super) async fn obstacles(
     }
     // Of its own host the owner has found the VM to fit.
     if !silent && owner.is_none_or(|from| from.id != to.id) {
-        let there = if to.id == daemon.identity.node() {
-            Some(daemon.host.obstacles(&vm.spec).await)
-        } else {
-            forward::ask_can_run(&daemon.endpoint, state, to.id, &vm.spec).await
-        };
-        match there {
+        match forward::can_run(daemon, state, to.id, &vm.spec).await {
             Some(there) => found.extend(there),
             None => found.push(Obstacle::new("peer", format!("the daemon of {} does not answer", to.name))),
         }
@@ -158,12 +153,7 @@ pub(super) async fn target(
     if !view.fits {
         return view;
     }
-    let sample = if owner.node == daemon.identity.node() {
-        forward::sample(daemon, vm.id, to.id).await
-    } else {
-        forward::ask_sample(&daemon.endpoint, state, owner.node, (vm.id, to.id)).await
-    };
-    match sample {
+    match forward::sample(daemon, state, owner.node, (vm.id, to.id)).await {
         Ok(sample) => view.forecast = Some(forecast(sample, wishes)),
         Err(why) => view.no_forecast = Some(why),
     }

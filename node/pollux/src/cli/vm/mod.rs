@@ -8,6 +8,7 @@ mod spec;
 mod takeback;
 mod view;
 mod wait;
+mod why;
 
 use std::time::Duration;
 
@@ -54,6 +55,12 @@ pub(crate) enum Vm {
     /// Sit down at a VM's serial console, wherever it runs, and stay there while it moves.
     #[command(after_help = console::EXAMPLES)]
     Console(console::Console),
+    /// Why a VM is where it is, and for each node whether it could be there, or why not.
+    #[command(after_help = why::NOTE)]
+    Why {
+        /// Its name.
+        name: String,
+    },
     /// Move a running VM to another node without stopping it, and follow the move.
     #[command(after_help = migrate::EXAMPLES)]
     Migrate(migrate::Migrate),
@@ -107,6 +114,7 @@ pub(crate) async fn run(context: &Context, verb: Vm) -> Result<(), Failure> {
             Err(error) => Err(suggest::for_vm(&context.client, &name, error).await),
         },
         Vm::Log { name, follow } => log::run(context, &name, follow).await,
+        Vm::Why { name } => why::run(context, &name).await,
         Vm::Console(verb) => console::run(context, &verb).await,
         Vm::Migrate(verb) => migrate::run(context, verb).await,
         Vm::Delete { name } => match context.client.delete_vm(&name).await {

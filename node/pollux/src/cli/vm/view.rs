@@ -5,7 +5,7 @@ use crate::api::types::{Desired, Phase, Runtime, VmView};
 use super::super::output::{age, list, mib, moment, table};
 
 /// What a VM is doing, in as few words as tell it.
-fn state(vm: &VmView) -> String {
+pub(crate) fn state(vm: &VmView) -> String {
     let peer = vm.peer.as_deref().unwrap_or("another node");
     match (vm.phase, vm.runtime) {
         (Phase::Stopped, _) if vm.desired == Desired::Running && vm.failed_starts > 0 => {
@@ -36,7 +36,7 @@ fn runtime(runtime: Runtime) -> &'static str {
 }
 
 /// Where it runs, or where it would.
-fn place(vm: &VmView) -> String {
+pub(crate) fn place(vm: &VmView) -> String {
     vm.node.clone().unwrap_or_else(|| format!("({})", vm.home))
 }
 
