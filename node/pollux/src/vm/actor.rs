@@ -31,12 +31,14 @@ use tokio::{
     time::Instant,
 };
 use tokio_util::sync::CancellationToken;
+use tracing::{Instrument, Span};
 
 use super::{
     Shared,
     hold::{self, Place},
     host::{Guest, Log, Order},
     incoming::{Incoming, STREAMS_MAX},
+    naming,
     outgoing::Outgoing,
     stopwatch::Stopwatch,
     worker::{self, Job, Worker},
@@ -185,10 +187,11 @@ impl Actor {
                 None => break,
             }
         }
+        let _span = self.span().entered();
         if self.is_done()
             && let Err(error) = self.shared.marks.clear(self.vm)
         {
-            tracing::warn!(vm = %self.vm, %error, "the mark of a standby that is no more is still there");
+            tracing::warn!(%error, "the mark of a standby that is no more is still there");
         }
         self.asks.values().for_each(CancellationToken::cancel);
         self.reading.cancel();
@@ -263,7 +266,9 @@ impl Actor {
                     self.log.send_replace(guest.log());
                 }
             }
-            Input::Mail(mail @ (Mail::Control { .. } | Mail::Pages { .. })) => self.stream(mail),
+            Input::Mail(mail @ (Mail::Control { .. } | Mail::Pages { .. })) => {
+                self.span().in_scope(|| self.stream(mail))
+            }
         }
     }
 
@@ -304,9 +309,28 @@ impl Actor {
     }
 
     async fn apply(&mut self, event: Event) {
+        let before = self.core.view();
+        let now = if let Event::Decided(view) = &event { view } else { before };
+        let span = naming::span(self.vm, self.name(), before, now);
+        self.apply_within(event).instrument(span).await;
+    }
+
+    fn name(&self) -> Option<&str> {
+        self.spec.as_ref().map(|spec| spec.name.as_str())
+    }
+
+    /// Under which what happens outside of an event is told.
+    fn span(&self) -> Span {
+        naming::span(self.vm, self.name(), self.core.view(), self.core.view())
+    }
+
+    async fn apply_within(&mut self, event: Event) {
+        if let Event::Decided(view) = &event {
+            naming::tell_decision(self.core.view(), view);
+        }
         let quiet = matches!(event, Event::Decided(_) | Event::Tick);
         if !quiet {
-            tracing::debug!(vm = %self.vm, doing = self.core.doing(), ?event, "event");
+            tracing::debug!(doing = self.core.doing(), ?event, "event");
         }
         let before = self.core.doing();
         let switched = {
@@ -317,10 +341,10 @@ impl Actor {
         let effects = self.core.on(self.now(), event);
         let doing = self.core.doing();
         if doing != before {
-            tracing::info!(vm = %self.vm, before, now = doing, generation = ?self.core.gate(), "role");
+            tracing::info!(before, now = doing, gate = ?self.core.gate(), "role");
         }
         for effect in effects {
-            tracing::debug!(vm = %self.vm, ?effect, "effect");
+            tracing::debug!(?effect, "effect");
             self.stopwatch.begins(&effect);
             self.carry_out(effect).await;
         }
@@ -381,7 +405,7 @@ impl Actor {
             Effect::Disconnect { reason } => self.disconnect(&reason),
             Effect::Admit { op, from, generation } => {
                 if let Err(error) = self.shared.marks.make(self.vm, op) {
-                    tracing::warn!(vm = %self.vm, %op, %error, "the mark of an untouched standby could not be written");
+                    tracing::warn!(%op, %error, "the mark of an untouched standby could not be written");
                 }
                 self.session += 1;
                 let incoming =
@@ -397,12 +421,12 @@ impl Actor {
                 let event = match self.shared.marks.clear(self.vm) {
                     Ok(()) => Event::CommittedToRun,
                     Err(error) => {
-                        tracing::error!(vm = %self.vm, %op, %error, "the mark of an untouched standby is still there");
+                        tracing::error!(%op, %error, "the mark of an untouched standby is still there");
                         Event::CommitToRunFailed(error.to_string())
                     }
                 };
                 let (post, number) = (self.post.clone(), self.session);
-                self.shared.tasks.spawn(async move {
+                self.shared.spawn(async move {
                     hold::at(Place::Run).await;
                     // An actor that is gone lets nothing run.
                     let _ = post.send(Mail::Session { number, event }).await;
@@ -468,8 +492,8 @@ impl Actor {
         let proposal = Proposal { id: self.shared.mint(), by: self.me.node, at: super::wall_ms(), command };
         let cancel = CancellationToken::new();
         self.asks.insert(ticket, cancel.clone());
-        let (consensus, post, vm) = (self.shared.consensus.clone(), self.post.clone(), self.vm);
-        self.shared.tasks.spawn(cancel.run_until_cancelled_owned(async move {
+        let (consensus, post) = (self.shared.consensus.clone(), self.post.clone());
+        self.shared.spawn(cancel.run_until_cancelled_owned(async move {
             if matches!(proposal.command, Command::Switchover { .. }) {
                 hold::at(Place::Switchover).await;
             } else if matches!(proposal.command, Command::Arrived { .. }) {
@@ -483,7 +507,7 @@ impl Actor {
                         let outcome = if refused { Proposed::Refused } else { Proposed::Applied };
                         metrics::proposed(asked.elapsed(), outcome);
                         if let pollux_state::Outcome::Refused(why) = &applied.outcome {
-                            tracing::info!(%vm, command = ?proposal.command, %why, "refused by the log");
+                            tracing::info!(command = ?proposal.command, %why, "refused by the log");
                         }
                         let answer = Event::Answered { ticket, index: applied.index, outcome: applied.outcome };
                         // An actor that is gone needs no answer.
@@ -491,11 +515,11 @@ impl Actor {
                         return;
                     }
                     Err(error @ ProposeError::Refused { .. }) => {
-                        tracing::error!(%vm, %error, command = ?proposal.command, "the log does not even look at it");
+                        tracing::error!(%error, command = ?proposal.command, "the log does not even look at it");
                         tokio::time::sleep(Duration::from_millis(ATTEMPT_MS)).await;
                     }
                     Err(error @ (ProposeError::Unknown { .. } | ProposeError::NoLeader { .. })) => {
-                        tracing::debug!(%vm, %error, "the proposal's outcome is not known; asking again");
+                        tracing::debug!(%error, "the proposal's outcome is not known; asking again");
                     }
                 }
                 tokio::time::sleep(Duration::from_millis(AGAIN_MS)).await;
@@ -509,7 +533,7 @@ impl Actor {
         let Some(silence) = self.stopwatch.silence() else { return };
         let consensus = self.shared.consensus.clone();
         let (id, by, cancel) = (self.shared.mint(), self.me.node, self.ended.clone());
-        self.shared.tasks.spawn(cancel.run_until_cancelled_owned(async move {
+        self.shared.spawn(cancel.run_until_cancelled_owned(async move {
             let Ok(heard) = tokio::time::timeout(Duration::from_millis(SILENCE_MS_MAX), guest.heard()).await else {
                 return;
             };
@@ -527,7 +551,7 @@ impl Actor {
         let reading = self.reading.clone();
         let (consensus, post, vm) = (self.shared.consensus.clone(), self.post.clone(), self.vm);
         let (applied, started) = (self.applied.clone(), self.shared.started);
-        self.shared.tasks.spawn(reading.run_until_cancelled_owned(async move {
+        self.shared.spawn(reading.run_until_cancelled_owned(async move {
             loop {
                 let asked = Instant::now();
                 let began = super::millis(asked.saturating_duration_since(started));
@@ -544,7 +568,7 @@ impl Actor {
                         }
                         return;
                     }
-                    Err(error) => tracing::debug!(%vm, %error, "the log could not be read; asking again"),
+                    Err(error) => tracing::debug!(%error, "the log could not be read; asking again"),
                 }
                 tokio::time::sleep(Duration::from_millis(AGAIN_MS)).await;
             }
@@ -554,7 +578,7 @@ impl Actor {
     /// Something that the actor has for itself.
     fn post_later(&self, mail: Mail) {
         let post = self.post.clone();
-        self.shared.tasks.spawn(async move {
+        self.shared.spawn(async move {
             let _ = post.send(mail).await;
         });
     }

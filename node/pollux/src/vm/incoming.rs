@@ -139,7 +139,7 @@ impl Incoming {
     }
 
     pub(super) fn end(self, reason: &str) {
-        tracing::debug!(vm = %self.gathering.vm, op = %self.gathering.op, reason, "the target's end of a move is over");
+        tracing::debug!(reason, "the target's end of a move is over");
         self.gathering.cancel.cancel();
     }
 
@@ -165,7 +165,7 @@ impl Incoming {
                 return refuse(send, "the guest's memory has another size here");
             }
             let (gathering, guest) = (self.gathering.clone(), guest.clone());
-            self.gathering.shared.tasks.spawn(async move {
+            self.gathering.shared.spawn(async move {
                 let mut send = send;
                 let conversation = gathering.converse(guest, &mut send, recv);
                 if let Some(Err(why)) = gathering.cancel.run_until_cancelled(conversation).await {
@@ -180,7 +180,7 @@ impl Incoming {
 
 impl Gathering {
     fn spawn(self: Arc<Self>, task: impl Future<Output = ()> + Send + 'static) {
-        self.shared.tasks.spawn(self.cancel.clone().run_until_cancelled_owned(task));
+        self.shared.spawn(self.cancel.clone().run_until_cancelled_owned(task));
     }
 
     async fn tell(&self, event: Event) {

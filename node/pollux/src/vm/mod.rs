@@ -12,6 +12,7 @@ pub mod hold;
 pub mod host;
 mod incoming;
 mod marks;
+mod naming;
 mod outgoing;
 mod pages;
 pub mod qemu;
@@ -35,6 +36,7 @@ use pollux_vm::{Limits, Millis};
 use rand::{RngCore, SeedableRng, rngs::StdRng};
 use tokio::{sync::watch, time::Instant};
 use tokio_util::task::TaskTracker;
+use tracing::Instrument;
 
 pub use actor::Status;
 pub use budget::Budget;
@@ -72,6 +74,11 @@ pub struct Shared {
 impl Shared {
     fn changed(&self) {
         self.changes.send_modify(|count| *count += 1);
+    }
+
+    /// Does work beside the actor, under the span of whoever asks for it.
+    fn spawn<T: Send + 'static>(&self, work: impl Future<Output = T> + Send + 'static) {
+        self.tasks.spawn(work.in_current_span());
     }
 
     fn mint(&self) -> OpId {

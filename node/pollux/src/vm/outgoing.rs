@@ -160,7 +160,7 @@ impl Outgoing {
     /// busy saving.
     pub(super) fn hand_over(&self, report: MoveReport, paused_at: Instant) {
         let session = self.session.clone();
-        self.session.shared.tasks.spawn(async move {
+        self.session.shared.spawn(async move {
             let event = match session.hand_over(report, paused_at).await {
                 Ok(()) => Event::HandedOver,
                 Err(why) => Event::HandOverFailed(why),
@@ -175,7 +175,7 @@ impl Outgoing {
         let session = self.session;
         session.cancel.cancel();
         let farewell = ToTarget::Abandon { reason: reason.to_owned() };
-        session.shared.tasks.clone().spawn(async move {
+        session.shared.clone().spawn(async move {
             if let Some(connection) = session.connection.get() {
                 let said = async {
                     let mut control = connection.control.lock().await;
@@ -214,7 +214,7 @@ impl Session {
     {
         let cancel = self.cancel.clone();
         let task = task(self.clone());
-        self.shared.tasks.spawn(cancel.run_until_cancelled_owned(task));
+        self.shared.spawn(cancel.run_until_cancelled_owned(task));
     }
 
     async fn tell(&self, event: Event) {

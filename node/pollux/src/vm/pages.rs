@@ -21,6 +21,7 @@ use pollux_vm::{
 use pollux_wire::page::{self, Encoder, HEADER_BYTES, Header, Run, Stamp};
 use tokio::{sync::Mutex, task::JoinError};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::Instrument;
 
 use super::host::Memory;
 
@@ -186,10 +187,11 @@ pub(super) async fn send(
         let (stream, set, memory, tally) = (stream.clone(), set.clone(), memory.clone(), tally.clone());
         let lot = Lot { stream: number, streams: count };
         let (cancel, pace) = (cancel.clone(), pace.clone());
-        tasks.spawn(async move {
+        let sending = async move {
             let sent = async { stream.lock().await.send(lot, round, &set, &*memory, &tally, pace.as_deref()).await };
             cancel.run_until_cancelled(sent).await.unwrap_or_else(|| Err("the move was called off".into()))
-        })
+        };
+        tasks.spawn(sending.in_current_span())
     });
     let sending: Vec<_> = sending.collect();
     for sent in sending {

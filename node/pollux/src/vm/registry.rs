@@ -104,7 +104,11 @@ impl Vms {
         match self.expecting(greeting.vm, greeting.index).await {
             // An actor that ends refuses by ending.
             Some(handle) => drop(handle.post.send(Mail::Control { peer, greeting, send, recv }).await),
-            None => incoming::refuse(send, "no move of this VM is known here"),
+            None => {
+                let Greeting { vm, generation, op, .. } = greeting;
+                let span = tracing::error_span!("vm", %vm, generation = generation.0, operation = %op);
+                span.in_scope(|| incoming::refuse(send, "no move of this VM is known here"));
+            }
         }
     }
 

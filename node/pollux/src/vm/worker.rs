@@ -12,6 +12,7 @@ use pollux_state::id::Generation;
 use pollux_vm::Event;
 use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::{Instrument, Span};
 
 use super::{
     actor::Mail,
@@ -44,7 +45,8 @@ pub(super) enum Job {
 
 /// The actor's end of the queue.
 pub(super) struct Worker {
-    jobs: mpsc::Sender<Job>,
+    /// Each with the span of what made it necessary.
+    jobs: mpsc::Sender<(Job, Span)>,
     doom: CancellationToken,
     renew: mpsc::Sender<CancellationToken>,
 }
@@ -66,22 +68,24 @@ impl Worker {
         let doom = CancellationToken::new();
         let mut bench = Bench { host, mail, tasks: tasks.clone(), guest: None, number: 0, doom: doom.clone() };
         tasks.spawn(async move {
-            while let Some(job) = queue.recv().await {
+            let mut span = Span::none();
+            while let Some((job, of)) = queue.recv().await {
+                span = of;
                 let ending = matches!(job, Job::End);
-                bench.carry_out(job).await;
+                bench.carry_out(job).instrument(span.clone()).await;
                 if ending && let Some(doom) = renewed.recv().await {
                     bench.doom = doom;
                 }
             }
             // The actor is gone: so is its machine.
-            bench.end().await;
+            bench.end().instrument(span).await;
         });
         Self { jobs, doom, renew }
     }
 
     /// Presses the power button, unless the machine is busy: it is pressed again anyway.
     pub(super) fn press(&self) {
-        let _ = self.jobs.try_send(Job::PowerButton);
+        let _ = self.jobs.try_send((Job::PowerButton, Span::current()));
     }
 
     /// Queues a job. A full queue waits: the core never has that many open.
@@ -93,7 +97,7 @@ impl Worker {
             let _ = self.renew.send(self.doom.clone()).await;
         }
         // The worker ends only after this sender is dropped.
-        let _ = self.jobs.send(job).await;
+        let _ = self.jobs.send((job, Span::current())).await;
     }
 }
 
