@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use pollux_link::{Class, Fault, To};
+use pollux_link::{CallError, Class, Fault, To};
 use pollux_state::{
     ClusterState,
     id::{NodeId, VmId},
@@ -12,6 +12,7 @@ use pollux_state::{
 use pollux_vm::convergence::Sample;
 use pollux_wire::{codec, fault, limits::Limit, method::FORWARD};
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 
 use super::{run::Daemon, views};
 use crate::{
@@ -143,7 +144,16 @@ async fn ask(daemon: &Daemon, state: &ClusterState, node: NodeId, question: Ques
     } else {
         let to = To { node, address: state.nodes.get(&node)?.address };
         let body = codec::encode(&question, Limit::Control).ok()?;
-        let asked = daemon.endpoint.call(&to, Class::Bulk, FORWARD, Bytes::from(body), deadline).await;
+        let (body, until) = (Bytes::from(body), Instant::now() + deadline);
+        let call = || {
+            let left = until.saturating_duration_since(Instant::now());
+            daemon.endpoint.call(&to, Class::Bulk, FORWARD, body.clone(), left)
+        };
+        // The first may meet the connection of a daemon that has been started again since. To ask twice changes nothing.
+        let asked = match call().await {
+            Err(CallError::Unknown { .. } | CallError::NotSent { .. }) if Instant::now() < until => call().await,
+            asked => asked,
+        };
         asked.map_err(|error| error.to_string())
     };
     answer.inspect_err(|error| tracing::debug!(%node, %error, "a daemon did not answer")).ok()

@@ -15,7 +15,7 @@ use std::{
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use pollux_link::{RecvStream, SendStream, To};
+use pollux_link::{OpenError, RecvStream, SendStream, To};
 use pollux_state::{id::Owner, operation::MoveReport};
 use pollux_vm::{
     Event,
@@ -247,7 +247,12 @@ impl Session {
         let open = |kind, header: Vec<u8>, priority| {
             self.shared.endpoint.open(&to, kind, Bytes::from(header), priority, deadline)
         };
-        let (control, answers) = open(VM_CONTROL, header, CONTROL_PRIORITY).await.map_err(|error| error.to_string())?;
+        // The first may meet the connection of a daemon that has been started again since.
+        let opened = match open(VM_CONTROL, header.clone(), CONTROL_PRIORITY).await {
+            Err(OpenError::Lost { .. }) => open(VM_CONTROL, header, CONTROL_PRIORITY).await,
+            opened => opened,
+        };
+        let (control, answers) = opened.map_err(|error| error.to_string())?;
         let mut streams = Vec::new();
         for stream in 0..STREAMS {
             let Greeting { vm, op, index, .. } = self.greeting;
