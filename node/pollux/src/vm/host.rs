@@ -20,7 +20,7 @@ pub struct GuestError(pub String);
 /// A guest was not seen to run.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum ResumeError {
-    /// It has not executed anything, and its gate is closed.
+    /// It has not executed anything that anybody could know of, and its gate is closed.
     #[error("{0}")]
     StandsStill(GuestError),
     /// It may have.

@@ -151,6 +151,7 @@ impl Host for QemuHost {
             tracker: Arc::new(Mutex::new(Tracked { tracker, epoch: 0 })),
             listens: StdMutex::new(false),
             census: self.census.clone(),
+            resuming: Mutex::new(()),
             over: CancellationToken::new(),
         });
         self.census.born(&guest);
@@ -255,11 +256,14 @@ async fn report(guest: Arc<QemuGuest>, events: mpsc::Sender<GuestEvent>) {
             MachineEvent::Panicked => GuestEvent::Ended("the guest's kernel panicked".into()),
             MachineEvent::ControlLost { reason } => GuestEvent::Ended(format!("QEMU cannot be driven: {reason}")),
             MachineEvent::Exited(exit) => {
+                drop(guest.resuming.lock().await);
                 let _ = events.send(GuestEvent::Ended(exit.to_string())).await;
                 return;
             }
             MachineEvent::Reset { .. } | MachineEvent::Stopped | MachineEvent::Resumed => continue,
         };
+        // What became of a resume under way is for the resume to say.
+        drop(guest.resuming.lock().await);
         // An actor that is gone ends the guest.
         if events.send(event).await.is_err() {
             return;
@@ -277,6 +281,8 @@ struct QemuGuest {
     /// is after a pause has begun.
     listens: StdMutex<bool>,
     census: Arc<Census>,
+    /// Held while it is being resumed.
+    resuming: Mutex<()>,
     over: CancellationToken,
 }
 
@@ -349,6 +355,22 @@ impl QemuGuest {
         Ok(())
     }
 
+    /// Closes the gate for good and ends the process; when this returns, it is no more.
+    async fn shut_down(&self) {
+        self.close_gate().await;
+        self.machine.kill();
+        // Nothing else may be begun for this VM beside a process that still exists (DESIGN, rule 18).
+        while tokio::time::timeout(Duration::from_millis(END_MS), self.machine.child().exited()).await.is_err() {
+            tracing::error!(vm = self.machine.name(), "a killed QEMU has not ended; the kernel holds it");
+        }
+    }
+
+    /// All that was ever let out of this machine: frames, and bytes of its console. (It has no disks.)
+    async fn emitted(&self) -> (u64, u64) {
+        let frames = self.ports.read().await.iter().map(|(_, port)| port.counters().frames_out).sum();
+        (frames, self.log().end())
+    }
+
     /// It has not been let run: nor will it send anything.
     async fn stands_still(&self, why: GuestError) -> ResumeError {
         for (_, port) in &*self.ports.read().await {
@@ -365,6 +387,8 @@ impl Guest for QemuGuest {
     }
 
     async fn resume(&self, generation: Generation) -> Result<(), ResumeError> {
+        let _resuming = self.resuming.lock().await;
+        let before = self.emitted().await;
         let opened = self.open_gates(generation).await;
         let told = match opened {
             Ok(()) => self.machine.cont().await,
@@ -379,7 +403,15 @@ impl Guest for QemuGuest {
                 Err(self.stands_still(failed("cont")(error)).await)
             }
             Err(error @ (QmpError::Slow { .. } | QmpError::Closed { .. })) => {
-                Err(ResumeError::Unknown(failed("cont")(error)))
+                let why = failed("cont")(error);
+                self.shut_down().await;
+                // What it says of its end is said here.
+                self.over.cancel();
+                // Its guest may have executed something; if nothing of it was let out, nobody will ever know.
+                if self.emitted().await == before {
+                    return Err(ResumeError::StandsStill(why));
+                }
+                Err(ResumeError::Unknown(why))
             }
         }
     }
@@ -471,12 +503,7 @@ impl Guest for QemuGuest {
 
     async fn end(&self) {
         self.over.cancel();
-        self.close_gate().await;
-        self.machine.kill();
-        // Nothing else may be begun for this VM beside a process that still exists (DESIGN, rule 18).
-        while tokio::time::timeout(Duration::from_millis(END_MS), self.machine.child().exited()).await.is_err() {
-            tracing::error!(vm = self.machine.name(), "a killed QEMU has not ended; the kernel holds it");
-        }
+        self.shut_down().await;
         let mut gone = self.census.gone.lock().await;
         *gone += end_ports(&mut *self.ports.write().await).await;
         drop(gone);
