@@ -25,6 +25,7 @@ use tokio::{
 };
 
 use case::Case;
+use mover::System;
 use stage::{Ground, Programs};
 
 /// Exit code after a signal, as a shell would tell it of SIGINT.
@@ -52,6 +53,9 @@ struct Migrate {
     /// Only this case; may be given several times [default: all of them].
     #[arg(long = "case", value_enum)]
     cases: Vec<Case>,
+    /// Only this system, to profile it; may be given several times. Without Pollux and a peer there is nothing to compare.
+    #[arg(long = "system", value_enum)]
+    systems: Vec<System>,
     /// An array of rows on standard output instead of the table; the verdicts go to standard error.
     #[arg(long)]
     json: bool,
@@ -85,13 +89,14 @@ fn run(options: Migrate) -> Result<ExitCode> {
     let runtime = Runtime::new().context("cannot start the runtime")?;
     let ground = Ground::claim(programs)?;
     let cases = if options.cases.is_empty() { Case::ALL.to_vec() } else { options.cases };
+    let systems = if options.systems.is_empty() { System::ALL.to_vec() } else { options.systems };
 
     let (ended, end) = oneshot::channel();
     let worker = {
         let (ground, handle) = (ground.handle(), runtime.handle().clone());
         std::thread::spawn(move || {
             // A receiver that is gone has been interrupted, and takes everything down.
-            let _ = ended.send(migrate::run(&ground, &handle, &cases, options.runs));
+            let _ = ended.send(migrate::run(&ground, &handle, &cases, &systems, options.runs));
         })
     };
     let outcome = runtime.block_on(async {

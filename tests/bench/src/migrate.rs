@@ -25,19 +25,25 @@ use crate::{
 const BESIDE: Duration = Duration::from_secs(1);
 
 /// Measures all cases; the lab is left for its owner to take down.
-pub(crate) fn run(ground: &GroundHandle, runtime: &Handle, cases: &[Case], runs: u32) -> Result<Vec<Comparison>> {
+pub(crate) fn run(
+    ground: &GroundHandle,
+    runtime: &Handle,
+    cases: &[Case],
+    systems: &[System],
+    runs: u32,
+) -> Result<Vec<Comparison>> {
     eprintln!("bench: bringing up three nodes");
     let stage = Stage::set_up(ground)?;
-    let mut progress = Progress::new(cases.len() * System::ALL.len() * runs as usize);
+    let mut progress = Progress::new(cases.len() * systems.len() * runs as usize);
     let mut comparisons = Vec::new();
     for case in cases {
         let mut moves = Vec::new();
         for run in 1..=runs {
-            for system in System::ALL {
+            for system in systems {
                 let what = format!("{:7} {run}/{runs} {:16}", case.name(), system.name());
-                let moved = measure(&stage, runtime, *case, system).with_context(|| format!("{what} failed"))?;
+                let moved = measure(&stage, runtime, *case, *system).with_context(|| format!("{what} failed"))?;
                 progress.tell(&what, &moved, *case);
-                moves.push((system, moved));
+                moves.push((*system, moved));
             }
         }
         comparisons.extend(compare(*case, &moves));

@@ -6,6 +6,7 @@ mod peer;
 mod pollux;
 
 use anyhow::Result;
+use clap::ValueEnum;
 use tokio::runtime::Handle;
 
 use crate::{case::Case, stage::Stage};
@@ -18,13 +19,15 @@ const CPU: &str = "qemu64";
 const VCPUS: &str = "1";
 
 /// A system that moves guests.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum System {
     /// Pollux.
     Pollux,
     /// QEMU's own pre-copy over plain TCP.
+    #[value(name = "qemu-precopy-tcp")]
     PrecopyTcp,
     /// QEMU's own pre-copy over several connections, encrypted.
+    #[value(name = "qemu-multifd-tls")]
     MultifdTls,
 }
 
