@@ -13,14 +13,14 @@
 //! Integers are little-endian. Runs ascend and do not overlap. The CRC is over header (itself taken as zero) and body: the
 //! connection's own integrity ends where its bytes are copied out, a guest's memory does not forgive a flipped bit.
 //!
-//! [`Encoder`] gathers pages into one reusable buffer; [`decode`] believes nothing: every number is checked against the
+//! [`Encoder`] gathers pages in the buffer they are sent from; [`decode`] believes nothing: every number is checked against the
 //! limits, the guest's size and the length of what arrived, and nothing is allocated beyond one frame.
 
 mod decode;
 mod encode;
 
 pub use decode::{Batch, Run, decode};
-pub use encode::{Encoder, NoRoom};
+pub use encode::{Encoder, Frame, Gathered, NoRoom};
 
 use zerocopy::{
     FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned,

@@ -1,7 +1,7 @@
 //! What a VM's actor needs of the host it runs on. The product's host is QEMU ([`super::qemu`]); the simulator has its own
 //! behind the same traits, and nothing else differs.
 
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -167,9 +167,9 @@ pub trait Memory: Send + Sync + 'static {
     /// Copies a page out, which the guest may be writing at this moment: tracking will then find it again.
     fn read(&self, page: u64, into: &mut [u8; PAGE_BYTES]);
 
-    /// Copies a page in. The guest must not have run yet.
-    fn write(&self, page: u64, bytes: &[u8; PAGE_BYTES]);
+    /// Copies consecutive pages in, the first of them at `page`. The guest must not have run yet.
+    fn write(&self, page: u64, content: &[u8]) -> Result<(), GuestError>;
 
-    /// Makes a page zero. The guest must not have run yet.
-    fn zero(&self, page: u64) -> Result<(), GuestError>;
+    /// Makes consecutive pages zero. The guest must not have run yet.
+    fn zero(&self, pages: Range<u64>) -> Result<(), GuestError>;
 }

@@ -5,7 +5,7 @@
 //! a newer one.
 
 use std::sync::{
-    Arc,
+    Arc, Mutex as StdMutex, PoisonError,
     atomic::{AtomicU64, Ordering},
 };
 
@@ -13,12 +13,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use pollux_link::{RecvStream, SendStream, StreamError};
 use pollux_state::id::{Generation, OpId, VmId};
-use pollux_vm::{
-    event::RoundReport,
-    message::Greeting,
-    pages::{PAGE_BYTES, PageSet},
-};
-use pollux_wire::page::{self, Encoder, HEADER_BYTES, Header, Run, Stamp};
+use pollux_vm::{event::RoundReport, message::Greeting, pages::PageSet};
+use pollux_wire::page::{self, Encoder, Frame, Gathered, HEADER_BYTES, Header, Run, Stamp};
 use tokio::{sync::Mutex, task::JoinError};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::Instrument;
@@ -27,6 +23,10 @@ use super::host::Memory;
 
 /// Pages in a piece: what fits one frame with room for content of all of them.
 pub(super) const PIECE_PAGES: u64 = 256;
+
+/// Buffers of frames that a stream keeps for further ones. What the connection holds at a time comes back in bursts of about
+/// this many.
+const BUFFERS_MAX: usize = 8;
 
 /// Who is asked before bytes are sent.
 #[async_trait]
@@ -39,6 +39,7 @@ pub(super) trait Paced: Send + Sync {
 pub(super) struct PageStream {
     send: SendStream,
     encoder: Encoder,
+    buffers: Buffers,
     vm: VmId,
     op: OpId,
     generation: Generation,
@@ -49,7 +50,7 @@ pub(super) struct PageStream {
 impl PageStream {
     pub(super) fn new(send: SendStream, greeting: &Greeting) -> Self {
         let Greeting { vm, op, generation, .. } = *greeting;
-        Self { send, encoder: Encoder::new(), vm, op, generation, frames: 0, pages: 0 }
+        Self { send, encoder: Encoder::new(), buffers: Buffers::default(), vm, op, generation, frames: 0, pages: 0 }
     }
 
     /// Frames sent so far.
@@ -73,7 +74,6 @@ impl PageStream {
         tally: &Tally,
         pace: Option<&dyn Paced>,
     ) -> Result<(), String> {
-        let mut content = [0; PAGE_BYTES];
         let (mut piece, mut zero_pages) = (None, 0);
         for number in set.iter().filter(|number| lot.has(*number)) {
             let of = Some(number / PIECE_PAGES);
@@ -81,15 +81,12 @@ impl PageStream {
                 self.flush(round, std::mem::take(&mut zero_pages), tally, pace).await?;
                 piece = of;
             }
-            memory.read(number, &mut content);
             // The runs of a piece fit a frame, whatever their kinds: a page is at most one run.
-            let added = if is_zero(&content) {
-                zero_pages += 1;
-                self.encoder.zero(number, 1)
-            } else {
-                self.encoder.page(number, &content)
-            };
-            added.map_err(|error| error.to_string())?;
+            match self.encoder.gather(number, |content| memory.read(number, content)) {
+                Ok(Gathered::Zero) => zero_pages += 1,
+                Ok(Gathered::Content) => {}
+                Err(error) => return Err(error.to_string()),
+            }
         }
         self.flush(round, zero_pages, tally, pace).await
     }
@@ -107,7 +104,10 @@ impl PageStream {
         let pages = self.encoder.pages();
         let Self { vm, op: operation, generation, .. } = *self;
         let stamp = Stamp { vm, operation, generation, round, first_sequence: self.pages };
-        let frame = Bytes::copy_from_slice(self.encoder.finish(&stamp, true));
+        if let Some(buffer) = self.buffers.take() {
+            self.encoder.reuse(buffer);
+        }
+        let frame = self.buffers.lend(self.encoder.finish(&stamp, true));
         let wire_bytes = frame.len() as u64;
         if let Some(pace) = pace {
             pace.may_send(wire_bytes).await;
@@ -119,6 +119,47 @@ impl PageStream {
         // Packing a frame takes long enough for others to want their turn.
         tokio::task::yield_now().await;
         Ok(())
+    }
+}
+
+/// Buffers of frames that have been sent and acknowledged, for further frames: one that is new costs the kernel as much as
+/// what is put into it.
+#[derive(Debug, Clone, Default)]
+struct Buffers(Arc<StdMutex<Vec<Vec<u8>>>>);
+
+/// A buffer on its way to the connection; dropped there when all of it was acknowledged.
+struct Lent {
+    buffer: Vec<u8>,
+    home: Buffers,
+}
+
+impl Buffers {
+    fn take(&self) -> Option<Vec<u8>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).pop()
+    }
+
+    fn lend(&self, frame: Frame) -> Bytes {
+        let (buffer, range) = frame.into_parts();
+        // The connection's window counts the bytes of frames. Of small ones it would hold a great many buffers.
+        let small = range.len() < buffer.len() / 2;
+        let copy = small.then(|| Bytes::copy_from_slice(&buffer[range.clone()]));
+        let lent = Lent { buffer, home: self.clone() };
+        copy.unwrap_or_else(|| Bytes::from_owner(lent).slice(range))
+    }
+}
+
+impl AsRef<[u8]> for Lent {
+    fn as_ref(&self) -> &[u8] {
+        &self.buffer
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        let mut home = self.home.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if home.len() < BUFFERS_MAX {
+            home.push(std::mem::take(&mut self.buffer));
+        }
     }
 }
 
@@ -247,18 +288,11 @@ pub(super) async fn receive(
 }
 
 fn put(memory: &dyn Memory, run: Run<'_>) -> Result<(), String> {
-    match run {
-        Run::Zero { first, pages } => (first..first + u64::from(pages))
-            .try_for_each(|number| memory.zero(number))
-            .map_err(|error| error.to_string()),
-        Run::Sent { first, content } => {
-            for (number, bytes) in (first..).zip(content.chunks_exact(PAGE_BYTES)) {
-                let page = bytes.try_into().map_err(|_| "half a page".to_owned())?;
-                memory.write(number, page);
-            }
-            Ok(())
-        }
-    }
+    let put = match run {
+        Run::Zero { first, pages } => memory.zero(first..first + u64::from(pages)),
+        Run::Sent { first, content } => memory.write(first, content),
+    };
+    put.map_err(|error| error.to_string())
 }
 
 /// Fills `buffer`; `false` at the orderly end of the stream.
@@ -278,13 +312,10 @@ pub(super) async fn read_or_end(recv: &mut RecvStream, buffer: &mut [u8]) -> Res
     Ok(true)
 }
 
-fn is_zero(page: &[u8; PAGE_BYTES]) -> bool {
-    // In words of 16 bytes, which the compiler makes vectors of.
-    page.chunks_exact(16).all(|word| word == [0; 16])
-}
-
 #[cfg(test)]
 mod tests {
+    use pollux_vm::pages::PAGE_BYTES;
+
     use super::*;
 
     #[test]
@@ -309,10 +340,29 @@ mod tests {
     }
 
     #[test]
-    fn one_byte_makes_a_page_worth_sending() {
-        let mut page = [0; PAGE_BYTES];
-        assert!(is_zero(&page));
-        page[PAGE_BYTES - 1] = 1;
-        assert!(!is_zero(&page));
+    fn a_buffer_comes_back_when_the_last_part_of_its_frame_is_gone() {
+        let buffers = Buffers::default();
+        let mut encoder = Encoder::new();
+        let mut frame = |pages: u64, spare: Option<Vec<u8>>| {
+            spare.into_iter().for_each(|spare| encoder.reuse(spare));
+            (0..pages).for_each(|page| encoder.page(page, &[7; PAGE_BYTES]).unwrap());
+            let (vm, operation, generation) = (VmId(1), OpId([1; 16]), Generation(5));
+            encoder.finish(&Stamp { vm, operation, generation, round: 0, first_sequence: 0 }, false)
+        };
+        let sent = buffers.lend(frame(PIECE_PAGES, None));
+        let part = sent.slice(10..20);
+        drop(sent);
+        assert!(buffers.take().is_none(), "a part of it is not acknowledged");
+        drop(part);
+        let spare = buffers.take();
+        assert!(spare.is_some() && buffers.take().is_none());
+
+        let small = buffers.lend(frame(1, spare));
+        assert!(buffers.take().is_some(), "a small frame holds no large buffer");
+        assert!(small.len() > PAGE_BYTES);
+
+        let sent: Vec<Bytes> = (0..2 * BUFFERS_MAX).map(|_| buffers.lend(frame(PIECE_PAGES, None))).collect();
+        drop(sent);
+        assert_eq!(std::iter::from_fn(|| buffers.take()).count(), BUFFERS_MAX, "no more are kept");
     }
 }

@@ -4,6 +4,7 @@
 //! of moves borrow it. Its parts do not know each other: this is the one place that puts them in order.
 
 use std::{
+    ops::Range,
     path::{Path, PathBuf},
     sync::{Arc, Mutex as StdMutex, MutexGuard, PoisonError, Weak},
     time::Duration,
@@ -549,12 +550,12 @@ impl Memory for GuestMemory {
         self.read_page(page, into);
     }
 
-    fn write(&self, page: u64, bytes: &[u8; PAGE_BYTES]) {
-        self.write_page(page, bytes);
+    fn write(&self, page: u64, content: &[u8]) -> Result<(), GuestError> {
+        self.put_pages(page, content).map_err(failed("the memory"))
     }
 
-    fn zero(&self, page: u64) -> Result<(), GuestError> {
-        self.zero_page(page).map_err(failed("the memory"))
+    fn zero(&self, pages: Range<u64>) -> Result<(), GuestError> {
+        self.zero_range(pages).map_err(failed("the memory"))
     }
 }
 

@@ -4,7 +4,10 @@
 //! it out as a frame. The device state holds the counter and a digest of all of memory, so that a guest which is loaded
 //! over memory that is not what it was when it was saved is noticed at once.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::{
+    ops::Range,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use bytes::Bytes;
 use pollux::vm::host::{GuestError, Memory};
@@ -67,16 +70,19 @@ impl Memory for Stamps {
         }
     }
 
-    fn write(&self, page: u64, bytes: &[u8; PAGE_BYTES]) {
-        let (stamp, number) = (word(bytes, 0), word(bytes, 8));
-        if number != page {
-            self.recorder.violation(format!("the content of page {number} was put into page {page}"));
+    fn write(&self, first: u64, content: &[u8]) -> Result<(), GuestError> {
+        for (page, bytes) in (first..).zip(content.chunks(PAGE_BYTES)) {
+            let (stamp, number) = (word(bytes, 0), word(bytes, 8));
+            if number != page {
+                self.recorder.violation(format!("the content of page {number} was put into page {page}"));
+            }
+            self.set(page, stamp);
         }
-        self.set(page, stamp);
+        Ok(())
     }
 
-    fn zero(&self, page: u64) -> Result<(), GuestError> {
-        self.set(page, 0);
+    fn zero(&self, pages: Range<u64>) -> Result<(), GuestError> {
+        pages.for_each(|page| self.set(page, 0));
         Ok(())
     }
 }

@@ -114,7 +114,7 @@ fn a_frame_is_full_at_its_limits() {
         encoder.zero(number * 2, 1).unwrap();
     }
     assert_eq!(encoder.zero(5000, 1), Err(NoRoom));
-    assert_eq!(pages_of(encoder.finish(&stamp(), true)).unwrap().len(), RUNS_PER_FRAME_MAX);
+    assert_eq!(pages_of(&encoder.finish(&stamp(), true)).unwrap().len(), RUNS_PER_FRAME_MAX);
 }
 
 #[test]
@@ -127,16 +127,60 @@ fn what_does_not_compress_goes_as_it_is_and_is_not_tried_each_time() {
         seed.to_be_bytes()[0]
     });
     encoder.page(1, &noise).unwrap();
-    assert!(!Header::parse(split(encoder.finish(&stamp(), true)).0).unwrap().compressed);
+    assert!(!Header::parse(split(&encoder.finish(&stamp(), true)).0).unwrap().compressed);
     let mut raw = 0;
     loop {
         encoder.page(1, &[7; PAGE_BYTES]).unwrap();
-        if Header::parse(split(encoder.finish(&stamp(), true)).0).unwrap().compressed {
+        if Header::parse(split(&encoder.finish(&stamp(), true)).0).unwrap().compressed {
             break;
         }
         raw += 1;
     }
     assert_eq!(raw, 1, "one batch untried, then the next attempt");
+}
+
+#[test]
+fn a_buffer_that_is_used_again_leaves_nothing_of_what_it_held() {
+    let mut fresh = Encoder::new();
+    fresh.page(9, &[0x5a; PAGE_BYTES]).unwrap();
+    let expected = fresh.finish(&stamp(), false).to_vec();
+
+    let mut encoder = Encoder::new();
+    for number in 0..PAGES_PER_FRAME_MAX as u64 {
+        encoder.page(number * 2, &[0xff; PAGE_BYTES]).unwrap();
+    }
+    let (used, range) = encoder.finish(&stamp(), false).into_parts();
+    assert!(range.end <= used.len());
+    encoder.reuse(used);
+    encoder.zero(1, 1).unwrap();
+    let (other, _) = encoder.finish(&stamp(), false).into_parts();
+    encoder.reuse(other);
+    encoder.page(9, &[0x5a; PAGE_BYTES]).unwrap();
+    assert_eq!(*encoder.finish(&stamp(), false), expected[..]);
+    encoder.reuse(vec![1; 7]);
+    encoder.page(9, &[0x5a; PAGE_BYTES]).unwrap();
+    assert_eq!(*encoder.finish(&stamp(), false), expected[..], "a buffer of another size is none of ours");
+}
+
+#[test]
+fn a_gathered_page_of_zeros_is_a_bit_and_one_byte_makes_it_content() {
+    let mut encoder = Encoder::new();
+    let fill = |at: usize| {
+        move |page: &mut [u8; PAGE_BYTES]| {
+            page.fill(0);
+            page[at] = 1;
+        }
+    };
+    assert_eq!(encoder.gather(1, fill(0)), Ok(Gathered::Content));
+    assert_eq!(encoder.gather(2, |page| page.fill(0)), Ok(Gathered::Zero));
+    assert_eq!(encoder.gather(3, fill(PAGE_BYTES - 1)), Ok(Gathered::Content));
+    assert_eq!(encoder.gather(3, fill(0)), Err(NoRoom), "not behind the last");
+    let pages = pages_of(&encoder.finish(&stamp(), true)).unwrap();
+    assert_eq!(
+        pages.iter().map(|(number, content)| (*number, content.is_some())).collect::<Vec<_>>(),
+        [(1, true), (2, false), (3, true)]
+    );
+    assert_eq!(pages[2].1.as_ref().unwrap()[PAGE_BYTES - 1], 1);
 }
 
 #[test]
@@ -185,7 +229,7 @@ proptest! {
         }
         let expected: Vec<_> =
             guest.iter().map(|(number, content)| (*number, content.map(|byte| vec![byte; PAGE_BYTES]))).collect();
-        prop_assert_eq!(pages_of(encoder.finish(&stamp(), compress)), Ok(expected));
+        prop_assert_eq!(pages_of(&encoder.finish(&stamp(), compress)), Ok(expected));
     }
 
     #[test]
