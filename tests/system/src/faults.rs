@@ -11,6 +11,7 @@ use crate::{
     client::Client,
     views::Operation,
     waiting::{SETTLE, until, within},
+    watching::PATIENCE,
 };
 
 /// A place at which a daemon can be held in a move: see `pollux::vm::hold`.
@@ -195,7 +196,9 @@ impl Table {
         eprintln!("=== {fault:?} at {place:?}");
         let roles = self.roles();
         let before = self.world.settled(&roles.leader);
-        let watch = self.world.watch(&self.guest);
+        // A client that gave up would find its connection gone, whatever the guest did.
+        let sleeps = matches!(fault, Fault::SourceSleeps | Fault::TargetSleeps);
+        let watch = self.world.watch_with(&self.guest, if sleeps { SLEEP * 2 } else { PATIENCE });
         let hold = Hold::make(&self.world, if place.at_source() { &roles.source } else { &roles.target }, place);
         let begun = self.world.begin_detached(&roles.leader, &roles.target);
         hold.is_reached(&self.world, &roles.leader, &begun);

@@ -15,7 +15,7 @@ const CONNECTIONS: usize = 3;
 /// Requests a second on each.
 const RATE: u32 = 40;
 /// Longest wait for an answer before a connection counts as lost. Longer than a quorum may be away in a story.
-const PATIENCE: Duration = Duration::from_secs(45);
+pub const PATIENCE: Duration = Duration::from_secs(45);
 /// Time between two readings of the nodes' counters.
 const SAMPLE_EVERY: Duration = Duration::from_millis(2);
 
@@ -36,13 +36,9 @@ pub struct Seen {
 }
 
 impl Watch {
-    pub(crate) fn start(client: &Client, nodes: &[Watched]) -> Self {
-        let options = LedgerOptions {
-            target: client.address(),
-            connections: CONNECTIONS,
-            requests_per_second: RATE,
-            patience: PATIENCE,
-        };
+    pub(crate) fn start(client: &Client, nodes: &[Watched], patience: Duration) -> Self {
+        let options =
+            LedgerOptions { target: client.address(), connections: CONNECTIONS, requests_per_second: RATE, patience };
         let ledger = client.within(|| Ok(Ledger::start(options))).expect("clients can be started");
         let owners = Sampler::start(nodes, TAP_PREFIX, SAMPLE_EVERY).expect("the nodes' counters can be read");
         Self { ledger, owners }

@@ -7,6 +7,7 @@ use std::{
     process::Command,
     sync::atomic::{AtomicU32, Ordering},
     thread,
+    time::Duration,
 };
 
 use pollux_lab::{Cable, Daemon, DaemonState, Host, Lab, LabConfig, LabName, leftovers};
@@ -23,7 +24,7 @@ use crate::{
     sweeper::Sweeper,
     views::{Cluster, Ended, Event, Happened, Node, Operation, Vm},
     waiting::{SETTLE, until},
-    watching::Watch,
+    watching::{PATIENCE, Watch},
 };
 
 /// The address of VM `web`.
@@ -211,9 +212,15 @@ impl World {
     /// Holds the guest to its word, and counts who emits, from now on.
     #[must_use]
     pub fn watch(&self, client: &Client) -> Watch {
+        self.watch_with(client, PATIENCE)
+    }
+
+    /// The same with clients that wait so long for an answer before they give their connection up.
+    #[must_use]
+    pub fn watch_with(&self, client: &Client, patience: Duration) -> Watch {
         let watched =
             self.nodes.iter().map(|node| Watched { node: node.clone(), netns: census::netns(&self.host(node)) });
-        Watch::start(client, &watched.collect::<Vec<_>>())
+        Watch::start(client, &watched.collect::<Vec<_>>(), patience)
     }
 
     /// What a node says of a VM.
