@@ -10,7 +10,7 @@ use pollux_system_tests::{
 #[test]
 fn a_vm_tells_why_it_is_here_and_a_node_what_it_has_done() {
     let world = World::start(3);
-    let (_guest, _) = world.boot("n1");
+    let (guest, _) = world.boot("n1");
     let why = |via: &str| -> Why { world.pollux(via, &["vm", "why", "web"]).json() };
 
     let at_home = why("n3");
@@ -20,6 +20,7 @@ fn a_vm_tells_why_it_is_here_and_a_node_what_it_has_done() {
     assert!(at_home.nodes[0].here && !at_home.nodes[1].here);
 
     world.moves("n3", "n2");
+    guest.hello();
     let moved = why("n3");
     assert!(moved.because.unwrap().text.contains("runs on n2 after a pause"));
     assert!(moved.last_move.unwrap().is("succeeded"));

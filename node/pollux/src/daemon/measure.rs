@@ -1,6 +1,6 @@
 //! What the daemon shows to Prometheus: looked up when it is asked for, counted as it happens.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use pollux_link::Class;
 use pollux_raft::Role;
@@ -12,12 +12,16 @@ use crate::{
     metrics::{self, KnownMoves, PHASES, RUNTIMES, Raft, Sample},
 };
 
+/// How often what was recorded is summed up although nobody asks, in milliseconds.
+const UPKEEP_MS: u64 = 10_000;
+
 /// Counts what this node hears of for as long as it lives: its moves as the log tells them, and who leads.
 pub(super) async fn count(daemon: Arc<Daemon>) {
     let mut known = KnownMoves::default();
     let (mut applied, mut leader) = (daemon.consensus.watch(), daemon.consensus.leader());
     let mut led = None;
     let me = daemon.identity.node();
+    let mut upkeep = tokio::time::interval(Duration::from_millis(UPKEEP_MS));
     loop {
         let view = applied.borrow_and_update().clone();
         // A log that has not been read far enough to know its cluster knows no moves either.
@@ -32,7 +36,8 @@ pub(super) async fn count(daemon: Arc<Daemon>) {
         tokio::select! {
             Ok(()) = applied.changed() => {}
             Ok(()) = leader.changed() => {}
-            else => return,
+            // What was recorded waits one by one until somebody looks, or this.
+            _ = upkeep.tick() => daemon.metrics.run_upkeep(),
         }
     }
 }
@@ -40,7 +45,7 @@ pub(super) async fn count(daemon: Arc<Daemon>) {
 /// All figures as text, as of now.
 pub(super) async fn render(daemon: &Daemon) -> String {
     look(daemon).await.set();
-    daemon.metrics.render()
+    metrics::ordered(&daemon.metrics.render())
 }
 
 async fn look(daemon: &Daemon) -> Sample {

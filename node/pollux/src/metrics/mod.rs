@@ -53,7 +53,7 @@ macro_rules! metrics {
 }
 
 metrics! {
-    BUILD_INFO = Gauge "pollux_build_info" ["version qemu accelerator"] "Always 1; what runs here.";
+    BUILD_INFO = Gauge "pollux_build_info" ["version qemu accelerator"] "Always 1, once its life is committed; what runs here.";
     INCARNATION = Gauge "pollux_node_incarnation" [""] "Which life its daemon is in; 0 until it is committed.";
 
     VMS = Gauge "pollux_vms" ["phase"] "VMs of the cluster by who may run them, as this node knows.";
@@ -151,6 +151,27 @@ fn begin() {
     }
 }
 
+/// What the recorder shows, in the order of [`ALL`] and the values of each name in order: it has none of its own.
+pub(crate) fn ordered(shown: &str) -> String {
+    let mut families: Vec<(usize, String)> =
+        shown.split("\n\n").map(str::trim).filter(|text| !text.is_empty()).map(family).collect();
+    families.sort();
+    families.iter().flat_map(|(_, text)| [text.as_str(), "\n"]).collect()
+}
+
+/// All lines of one name, and its place among the names.
+fn family(text: &str) -> (usize, String) {
+    let (comments, mut values): (Vec<&str>, Vec<&str>) = text.lines().partition(|line| line.starts_with('#'));
+    let metric =
+        ALL.iter().position(|metric| comments.iter().any(|line| line.starts_with(&format!("# TYPE {} ", metric.name))));
+    // The bounds of a histogram stand in their own order.
+    if metric.is_none_or(|at| ALL[at].kind != Kind::Histogram) {
+        values.sort_unstable();
+    }
+    let lines = comments.into_iter().chain(values);
+    (metric.unwrap_or(ALL.len()), lines.flat_map(|line| [line, "\n"]).collect())
+}
+
 /// A change was asked for, and this came of it after so long.
 pub(crate) fn proposed(took: Duration, outcome: Proposed) {
     ::metrics::histogram!(PROPOSAL, "outcome" => outcome.word()).record(took.as_secs_f64());
@@ -235,6 +256,18 @@ mod tests {
                 metric.name
             );
         }
+        let ordered = ordered(&text);
+        let names: Vec<&str> =
+            ordered.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).collect();
+        assert_eq!(
+            names,
+            ALL.iter().map(|metric| metric.name).collect::<Vec<_>>(),
+            "in the order of the documentation"
+        );
+        let mut lines: [Vec<&str>; 2] =
+            [text.as_str(), &ordered].map(|text| text.lines().filter(|line| !line.is_empty()).collect());
+        lines.iter_mut().for_each(|lines| lines.sort_unstable());
+        assert_eq!(lines[0], lines[1], "and nothing is lost by ordering");
         assert!(text.contains("pollux_proposal_seconds_bucket{outcome=\"applied\",le=\"0.01\"} 1"), "{text}");
     }
 

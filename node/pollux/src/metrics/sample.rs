@@ -56,8 +56,11 @@ pub(crate) struct Raft {
 impl Sample {
     /// Shows what was found.
     pub(crate) fn set(&self) {
-        let (version, qemu, accelerator) = (self.version.clone(), self.qemu.clone(), self.accelerator.clone());
-        ::metrics::gauge!(BUILD_INFO, "version" => version, "qemu" => qemu, "accelerator" => accelerator).set(1.0);
+        // What runs here is known when this life of the daemon is.
+        if self.incarnation > 0 {
+            let (version, qemu, accelerator) = (self.version.clone(), self.qemu.clone(), self.accelerator.clone());
+            ::metrics::gauge!(BUILD_INFO, "version" => version, "qemu" => qemu, "accelerator" => accelerator).set(1.0);
+        }
         gauge(INCARNATION, self.incarnation);
         self.vms();
         self.moves();

@@ -66,13 +66,13 @@ pub(crate) async fn run(context: &Context, verb: &Console) -> Result<(), Failure
         return Err(Failure::usage("a console is bytes, neither JSON nor YAML; see `pollux vm log` for those"));
     }
     let fault = |what: &str, error: std::io::Error| Failure::new(Exit::Internal, format!("cannot {what}: {error}"));
-    let watch = |kind| signal(kind).map_err(|error| fault("watch for signals", error));
-    let signals = [SignalKind::terminate(), SignalKind::hangup(), SignalKind::interrupt()];
-    let [terminate, hangup, interrupt] = signals.map(watch);
     let first = match context.client.console(&verb.name, Start::Last(verb.last)).await {
         Ok(attachment) => attachment,
         Err(error) => return Err(suggest::for_vm(&context.client, &verb.name, error).await),
     };
+    let watch = |kind| signal(kind).map_err(|error| fault("watch for signals", error));
+    let signals = [SignalKind::terminate(), SignalKind::hangup(), SignalKind::interrupt()];
+    let [terminate, hangup, interrupt] = signals.map(watch);
     let raw = Raw::enter().map_err(|error| fault("put the terminal into raw mode", error))?;
     let mut seat = Seat {
         client: &context.client,
