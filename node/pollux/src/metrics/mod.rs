@@ -65,6 +65,7 @@ metrics! {
     MOVES_ENDED = Counter "pollux_moves_ended_total" ["result"] "Moves away from this node that ended.";
     MOVES_UNDER_WAY = Gauge "pollux_moves_under_way" [""] "Moves away from this node that have not ended.";
     MOVE_PAUSE = Histogram "pollux_move_pause_seconds" [""] "How long guests moved from here stood still.";
+    MOVE_BLACKOUT = Histogram "pollux_move_blackout_seconds" [""] "How long no frame of guests moved from here left a node, seen from outside.";
     MOVE_TIME = Histogram "pollux_move_seconds" [""] "How long moves from here took that succeeded.";
     MOVE_ROUNDS = Histogram "pollux_move_rounds" [""] "Passes over memory of moves from here that succeeded.";
     MOVE_BYTES = Counter "pollux_move_sent_bytes_total" [""] "Bytes on the wire of moves from here that succeeded.";
@@ -129,6 +130,7 @@ fn recorder() -> Result<PrometheusRecorder, BuildError> {
     let bounds = |name: &str| Matcher::Full(name.to_owned());
     Ok(PrometheusBuilder::new()
         .set_buckets_for_metric(bounds(MOVE_PAUSE), &SECONDS)?
+        .set_buckets_for_metric(bounds(MOVE_BLACKOUT), &SECONDS)?
         .set_buckets_for_metric(bounds(PROPOSAL), &SECONDS)?
         .set_buckets_for_metric(bounds(MOVE_TIME), &MOVE_SECONDS)?
         .set_buckets_for_metric(bounds(MOVE_ROUNDS), &ROUNDS)?

@@ -8,7 +8,7 @@ use pollux_state::{
     operation::{MoveReport, OperationKind, OperationResult},
 };
 
-use super::{MOVE_BYTES, MOVE_PAUSE, MOVE_ROUNDS, MOVE_TIME, MOVES_ENDED, MOVES_STARTED};
+use super::{MOVE_BLACKOUT, MOVE_BYTES, MOVE_PAUSE, MOVE_ROUNDS, MOVE_TIME, MOVES_ENDED, MOVES_STARTED};
 
 const RESULTS: [&str; 3] = ["succeeded", "failed", "cancelled"];
 
@@ -16,14 +16,32 @@ pub(super) fn begin() {
     ::metrics::counter!(MOVES_STARTED).absolute(0);
     ::metrics::counter!(MOVE_BYTES).absolute(0);
     RESULTS.iter().for_each(|result| ::metrics::counter!(MOVES_ENDED, "result" => *result).absolute(0));
-    for histogram in [MOVE_PAUSE, MOVE_TIME, MOVE_ROUNDS] {
+    for histogram in [MOVE_PAUSE, MOVE_BLACKOUT, MOVE_TIME, MOVE_ROUNDS] {
         drop(::metrics::histogram!(histogram));
     }
 }
 
-/// The moves that are known, and whether each has ended; `None` before the first look.
+/// The moves that are known, and what of each; `None` before the first look.
 #[derive(Debug, Default)]
-pub(crate) struct Known(Option<BTreeMap<OpId, bool>>);
+pub(crate) struct Known(Option<BTreeMap<OpId, Told>>);
+
+/// What is known of a move.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Told {
+    ended: bool,
+    /// How long the guest was silent; known only when it has sent something again, after the move has ended.
+    silence_ms: Option<u32>,
+}
+
+impl Told {
+    fn of(ended: Option<&OperationResult>) -> Self {
+        let silence_ms = match ended {
+            Some(OperationResult::Succeeded(report)) => report.silence_ms,
+            Some(OperationResult::Failed { .. } | OperationResult::Cancelled) | None => None,
+        };
+        Self { ended: ended.is_some(), silence_ms }
+    }
+}
 
 /// A move, and how it ended if it has.
 type Seen<'a> = (OpId, Option<&'a OperationResult>);
@@ -39,18 +57,21 @@ pub(crate) fn from(state: &ClusterState, node: NodeId) -> impl Iterator<Item = S
 /// Counts what is new. What there was at the first look an earlier life has counted, or nobody.
 pub(crate) fn count<'a>(known: &mut Known, moves: impl Iterator<Item = Seen<'a>>) {
     let Some(before) = known.0.take() else {
-        known.0 = Some(moves.map(|(id, ended)| (id, ended.is_some())).collect());
+        known.0 = Some(moves.map(|(id, ended)| (id, Told::of(ended))).collect());
         return;
     };
     let now = moves.map(|(id, ended)| {
-        let seen = before.get(&id);
+        let (seen, told) = (before.get(&id), Told::of(ended));
         if seen.is_none() {
             ::metrics::counter!(MOVES_STARTED).increment(1);
         }
-        if let Some(result) = ended.filter(|_| seen != Some(&true)) {
+        if let Some(result) = ended.filter(|_| seen.is_none_or(|seen| !seen.ended)) {
             ended_with(result);
         }
-        (id, ended.is_some())
+        if let Some(silence_ms) = told.silence_ms.filter(|_| seen.is_none_or(|seen| seen.silence_ms.is_none())) {
+            ::metrics::histogram!(MOVE_BLACKOUT).record(Duration::from_millis(silence_ms.into()).as_secs_f64());
+        }
+        (id, told)
     });
     known.0 = Some(now.collect());
 }
@@ -82,9 +103,15 @@ pub(super) mod tests {
         OpId([number; 16])
     }
 
-    fn succeeded() -> OperationResult {
-        let report =
-            MoveReport { rounds: 3, wire_bytes: 1 << 20, pause_ms: 41, total_ms: 2100, ..MoveReport::default() };
+    fn succeeded(silence_ms: Option<u32>) -> OperationResult {
+        let report = MoveReport {
+            silence_ms,
+            rounds: 3,
+            wire_bytes: 1 << 20,
+            pause_ms: 41,
+            total_ms: 2100,
+            ..MoveReport::default()
+        };
         OperationResult::Succeeded(report)
     }
 
@@ -93,12 +120,17 @@ pub(super) mod tests {
         let recorder = super::super::recorder().unwrap();
         let text = ::metrics::with_local_recorder(&recorder, || {
             begin();
-            let (good, bad) = (succeeded(), OperationResult::Failed { reason: "no".into() });
+            let (good, bad) = (succeeded(None), OperationResult::Failed { reason: "no".into() });
             let mut known = Known::default();
             // At the first look one has ended and one is under way.
             count(&mut known, [(id(1), Some(&good)), (id(2), None)].into_iter());
             // It ends, another begins, and one came and went between two looks.
             let all = [(id(1), Some(&good)), (id(2), Some(&bad)), (id(3), None), (id(4), Some(&good))];
+            count(&mut known, all.into_iter());
+            count(&mut known, all.into_iter());
+            // The guest of the last is heard again only after its move has ended.
+            let heard = succeeded(Some(44));
+            let all = [all[0], all[1], all[2], (id(4), Some(&heard))];
             count(&mut known, all.into_iter());
             count(&mut known, all.into_iter());
             // Forgotten ones are not missed.
@@ -113,6 +145,9 @@ pub(super) mod tests {
             "pollux_move_pause_seconds_bucket{le=\"0.05\"} 1",
             "pollux_move_pause_seconds_bucket{le=\"0.02\"} 0",
             "pollux_move_rounds_sum 3",
+            "pollux_move_blackout_seconds_count 1",
+            "pollux_move_blackout_seconds_bucket{le=\"0.05\"} 1",
+            "pollux_move_blackout_seconds_bucket{le=\"0.02\"} 0",
             "pollux_move_sent_bytes_total 1048576",
         ] {
             assert!(text.lines().any(|found| found == line), "{line} is not in {text}");
