@@ -56,6 +56,8 @@ pub struct Facts {
 
 /// The fact whether a node holds the CA's key.
 const AUTHORITY: &str = "authority";
+/// Facts about what a host lacks begin so.
+const LACKS: &str = "lacks ";
 
 /// Facts about the processors' time stamp counter.
 const TSC_KHZ: &str = "tsc-khz";
@@ -100,6 +102,18 @@ impl Facts {
     pub fn tsc(&self) -> Option<Tsc> {
         let khz = self.extra.get(TSC_KHZ)?.parse().ok()?;
         Some(Tsc { khz, scales: self.extra.get(TSC_SCALES).is_some_and(|scales| scales == "yes") })
+    }
+
+    /// The same of a host that lacks something: `what` in a word, and why in words for people.
+    #[must_use]
+    pub fn with_lack(mut self, what: &str, why: &str) -> Self {
+        self.extra.insert([LACKS, what].concat(), why.into());
+        self
+    }
+
+    /// What it lacks that guests should have.
+    pub fn lacks(&self) -> impl Iterator<Item = &str> {
+        self.extra.iter().filter(|(name, _)| name.starts_with(LACKS)).map(|(_, why)| why.as_str())
     }
 
     /// Does it hold the cluster's CA key? `None`: its daemon is of a version that does not say.

@@ -10,19 +10,23 @@
 //! else holds the TAP, so when the port ends the interface is gone.
 //!
 //! The [`Gate`] is where DESIGN's rules 1 and 4 meet the wire: a frame leaves only if the generation its QEMU runs under
-//! is the one that was committed. It is pure, so that every order of events can be tried without a network.
+//! is the one that was committed. It is pure, so that every order of events can be tried without a network. Behind it stands
+//! the [`Fence`], which is the kernel's and holds also while this process sleeps (rule 5).
 
 mod announce;
 mod counters;
+mod fence;
 mod frames;
 mod gate;
 mod netlink;
+mod nftables;
 mod port;
 mod pump;
 mod sys;
 mod tap;
 
 pub use counters::Counters;
+pub use fence::{Fence, FenceError};
 pub use frames::{FRAME_BYTES_MAX, FRAME_BYTES_MIN, FrameError};
 pub use gate::{Gate, OpenRefused, Refusal, Verdict};
 pub use port::{

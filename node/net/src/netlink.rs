@@ -111,7 +111,7 @@ fn zero_terminated(name: &str) -> Vec<u8> {
 }
 
 /// One attribute: its length, its type, its value, padded to four bytes.
-fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
+pub(crate) fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
     let length = u16::try_from(4 + value.len()).expect("attributes here are a few bytes long");
     let mut bytes = Vec::with_capacity(usize::from(length) + 3);
     bytes.extend_from_slice(&length.to_ne_bytes());

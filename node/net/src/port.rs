@@ -33,6 +33,7 @@ use tracing::Instrument as _;
 
 use crate::{
     counters::Counters,
+    fence::{Fence, FenceError},
     frames::FrameError,
     gate::{OpenRefused, Refusal},
     pump::Pump,
@@ -139,12 +140,13 @@ pub struct Port {
     heard: watch::Sender<Option<Instant>>,
 }
 
-/// How the VM's actor reaches a port. Dropping it ends the port.
+/// How the VM's actor reaches a port. Dropping it ends the port; the fence goes with it, after the TAP where it is stopped.
 #[derive(Debug)]
 pub struct PortHandle {
     commands: mpsc::Sender<Command>,
     published: Arc<Mutex<Counters>>,
     heard: watch::Receiver<Option<Instant>>,
+    fence: Option<Fence>,
     end: watch::Receiver<Option<PortEnd>>,
 }
 
@@ -173,8 +175,15 @@ fn enlarge(socket: &impl std::os::fd::AsFd) -> io::Result<()> {
 }
 
 impl Port {
-    /// Starts the task of one NIC on `tasks`, with its gate closed.
-    pub fn start(config: PortConfig, qemu: UnixStream, tap: Tap, tasks: &TaskTracker) -> PortHandle {
+    /// Starts the task of one NIC on `tasks`, with its gate closed. Without a `fence` a daemon that slept emits when it wakes:
+    /// that is for tests, which show what it is there for.
+    pub fn start(
+        config: PortConfig,
+        qemu: UnixStream,
+        tap: Tap,
+        fence: Option<Fence>,
+        tasks: &TaskTracker,
+    ) -> PortHandle {
         if let Err(error) = enlarge(&qemu) {
             tracing::debug!(%error, "the NIC's socket keeps the host's default buffer");
         }
@@ -193,7 +202,7 @@ impl Port {
             }
             .instrument(span),
         );
-        PortHandle { commands: sender, published, heard, end }
+        PortHandle { commands: sender, published, heard, fence, end }
     }
 
     async fn run(mut self) -> PortEnd {
@@ -299,12 +308,49 @@ impl PortHandle {
     pub async fn close_gate(&self) {
         // Both outcomes are the promised one: an ended port has no TAP.
         drop(self.ask(Command::Close).await);
+        self.lock();
     }
 
     /// Says that `generation` was committed, by whomever: the gate closes if it is open at a lower one, and never opens at
     /// one again. A barrier like [`PortHandle::close_gate`].
     pub async fn fence(&self, generation: Generation) {
         drop(self.ask(|answer| Command::Fence(generation, answer)).await);
+        // One that is still open is the owner's; then the next `keep` finds this, and the log is asked again.
+        self.lock();
+    }
+
+    /// The log is about to be asked `question`; see [`Fence::note`].
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn note(&self, question: u32) -> Result<(), FenceError> {
+        self.fence.as_ref().map_or(Ok(()), |fence| fence.note(question))
+    }
+
+    /// The log has answered `question`: the kernel may let this port's frames pass, as far as its gate does; see
+    /// [`Fence::unlock`].
+    ///
+    /// # Errors
+    /// When the answer came too late, or the kernel refuses.
+    pub fn unlock(&self, question: u32) -> Result<(), FenceError> {
+        self.fence.as_ref().map_or(Ok(()), |fence| fence.unlock(question))
+    }
+
+    /// To be called more often than the fence's time is long, as long as the gate has a right to be open; see
+    /// [`Fence::keep`].
+    ///
+    /// # Errors
+    /// When the time has run out: nothing leaves until [`PortHandle::unlock`].
+    pub fn keep(&self) -> Result<(), FenceError> {
+        self.fence.as_ref().map_or(Ok(()), Fence::keep)
+    }
+
+    fn lock(&self) {
+        if let Some(fence) = &self.fence
+            && let Err(error) = fence.lock()
+        {
+            tracing::warn!(%error, "what the kernel lets pass ends by itself, not now");
+        }
     }
 
     /// Says that QEMU runs under `generation` from here on: before it is continued, after the entry was committed. What it

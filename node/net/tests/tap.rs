@@ -73,7 +73,7 @@ fn a_name_or_mtu_that_cannot_be_leaves_nothing_behind() {
 #[test]
 fn a_tap_that_comes_and_goes_leaves_the_bridges_address_alone() {
     in_a_namespace(|| async {
-        ip(&["link", "add", "uplink", "type", "veth", "peer", "name", "far"]);
+        ip(&["link", "add", "uplink", "address", "02:00:00:00:00:01", "type", "veth", "peer", "name", "far"]);
         ip(&["link", "set", "uplink", "master", BRIDGE, "up"]);
         let line = || Command::new("ip").args(["-br", "link", "show", BRIDGE]).output().unwrap().stdout;
         let address = || String::from_utf8(line()).unwrap().split_whitespace().nth(2).map(str::to_owned);

@@ -59,6 +59,8 @@ struct Sure {
     generation: Generation,
     phase: Phase,
     since: Millis,
+    /// The question that was answered so.
+    ticket: Ticket,
 }
 
 /// What one node does about one VM. Made when the VM first concerns the node, dropped when nothing of it is left there.
@@ -72,6 +74,8 @@ pub struct VmCore {
     pub(crate) role: Role,
     /// The generation for which the gate is open, as far as the effects so far say.
     gate: Option<Generation>,
+    /// The kernel's fence ran out while the gate was open.
+    fenced: bool,
     asks: Vec<Ask>,
     last_ticket: Ticket,
     /// No proposal before this moment: one was refused.
@@ -104,6 +108,7 @@ impl VmCore {
             view: View::NOTHING,
             role: Role::Idle(Idle { since: 0 }),
             gate: None,
+            fenced: false,
             asks: vec![],
             last_ticket: Ticket(0),
             hold_until: 0,
@@ -157,6 +162,18 @@ impl VmCore {
         self.gate
     }
 
+    /// The kernel lets nothing pass until the log has been asked again, although the gate is open.
+    #[must_use]
+    pub fn is_fenced(&self) -> bool {
+        self.fenced
+    }
+
+    /// The question whose answer made the view certain: by it the kernel's fence is unlocked.
+    #[must_use]
+    pub fn proof(&self) -> Option<Ticket> {
+        self.sure.as_ref().map(|sure| sure.ticket)
+    }
+
     /// The newest state it knows.
     #[must_use]
     pub fn view(&self) -> &View {
@@ -176,12 +193,17 @@ impl VmCore {
             Event::Confirmed { ticket, began, took_ms } => {
                 if self.confirm.take_if(|asked| *asked == ticket).is_some() {
                     self.quorum_ms = took_ms;
-                    self.be_sure(began);
+                    self.be_sure(began, ticket);
                     self.role.confirmed(took_ms);
                 }
             }
             // A read that was begun before proves nothing about the time after.
             Event::LeaderLost => (self.sure, self.confirm) = (None, None),
+            // Nor does one that was answered before the sleep.
+            Event::FenceExpired => {
+                (self.sure, self.confirm) = (None, None);
+                self.fenced = self.gate.is_some();
+            }
             Event::Tick => {}
             other => self.role.take_in(self.now, other),
         }
@@ -203,7 +225,7 @@ impl VmCore {
                 {
                     self.view.index = index;
                     // From when it was first proposed: the answer to one that was repeated tells of the time it took effect.
-                    self.be_sure(ask.since);
+                    self.be_sure(ask.since, ticket);
                 }
             }
             Outcome::Refused(_) => self.hold_until = self.now + REFUSED_PAUSE_MS,
@@ -228,7 +250,7 @@ impl VmCore {
                     if !matches!(self.role, Role::Source(_)) {
                         self.throttle(fx, 0);
                     }
-                    return;
+                    return self.unlock(fx);
                 }
                 Turn::Go(role) => self.role = role,
             }
@@ -269,10 +291,19 @@ impl VmCore {
         }
     }
 
-    /// What the view says was shown by the log, which was asked at `since`.
-    fn be_sure(&mut self, since: Millis) {
-        self.sure =
-            self.view.vm.as_ref().map(|seen| Sure { generation: seen.generation, phase: seen.phase.clone(), since });
+    /// What the view says was shown by the log, which was asked `ticket` at `since`.
+    fn be_sure(&mut self, since: Millis, ticket: Ticket) {
+        let sure = |seen: &Seen| Sure { generation: seen.generation, phase: seen.phase.clone(), since, ticket };
+        self.sure = self.view.vm.as_ref().map(sure);
+    }
+
+    /// A guest that the kernel shut off while this process slept goes on once the log has said again that it may.
+    fn unlock(&mut self, fx: &mut Effects) {
+        self.fenced &= self.gate.is_some();
+        if self.fenced && self.sure(fx) {
+            self.fenced = false;
+            fx.push(Effect::Unlock);
+        }
     }
 
     fn is_sure(&self) -> bool {
@@ -316,7 +347,7 @@ impl VmCore {
     /// Lets the guest act. The one place that opens the gate.
     pub(crate) fn resume(&mut self, fx: &mut Effects, generation: Generation) {
         assert!(self.is_sure(), "resuming {} on a stale view (rule 3)", self.vm);
-        self.gate = Some(generation);
+        (self.gate, self.fenced) = (Some(generation), false);
         fx.push(Effect::Resume { generation });
     }
 

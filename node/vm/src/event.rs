@@ -40,6 +40,9 @@ pub enum Event {
     /// No leader is known any more: what was confirmed before needs confirming again (DESIGN, rule 3).
     LeaderLost,
 
+    /// The kernel lets none of this VM's frames pass any more: this process slept, and what it believed may be over (DESIGN,
+    /// rule 5).
+    FenceExpired,
     /// The machine exists: its guest waits, paused.
     MachineReady,
     /// The machine could not be made.
@@ -145,6 +148,8 @@ pub enum Effect {
         /// The generation under which it acts.
         generation: Generation,
     },
+    /// Have the kernel let frames pass again, by the answer of [`crate::VmCore::proof`]: the guest runs, and may.
+    Unlock,
     /// Close the gate at once: nothing of this VM may leave any more.
     CloseGate,
     /// Tell the bridges where the guest's network cards are now.

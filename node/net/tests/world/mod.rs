@@ -140,7 +140,7 @@ impl Guest {
         let tap = tap_name(VmId(1), 0).unwrap();
         let (ours, qemus) = nic_socket_pair().unwrap();
         let config = PortConfig { vm: VmId(1), nic: 0, runs_under: generation };
-        let port = Port::start(config, ours, Tap::open(&tap, BRIDGE, MTU).unwrap(), &tasks);
+        let port = Port::start(config, ours, Tap::open(&tap, BRIDGE, MTU).unwrap(), None, &tasks);
         let qemu = UnixStream::from_std(qemus.into()).unwrap();
         Self { port, qemu, tap, tasks }
     }

@@ -79,6 +79,9 @@ pub struct NodeView {
     pub kernel: String,
     /// `ok`, or why guests cannot be moved from here.
     pub tracking: String,
+    /// What the host cannot do for the safety of its guests: what, and what to do about it.
+    #[serde(default)]
+    pub lacks: Vec<String>,
     /// What its daemon has refused from others since it was started; only where one node is asked for and answers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refused: Option<Refused>,
@@ -121,6 +124,8 @@ pub enum Runtime {
     Starting,
     /// The guest runs.
     Running,
+    /// The guest runs, but its daemon slept or its start took long: nothing leaves until the log was asked again.
+    Fenced,
     /// The guest stands still: its right to run is being asked for.
     Paused,
     /// The guest runs while its memory is copied to another node.

@@ -142,6 +142,7 @@ mod tests {
             bridges: vec!["br0".into()],
             kernel: "6.12.0".into(),
             tracking: "ok".into(),
+            lacks: Vec::new(),
             refused: None,
         }
     }

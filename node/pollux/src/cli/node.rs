@@ -243,6 +243,7 @@ fn single(node: &NodeView) -> String {
         ("memory", mib(node.memory_mib)),
         ("bridges", node.bridges.join(", ")),
         ("moves", if node.tracking == "ok" { "possible".to_owned() } else { format!("impossible: {}", node.tracking) }),
+        ("lacks", if node.lacks.is_empty() { "nothing".to_owned() } else { node.lacks.join("; ") }),
         ("refused", node.refused.as_ref().map_or_else(|| "not known: it does not answer".to_owned(), refused)),
     ])
 }

@@ -18,7 +18,7 @@ pub(super) async fn gather(host: &QemuHost, authority: bool) -> Facts {
         tracing::warn!(%error, "the bridges of this host cannot be listed");
         Vec::new()
     });
-    let facts = Facts {
+    let mut facts = Facts {
         version: env!("CARGO_PKG_VERSION").into(),
         kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
         qemu: version,
@@ -29,6 +29,10 @@ pub(super) async fn gather(host: &QemuHost, authority: bool) -> Facts {
         tracking_refused: tracking_refused(host).await,
         ..Facts::default()
     };
+    if let Err(error) = pollux_net::Fence::preflight().await {
+        tracing::warn!(%error, "VMs with network cards cannot run here");
+        facts = facts.with_lack("fence", &format!("VMs with network cards cannot run here: {error}"));
+    }
     let facts = facts.with_authority(authority);
     match pollux_qemu::tsc().filter(|_| pollux_qemu::kvm_usable()) {
         Some((khz, scales)) => facts.with_tsc(Tsc { khz, scales }),

@@ -42,6 +42,10 @@ pub(super) fn of(state: &ClusterState, status: &Status, nodes: &[NodeView], quor
                 "mend what it names and start its daemon again",
             ));
         }
+        for lack in &node.lacks {
+            let todo = "mend what it names and start its daemon again";
+            problems.push(problem(format!("node {}: {lack}", node.name), todo));
+        }
     }
     let down = |id: NodeId| nodes.iter().find(|node| node.id == id.0 && node.health == Health::Down);
     for vm in state.vms.values() {

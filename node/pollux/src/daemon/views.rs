@@ -50,6 +50,7 @@ impl Sight<'_> {
             bridges: facts.bridges.clone(),
             kernel: facts.kernel.clone(),
             tracking: if facts.tracking_refused.is_empty() { "ok".into() } else { facts.tracking_refused.clone() },
+            lacks: facts.lacks().map(str::to_owned).collect(),
             refused: None,
         }
     }
@@ -177,6 +178,7 @@ pub(super) fn runtime(status: Option<&Status>) -> types::Runtime {
         Some(("starting", _)) => types::Runtime::Starting,
         Some(("running", true)) => types::Runtime::Sending,
         Some(("running", false)) => types::Runtime::Running,
+        Some(("fenced", _)) => types::Runtime::Fenced,
         Some(("handing over", _)) => types::Runtime::Saving,
         Some(("handed over" | "resuming", _)) => types::Runtime::Paused,
         Some(("receiving" | "loading" | "deciding", _)) => types::Runtime::Receiving,

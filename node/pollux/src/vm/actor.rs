@@ -56,6 +56,9 @@ const AGAIN_MS: u64 = 100;
 /// A guest that has sent nothing for so long after its move has nothing to say, in milliseconds.
 const SILENCE_MS_MAX: u64 = 60_000;
 
+/// As long as a guest may act, the kernel is told so this often, in milliseconds. A fraction of the fence's time.
+const KEEP_MS: u64 = 1_000;
+
 /// What reaches an actor.
 pub(super) enum Mail {
     /// For the core.
@@ -116,6 +119,8 @@ pub(super) struct Actor {
     stopwatch: Stopwatch,
     /// The proposal that says that a move is done here; when it is answered, the outside may be told of.
     arrival: Option<(Ticket, pollux_state::id::OpId)>,
+    /// When the kernel is to be told next that the guest may act, once it runs.
+    keep_at: Option<Instant>,
     progress: Option<(Progress, UnixMs)>,
 }
 
@@ -171,6 +176,7 @@ impl Actor {
             early: Vec::new(),
             stopwatch: Stopwatch::default(),
             arrival: None,
+            keep_at: None,
             ended: CancellationToken::new(),
             progress: None,
         };
@@ -211,10 +217,17 @@ impl Actor {
                 None => std::future::pending().await,
             }
         };
-        // Decisions first: what mail means depends on them.
+        let keep = async {
+            match self.keep_at {
+                Some(at) => tokio::time::sleep_until(at).await,
+                None => std::future::pending().await,
+            }
+        };
+        // Decisions first: what mail means depends on them. The kernel's fence even before: mail could flow without end.
         tokio::select! {
             biased;
             () = cancel.cancelled() => None,
+            () = keep => Some(Input::Keep),
             // A log that has failed decides nothing more; what runs goes on (DESIGN, rule 6).
             Ok(()) = self.applied.changed() => Some(Input::Applied),
             Ok(()) = self.leader.changed() => Some(Input::Leader),
@@ -235,6 +248,15 @@ impl Actor {
                 self.apply(Event::LeaderLost).await;
             }
             Input::Tick => self.apply(Event::Tick).await,
+            Input::Keep => {
+                self.keep_at = Some(Instant::now() + Duration::from_millis(KEEP_MS));
+                let kept = self.guest.borrow().as_ref().is_none_or(|guest| guest.keep());
+                // Once: the read that follows takes its time, and is asked anew if its answer is too old to unlock anything.
+                if !kept && !self.core.is_fenced() {
+                    tracing::info!(vm = %self.vm, "the kernel lets none of its frames pass until the log was asked again");
+                    self.apply(Event::FenceExpired).await;
+                }
+            }
             Input::Mail(Mail::Event(event)) => {
                 if let Event::Answered { ticket, .. } = &event {
                     self.asks.remove(ticket);
@@ -332,6 +354,7 @@ impl Actor {
         if !quiet {
             tracing::debug!(doing = self.core.doing(), ?event, "event");
         }
+        let resumed = event == Event::Resumed;
         let before = self.core.doing();
         let switched = {
             let of = |view: &View| view.vm.as_ref().is_some_and(|seen| matches!(seen.phase, Phase::Arriving { .. }));
@@ -348,7 +371,15 @@ impl Actor {
             self.stopwatch.begins(&effect);
             self.carry_out(effect).await;
         }
-        let status = Status { doing, gate: self.core.gate(), progress: self.progress };
+        match self.core.gate() {
+            // At once, for an answer that came too late to unlock anything.
+            Some(_) if resumed => self.keep_at = Some(Instant::now()),
+            Some(_) => {}
+            None => self.keep_at = None,
+        }
+        let gate = self.core.gate().filter(|_| !self.core.is_fenced());
+        let doing = if doing == "running" && self.core.is_fenced() { "fenced" } else { doing };
+        let status = Status { doing, gate, progress: self.progress };
         let changed = self.status.send_if_modified(|shown| {
             let changed = *shown != status;
             *shown = status;
@@ -369,7 +400,14 @@ impl Actor {
             Effect::PowerButton => self.worker.press(),
             Effect::Pause => self.worker.queue(Job::Pause).await,
             Effect::Throttle { percent } => self.worker.queue(Job::Throttle(percent)).await,
-            Effect::Resume { generation } => self.worker.queue(Job::Resume(generation)).await,
+            Effect::Resume { generation } => {
+                self.worker.queue(Job::Resume(generation, self.core.proof())).await;
+            }
+            Effect::Unlock => {
+                if let (Some(guest), Some(proof)) = (&*self.guest.borrow(), self.core.proof()) {
+                    guest.unlock(proof);
+                }
+            }
             Effect::CloseGate => {
                 let guest = self.guest.borrow().clone();
                 if let Some(guest) = guest {
@@ -493,6 +531,7 @@ impl Actor {
         let cancel = CancellationToken::new();
         self.asks.insert(ticket, cancel.clone());
         let (consensus, post) = (self.shared.consensus.clone(), self.post.clone());
+        self.note(ticket);
         self.shared.spawn(cancel.run_until_cancelled_owned(async move {
             if matches!(proposal.command, Command::Switchover { .. }) {
                 hold::at(Place::Switchover).await;
@@ -550,9 +589,12 @@ impl Actor {
         self.reading = CancellationToken::new();
         let reading = self.reading.clone();
         let (consensus, post, vm) = (self.shared.consensus.clone(), self.post.clone(), self.vm);
-        let (applied, started) = (self.applied.clone(), self.shared.started);
+        let (applied, started, guest) = (self.applied.clone(), self.shared.started, self.guest.subscribe());
         self.shared.spawn(reading.run_until_cancelled_owned(async move {
             loop {
+                if let Some(guest) = &*guest.borrow() {
+                    guest.note(ticket);
+                }
                 let asked = Instant::now();
                 let began = super::millis(asked.saturating_duration_since(started));
                 match consensus.linearizable(Duration::from_millis(ATTEMPT_MS)).await {
@@ -575,6 +617,13 @@ impl Actor {
         }));
     }
 
+    /// The log is about to be asked: from here on the kernel counts how old the answer is.
+    fn note(&self, question: Ticket) {
+        if let Some(guest) = &*self.guest.borrow() {
+            guest.note(question);
+        }
+    }
+
     /// Something that the actor has for itself.
     fn post_later(&self, mail: Mail) {
         let post = self.post.clone();
@@ -592,6 +641,7 @@ impl Actor {
 enum Input {
     Applied,
     Leader,
+    Keep,
     Tick,
     Mail(Mail),
 }

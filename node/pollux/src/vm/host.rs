@@ -9,7 +9,10 @@ use pollux_state::{
     id::{Generation, VmId},
     vm::VmSpec,
 };
-use pollux_vm::pages::{PAGE_BYTES, PageSet};
+use pollux_vm::{
+    Ticket,
+    pages::{PAGE_BYTES, PageSet},
+};
 use tokio::sync::{mpsc, watch};
 
 /// Something could not be done with a guest or a machine: what, for people.
@@ -71,6 +74,19 @@ pub trait Guest: Send + Sync + 'static {
 
     /// Pauses the guest, lets every frame that it sent before leave, closes the gate. However slow, it is not a failure.
     async fn pause(&self) -> Result<(), GuestError>;
+
+    /// Has the kernel know that the log is about to be asked `question`. To be called before.
+    fn note(&self, _question: Ticket) {}
+
+    /// The log has answered `question` within the kernel's time: frames that pass the gate may leave, for that time again.
+    /// Where that cannot be had, the next [`Guest::keep`] says so.
+    fn unlock(&self, _question: Ticket) {}
+
+    /// Has the kernel let frames leave for another while, as long as it does so now. `false`: it does not, for this process
+    /// slept; only [`Guest::unlock`] helps (DESIGN, rule 5).
+    fn keep(&self) -> bool {
+        true
+    }
 
     /// Closes the gate for good: when this returns, nothing more leaves, and no resume opens it again.
     async fn close_gate(&self);

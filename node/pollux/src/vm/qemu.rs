@@ -14,13 +14,16 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::{FuturesUnordered, StreamExt};
 use pollux_memory::{DirtyTracker, GuestMemory};
-use pollux_net::{Counters, Port, PortConfig, PortHandle, Tap, nic_socket_pair, tap_name};
+use pollux_net::{Counters, Fence, FenceError, Port, PortConfig, PortHandle, Tap, nic_socket_pair, tap_name};
 use pollux_qemu::{
     Accelerator, Boot, Identity, Launch, Machine, MachineEvent, NicFd, QmpError, Role, SpawnError, Spawner, Tracking,
     TrackingWish, kvm_usable,
 };
 use pollux_state::id::{Generation, MacAddr};
-use pollux_vm::pages::{PAGE_BYTES, PageSet};
+use pollux_vm::{
+    Ticket,
+    pages::{PAGE_BYTES, PageSet},
+};
 use tokio::{
     sync::{Mutex, RwLock, mpsc, watch},
     time::Instant,
@@ -36,6 +39,9 @@ use super::{
 const NOBODY: Identity = Identity { uid: 65_534, gid: 65_534 };
 /// Largest frame on a VM's network, without its header, in bytes.
 const MTU_BYTES: u32 = 1_500;
+/// So long after the daemon was last seen awake the kernel lets nothing of its guests leave. Several times the interval at
+/// which it is kept, or a busy host would silence its guests.
+const FENCE_MS: u64 = 5_000;
 /// A killed QEMU is gone within this, in milliseconds; one that the kernel cannot end is waited for, and said so as often.
 const END_MS: u64 = 10_000;
 
@@ -179,8 +185,9 @@ impl QemuHost {
             let (ours, theirs) = nic_socket_pair().map_err(failed("a network card's socket"))?;
             let name = tap_name(order.vm, number).map_err(failed("a network card"))?;
             let tap = Tap::open(&name, &nic.bridge, MTU_BYTES).map_err(failed("a network card"))?;
+            let fence = Fence::raise(&tap, Duration::from_millis(FENCE_MS)).await.map_err(failed("a network card"))?;
             let config = PortConfig { vm: order.vm, nic: number, runs_under: order.generation };
-            ports.push((nic.mac, Port::start(config, ours, tap, &self.tasks)));
+            ports.push((nic.mac, Port::start(config, ours, tap, Some(fence), &self.tasks)));
             nics.push(NicFd { mac: nic.mac.to_string(), socket: theirs });
         }
         let boot = Boot::Kernel {
@@ -340,9 +347,35 @@ impl Tracked {
     }
 }
 
+/// A question as the kernel's fence knows it: any two that are open within its time differ.
+fn key(question: Ticket) -> u32 {
+    u32::try_from(question.0 & u64::from(u32::MAX)).unwrap_or_default()
+}
+
 impl QemuGuest {
     fn listens(&self) -> MutexGuard<'_, bool> {
         self.listens.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Does something to the fence of every network card; `false`: one is locked, or its kernel refuses. While the guest is
+    /// being ended there is none.
+    fn each_fence(&self, what: &str, done: impl Fn(&PortHandle) -> Result<(), FenceError>) -> bool {
+        let Ok(ports) = self.ports.try_read() else { return true };
+        let mut all = true;
+        for (mac, port) in &*ports {
+            match done(port) {
+                Ok(()) => {}
+                Err(error @ FenceError::Expired { .. }) => {
+                    tracing::debug!(vm = self.machine.name(), %mac, %error, "cannot {what}");
+                    all = false;
+                }
+                Err(error) => {
+                    tracing::error!(vm = self.machine.name(), %mac, %error, "cannot {what}");
+                    all = false;
+                }
+            }
+        }
+        all
     }
 
     async fn open_gates(&self, generation: Generation) -> Result<(), GuestError> {
@@ -428,6 +461,18 @@ impl Guest for QemuGuest {
             port.close_gate().await;
         }
         Ok(())
+    }
+
+    fn note(&self, question: Ticket) {
+        self.each_fence("note a question", |port| port.note(key(question)));
+    }
+
+    fn unlock(&self, question: Ticket) {
+        self.each_fence("unlock", |port| port.unlock(key(question)));
+    }
+
+    fn keep(&self) -> bool {
+        self.each_fence("keep unlocked", PortHandle::keep)
     }
 
     async fn close_gate(&self) {

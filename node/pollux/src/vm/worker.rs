@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use pollux_state::id::Generation;
-use pollux_vm::Event;
+use pollux_vm::{Event, Ticket};
 use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{Instrument, Span};
@@ -34,7 +34,8 @@ pub(super) enum Job {
         order: Order,
         reports: mpsc::Receiver<GuestEvent>,
     },
-    Resume(Generation),
+    /// Under this generation, by the log's answer to that question.
+    Resume(Generation, Option<Ticket>),
     Pause,
     PowerButton,
     Announce,
@@ -125,7 +126,7 @@ impl Bench {
                 self.tell(Mail::Event(Event::Gone)).await;
             }
             job
-            @ (Job::Resume(_) | Job::Pause | Job::PowerButton | Job::Announce | Job::Throttle(_) | Job::Load(_)) => {
+            @ (Job::Resume(..) | Job::Pause | Job::PowerButton | Job::Announce | Job::Throttle(_) | Job::Load(_)) => {
                 let Some(guest) = self.guest.clone() else { return };
                 let doom = self.doom.clone();
                 tokio::select! {
@@ -200,11 +201,18 @@ async fn drive(guest: Arc<dyn Guest>, job: Job) -> Option<Event> {
     let ended =
         |what: &str, error: GuestError| Some(Event::MachineEnded(format!("could not {what} the guest: {error}")));
     match job {
-        Job::Resume(generation) => match guest.resume(generation).await {
-            Ok(()) => Some(Event::Resumed),
-            Err(ResumeError::StandsStill(why)) => Some(Event::NotResumed(why.to_string())),
-            Err(ResumeError::Unknown(why)) => ended("continue", why),
-        },
+        Job::Resume(generation, proof) => {
+            // First the kernel's fence, which decides by itself whether the answer is still young enough. Behind it the gate is
+            // closed.
+            if let Some(proof) = proof {
+                guest.unlock(proof);
+            }
+            match guest.resume(generation).await {
+                Ok(()) => Some(Event::Resumed),
+                Err(ResumeError::StandsStill(why)) => Some(Event::NotResumed(why.to_string())),
+                Err(ResumeError::Unknown(why)) => ended("continue", why),
+            }
+        }
         Job::Pause => match guest.pause().await {
             Ok(()) => Some(Event::Paused),
             Err(error) => ended("pause", error),

@@ -88,6 +88,8 @@ impl World {
                 }
                 self.ambush(vm);
             }
+            // Model processes do not sleep between two steps, so there is nothing to unlock.
+            Effect::Unlock => {}
             Effect::CloseGate => {
                 if let Some(machine) = self.machine(process, vm) {
                     machine.gate = None;

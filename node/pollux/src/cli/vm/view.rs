@@ -31,6 +31,7 @@ fn runtime(runtime: Runtime) -> &'static str {
         Runtime::Saving => "saving",
         Runtime::Receiving => "receiving",
         Runtime::Stopping => "stopping",
+        Runtime::Fenced => "fenced",
         Runtime::Unknown => "unknown",
     }
 }
