@@ -111,6 +111,12 @@ impl Facts {
         self
     }
 
+    /// Why it lacks `what`, if it does.
+    #[must_use]
+    pub fn lack(&self, what: &str) -> Option<&str> {
+        self.extra.get(&[LACKS, what].concat()).map(String::as_str)
+    }
+
     /// What it lacks that guests should have.
     pub fn lacks(&self) -> impl Iterator<Item = &str> {
         self.extra.iter().filter(|(name, _)| name.starts_with(LACKS)).map(|(_, why)| why.as_str())

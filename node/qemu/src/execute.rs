@@ -28,6 +28,8 @@ pub(crate) struct Execution<'a> {
     pub(crate) groups: Vec<Gid>,
     pub(crate) cgroup: Option<OwnedFd>,
     pub(crate) identity: Option<Identity>,
+    /// Most threads that its user may have.
+    pub(crate) threads: u64,
     pub(crate) wish: TrackingWish,
 }
 
@@ -43,7 +45,7 @@ pub(crate) struct Executing {
 /// # Errors
 /// Why it was not started; nothing is left of it.
 pub(crate) fn execute(order: Execution<'_>) -> Result<Executing, SpawnError> {
-    let Execution { name, binary, arguments, descriptors, groups, cgroup, identity, wish } = order;
+    let Execution { name, binary, arguments, descriptors, groups, cgroup, identity, threads, wish } = order;
     let name = name.to_owned();
     let failed = |step| {
         let name = name.clone();
@@ -55,7 +57,7 @@ pub(crate) fn execute(order: Execution<'_>) -> Result<Executing, SpawnError> {
     command.args(&arguments).arg0("qemu").env_clear().current_dir("/");
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     let parent = rustix::process::getpid();
-    let preparation = Preparation { groups, cgroup, identity, parent, progress: progress_theirs };
+    let preparation = Preparation { groups, cgroup, identity, threads, parent, progress: progress_theirs };
     let required = wish == TrackingWish::Required;
     let wish = if cfg!(target_arch = "x86_64") { wish } else { TrackingWish::Off };
     sys::before_exec(&mut command, descriptors, move || preparation.run(wish));
@@ -112,6 +114,7 @@ enum Step {
     Session,
     Cgroup,
     Core,
+    Limits,
     Groups,
     Group,
     User,
@@ -123,10 +126,11 @@ enum Step {
 }
 
 impl Step {
-    const ALL: [(Self, &'static str); 11] = [
+    const ALL: [(Self, &'static str); 12] = [
         (Self::Session, "leave the daemon's session"),
         (Self::Cgroup, "join the VM's control group"),
         (Self::Core, "forbid core dumps"),
+        (Self::Limits, "limit its open files and threads"),
         (Self::Groups, "give up supplementary groups; run the daemon as root or leave `identity` out"),
         (Self::Group, "become the unprivileged group"),
         (Self::User, "become the unprivileged user"),
@@ -142,11 +146,15 @@ impl Step {
     }
 }
 
+/// Files a QEMU may have open; it has a few dozen.
+const FILES_MAX: u64 = 1024;
+
 /// What the new process needs between fork and exec; allocated before.
 struct Preparation {
     groups: Vec<Gid>,
     cgroup: Option<OwnedFd>,
     identity: Option<Identity>,
+    threads: u64,
     parent: rustix::process::Pid,
     progress: OwnedFd,
 }
@@ -161,7 +169,15 @@ impl Preparation {
         }
         let none = Rlimit { current: Some(0), maximum: Some(0) };
         rustix::process::setrlimit(Resource::Core, none).map_err(io::Error::from).map_err(at(Step::Core))?;
+        let most = |count| Rlimit { current: Some(count), maximum: Some(count) };
+        rustix::process::setrlimit(Resource::Nofile, most(FILES_MAX))
+            .map_err(io::Error::from)
+            .map_err(at(Step::Limits))?;
         if let Some(Identity { uid, gid }) = self.identity {
+            // Counted per user: of a user that is the VM's own it is the VM's.
+            rustix::process::setrlimit(Resource::Nproc, most(self.threads))
+                .map_err(io::Error::from)
+                .map_err(at(Step::Limits))?;
             let (uid, gid) = (nix::unistd::Uid::from_raw(uid), Gid::from_raw(gid));
             nix::unistd::setgroups(&self.groups).map_err(io::Error::from).map_err(at(Step::Groups))?;
             nix::unistd::setresgid(gid, gid, gid).map_err(io::Error::from).map_err(at(Step::Group))?;

@@ -11,6 +11,7 @@
 
 mod boot;
 mod capabilities;
+pub mod cgroup;
 mod child;
 mod console;
 mod execute;
@@ -27,6 +28,7 @@ mod throttle;
 
 pub use boot::Boot;
 pub use capabilities::{AskError, Lack, what_is_missing};
+pub use cgroup::{Group, GroupError, Groups};
 pub use child::{Child, Exit, ExitStatus, STDERR_TAIL_BYTES, Tracking};
 pub use console::{CONSOLE_RING_BYTES, Console};
 pub use facts::{FactError, QemuVersion, kvm_usable, qemu_version, tsc};

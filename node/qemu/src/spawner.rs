@@ -19,6 +19,7 @@ use tokio_util::task::TaskTracker;
 use crate::{
     Accelerator, Child, Identity, Launch, TrackingRefused, TrackingWish,
     boot::OpenBoot,
+    cgroup::THREADS_BEYOND_VCPUS,
     child::Spawned,
     execute::{Executing, Execution, execute},
     launch::Inherited,
@@ -213,6 +214,7 @@ fn start(launch: Launch) -> Result<Spawned, SpawnError> {
         groups: groups.into_iter().collect(),
         cgroup,
         identity: launch.identity,
+        threads: u64::from(launch.vcpus.saturating_add(THREADS_BEYOND_VCPUS)),
         wish: launch.tracking,
     };
     let Executing { process, stderr, uffd } = execute(order)?;
@@ -232,6 +234,7 @@ fn trial(binary: PathBuf, identity: Option<Identity>) -> Result<(), SpawnError> 
         groups: Vec::new(),
         cgroup: None,
         identity,
+        threads: THREADS_BEYOND_VCPUS.into(),
         wish: TrackingWish::Required,
     };
     // What was started ends with the value.

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     error::LabError,
+    groups,
     name::{LabName, MARKER, NAMESPACES_DIR},
     state::Daemon,
     tool,
@@ -98,6 +99,7 @@ impl Host {
 
     fn dress(&self, command: &mut Command) {
         command.env(MARKER, self.lab.as_str()).env("POLLUX_LAB_HOST", &self.name);
+        command.env("POLLUX_CGROUP", format!("{}{}", groups::prefix(&self.lab), self.name));
         command.env_remove("POLLUX_DIR").env_remove("POLLUX_SOCKET");
         if let Some(socket) = self.socket() {
             command.env("POLLUX_SOCKET", socket);

@@ -16,6 +16,7 @@ use crate::{
     cluster,
     error::LabError,
     fault::{Cable, Cut, node_number},
+    groups,
     host::Host,
     lock::Lock,
     name::{self, CLIENTS, LabName, NODES_MAX, names},
@@ -333,6 +334,7 @@ impl Lab {
             .collect();
         ownership::end_processes(&self.name, &daemons)?;
         network::remove(&self.name)?;
+        groups::remove(&self.name);
         State::remove_files(&self.dir)?;
         if self.name.place().is_symlink() {
             fs::remove_file(self.name.place()).map_err(LabError::io("removing the link to the lab's directory"))?;

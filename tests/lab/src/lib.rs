@@ -20,6 +20,7 @@
 mod cluster;
 mod error;
 mod fault;
+mod groups;
 mod host;
 mod lab;
 mod lock;

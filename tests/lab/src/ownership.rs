@@ -12,7 +12,7 @@ use rustix::process::Signal;
 
 use crate::{
     error::LabError,
-    lock,
+    groups, lock,
     name::{LabName, NAMESPACES_DIR},
     network,
     process::{self, Process, proc_file},
@@ -33,6 +33,7 @@ pub fn leftovers(name: &LabName) -> Vec<String> {
         found.push(format!("process {}: {}", process.pid, words.join(" ").trim_end()));
     }
     found.extend(network::namespaces(name).into_iter().map(|namespace| format!("namespace {namespace}")));
+    found.extend(groups::of(name).into_iter().map(|group| format!("control group {}", group.display())));
     let files: [PathBuf; 2] = [name.place(), lock::path(name)];
     // A link that leads nowhere is there too.
     found.extend(

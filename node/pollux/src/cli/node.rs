@@ -15,6 +15,7 @@ use crate::{
         types::{Health, NodeRole, NodeView, Refused},
     },
     daemon::{self, JoinRefused, JoinReport, RunConfig, RunError},
+    vm::qemu::Users,
 };
 
 use super::{
@@ -79,6 +80,12 @@ pub(crate) struct Run {
     /// has them.
     #[arg(long, value_name = "ADDRESS:PORT", env = "POLLUX_METRICS")]
     pub(crate) metrics: Option<SocketAddr>,
+    /// User numbers that VMs run as, one each; nobody else may use them.
+    #[arg(long, env = "POLLUX_GUEST_USERS", value_name = "FIRST-LAST", default_value = "1879048192-1880096767")]
+    pub(crate) guest_users: Users,
+    /// The control group for VMs; no other daemon may use it [default: one named after cluster and node].
+    #[arg(long, env = "POLLUX_CGROUP", value_name = "NAME", value_parser = group_name)]
+    pub(crate) cgroup: Option<String>,
     /// How the log on standard error is written. What it holds is chosen by POLLUX_LOG (such as `info` or `pollux=debug`).
     #[arg(long, value_enum, default_value_t)]
     pub(crate) log_format: LogFormat,
@@ -132,10 +139,20 @@ fn token_from_stdin() -> Result<String, Failure> {
     Ok(token.trim().to_owned())
 }
 
+/// One directory of the hierarchy, which exists for this alone.
+fn group_name(text: &str) -> Result<String, String> {
+    let fine = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+    if text.is_empty() || text.len() > 64 || !text.chars().all(fine) {
+        return Err("up to 64 letters, digits, '-' and '_'".to_owned());
+    }
+    Ok(text.to_owned())
+}
+
 /// Be the daemon, until a signal ends it.
 pub(crate) async fn run(socket: PathBuf, verb: Run) -> Result<(), Failure> {
-    let Run { dir, qemu, bulk_bandwidth, metrics, log_format: _ } = verb;
-    daemon::run(RunConfig { dir, socket, qemu, bulk_bandwidth, metrics }).await.map_err(|error| {
+    let Run { dir, qemu, bulk_bandwidth, metrics, guest_users: users, cgroup, log_format: _ } = verb;
+    let config = RunConfig { dir, socket, qemu, bulk_bandwidth, metrics, users, cgroup };
+    daemon::run(config).await.map_err(|error| {
         let exit = match error {
             RunError::NoNode(_) => Exit::NotFound,
             RunError::Refused(_) => Exit::Conflict,

@@ -33,6 +33,10 @@ pub(super) async fn gather(host: &QemuHost, authority: bool) -> Facts {
         tracing::warn!(%error, "VMs with network cards cannot run here");
         facts = facts.with_lack("fence", &format!("VMs with network cards cannot run here: {error}"));
     }
+    for (what, why) in host.lacks() {
+        tracing::warn!(what, "{why}");
+        facts = facts.with_lack(what, &why);
+    }
     let facts = facts.with_authority(authority);
     match pollux_qemu::tsc().filter(|_| pollux_qemu::kvm_usable()) {
         Some((khz, scales)) => facts.with_tsc(Tsc { khz, scales }),

@@ -114,6 +114,7 @@ fn runtime(runtime: Runtime) -> Option<&'static str> {
         Runtime::Saving => 5,
         Runtime::Receiving => 6,
         Runtime::Stopping => 7,
+        Runtime::Fenced => 8,
         Runtime::Unknown => return None,
     };
     Some(RUNTIMES[at])

@@ -42,7 +42,8 @@ pub(super) fn of(state: &ClusterState, status: &Status, nodes: &[NodeView], quor
                 "mend what it names and start its daemon again",
             ));
         }
-        for lack in &node.lacks {
+        // What it merely does less well is told by `node show`.
+        if let Some(lack) = state.nodes.get(&NodeId(node.id)).and_then(|node| node.facts.lack("fence")) {
             let todo = "mend what it names and start its daemon again";
             problems.push(problem(format!("node {}: {lack}", node.name), todo));
         }

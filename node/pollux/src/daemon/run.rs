@@ -32,7 +32,11 @@ use super::{
 use crate::{
     api,
     metrics::{self, MetricsError},
-    vm::{Budget, Marks, Minter, Shared, Vms, qemu::QemuHost, wall_ms},
+    vm::{
+        Budget, Marks, Minter, Shared, Vms,
+        qemu::{QemuHost, Users},
+        wall_ms,
+    },
 };
 
 /// One attempt to have the incarnation committed, or to read the log, in milliseconds; the next follows.
@@ -55,6 +59,10 @@ pub struct RunConfig {
     pub bulk_bandwidth: Option<u64>,
     /// Where metrics are served to whoever asks, besides the API's socket; `None`: nowhere.
     pub metrics: Option<SocketAddr>,
+    /// The users that VMs run as.
+    pub users: Users,
+    /// The control group in which VMs get theirs; its own one for every daemon. `None`: one named after the node.
+    pub cgroup: Option<String>,
 }
 
 /// The daemon could not start, or not go on.
@@ -146,7 +154,12 @@ pub async fn run(config: RunConfig) -> Result<(), RunError> {
     let mut node: NodeFile = dir::read_json(&dir.node_file())?;
     let identity = Identity::load(&dir.identity())?;
     let authority = dir.authority().exists().then(|| Authority::load(&dir.authority())).transpose()?;
-    let host = QemuHost::start(config.qemu.clone()).map_err(|error| RunError::Host(error.to_string()))?;
+    let group = config.cgroup.clone().unwrap_or_else(|| {
+        let cluster = identity.cluster().to_string();
+        format!("pollux-{}-{}", cluster.get(..8).unwrap_or(&cluster), identity.node())
+    });
+    let host = QemuHost::start(config.qemu.clone(), config.users, &group)
+        .map_err(|error| RunError::Host(error.to_string()))?;
     let metrics = metrics::install().map_err(MetricsError::from)?;
     let exposed = match config.metrics {
         Some(address) => {
@@ -200,6 +213,7 @@ pub async fn run(config: RunConfig) -> Result<(), RunError> {
         {
             tracing::error!("the VMs could not be ended in good order in time; they end with this process");
         }
+        daemon.host.close();
         api_stop.cancel();
         lived
     };

@@ -14,8 +14,8 @@ use super::{
 /// The phases a VM can be in, in the API's words.
 pub(crate) const PHASES: [&str; 4] = ["stopped", "running", "moving", "arriving"];
 /// What a node can be doing with a VM that it owns, in the API's words.
-pub(crate) const RUNTIMES: [&str; 8] =
-    ["none", "starting", "running", "paused", "sending", "saving", "receiving", "stopping"];
+pub(crate) const RUNTIMES: [&str; 9] =
+    ["none", "starting", "running", "paused", "sending", "saving", "receiving", "stopping", "fenced"];
 
 /// What a look found.
 #[derive(Debug, Clone, Default)]

@@ -16,10 +16,10 @@ use futures::stream::{FuturesUnordered, StreamExt};
 use pollux_memory::{DirtyTracker, GuestMemory};
 use pollux_net::{Counters, Fence, FenceError, Port, PortConfig, PortHandle, Tap, nic_socket_pair, tap_name};
 use pollux_qemu::{
-    Accelerator, Boot, Identity, Launch, Machine, MachineEvent, NicFd, QmpError, Role, SpawnError, Spawner, Tracking,
-    TrackingWish, kvm_usable,
+    Accelerator, Boot, Group, Groups, Identity, Launch, Machine, MachineEvent, NicFd, QmpError, Role, SpawnError,
+    Spawner, Tracking, TrackingWish, kvm_usable,
 };
-use pollux_state::id::{Generation, MacAddr};
+use pollux_state::id::{Generation, MacAddr, VmId};
 use pollux_vm::{
     Ticket,
     pages::{PAGE_BYTES, PageSet},
@@ -35,8 +35,6 @@ use super::{
     host::{Guest, GuestError, GuestEvent, Host, Log, Memory, Order, ResumeError, Typed},
 };
 
-/// Whom QEMU runs as: Debian's `nobody` and `nogroup`, who own nothing.
-const NOBODY: Identity = Identity { uid: 65_534, gid: 65_534 };
 /// Largest frame on a VM's network, without its header, in bytes.
 const MTU_BYTES: u32 = 1_500;
 /// So long after the daemon was last seen awake the kernel lets nothing of its guests leave. Several times the interval at
@@ -50,6 +48,9 @@ pub struct QemuHost {
     spawner: Spawner,
     binary: PathBuf,
     accelerator: Accelerator,
+    users: Users,
+    /// Or why there are none: in words.
+    groups: Result<Groups, String>,
     tasks: TaskTracker,
     pub(super) answers: Answers,
     census: Arc<Census>,
@@ -76,20 +77,57 @@ impl Census {
 }
 
 impl QemuHost {
-    /// Starts the thread that starts every QEMU.
+    /// Starts the thread that starts every QEMU. Each VM's gets a user of its own out of `users`, where the daemon is root, and a
+    /// control group of its own in the one called `group`; what is left there of an earlier life ends.
     ///
     /// # Errors
     /// The thread cannot be started.
-    pub fn start(binary: PathBuf) -> std::io::Result<Self> {
+    pub fn start(binary: PathBuf, users: Users, group: &str) -> std::io::Result<Self> {
         let accelerator = if kvm_usable() { Accelerator::Kvm } else { Accelerator::Tcg };
+        let groups = Groups::open(group).map_err(|error| in_words(&error));
         Ok(Self {
             spawner: Spawner::start()?,
             binary,
             accelerator,
+            users,
+            groups,
             tasks: TaskTracker::new(),
             answers: Answers::default(),
             census: Arc::default(),
         })
+    }
+
+    /// In what guests are held less than they should be: a word for each, and why.
+    #[must_use]
+    pub fn lacks(&self) -> Vec<(&'static str, String)> {
+        let mut lacks = Vec::new();
+        if !rustix::process::geteuid().is_root() {
+            lacks.push(("users", "VMs run as the daemon's own user; run it as root".to_owned()));
+        }
+        match &self.groups {
+            Err(why) => {
+                lacks.push(("groups", format!("VMs have no control groups, so what one forks may outlive it: {why}")))
+            }
+            Ok(groups) => lacks.extend(groups.unlimited().map(|why| ("limits", why.to_owned()))),
+        }
+        lacks
+    }
+
+    /// When every machine has ended.
+    pub fn close(&self) {
+        if let Ok(groups) = &self.groups {
+            groups.close();
+        }
+    }
+
+    /// An empty control group for a machine, once whatever was in it is gone (DESIGN, rule 18).
+    async fn group(&self, order: &Order) -> Result<Option<Arc<Group>>, GuestError> {
+        let Ok(groups) = &self.groups else { return Ok(None) };
+        let (name, vcpus) = (format!("vm-{}", order.vm.0), order.spec.vcpus);
+        let (groups, memory_bytes) = (groups.clone(), order.spec.memory_mib << 20);
+        blocking(move || groups.make(&name, vcpus, memory_bytes).map_err(failed("its control group")))
+            .await
+            .map(|group| Some(Arc::new(group)))
     }
 
     /// The QEMU that runs guests.
@@ -126,7 +164,7 @@ impl QemuHost {
     /// # Errors
     /// Why not, and what to do.
     pub async fn try_tracking(&self) -> Result<(), GuestError> {
-        match self.spawner.try_tracking(self.binary.clone(), identity()).await {
+        match self.spawner.try_tracking(self.binary.clone(), self.users.of(VmId(0))).await {
             Err(SpawnError::Untracked { source, .. }) => Err(GuestError(source.to_string())),
             Err(error) => Err(GuestError(in_words(&error))),
             Ok(()) => Ok(()),
@@ -140,10 +178,12 @@ impl Host for QemuHost {
         let memory = GuestMemory::create(&order.spec.name, order.spec.memory_mib << 20);
         let memory = Arc::new(memory.map_err(failed("its memory"))?);
         let mut ports = Vec::new();
-        let mut machine = match self.machine(&order, &memory, &mut ports).await {
+        let group = self.group(&order).await?;
+        let mut machine = match self.machine(&order, &memory, &mut ports, group.as_deref()).await {
             Ok(machine) => machine,
             Err(error) => {
                 end_ports(&mut ports).await;
+                end_group(group).await;
                 return Err(error);
             }
         };
@@ -154,6 +194,7 @@ impl Host for QemuHost {
         let guest = Arc::new(QemuGuest {
             machine,
             memory,
+            group,
             ports: RwLock::new(ports),
             tracker: Arc::new(Mutex::new(Tracked { tracker, epoch: 0 })),
             listens: StdMutex::new(false),
@@ -178,6 +219,7 @@ impl QemuHost {
         order: &Order,
         memory: &Arc<GuestMemory>,
         ports: &mut Vec<NicPort>,
+        group: Option<&Group>,
     ) -> Result<Machine, GuestError> {
         let spec = &order.spec;
         let mut nics = Vec::new();
@@ -207,8 +249,8 @@ impl QemuHost {
             boot,
             nics,
             role: if order.standby { Role::Incoming } else { Role::Fresh },
-            identity: identity(),
-            cgroup: None,
+            identity: self.users.of(order.vm),
+            cgroup: group.map(Group::procs),
             tracking: TrackingWish::Optional,
         };
         let machine = Machine::start(&self.spawner, launch).await.map_err(|error| GuestError(in_words(&error)))?;
@@ -248,9 +290,55 @@ async fn end_ports(ports: &mut Vec<NicPort>) -> Counters {
     frames
 }
 
-/// Whom QEMU runs as: a daemon that is not root cannot become somebody else.
-fn identity() -> Option<Identity> {
-    rustix::process::geteuid().is_root().then_some(NOBODY)
+/// Ends whatever a machine left in its control group.
+async fn end_group(group: Option<Arc<Group>>) {
+    let Some(group) = group else { return };
+    if let Err(error) = blocking(move || group.end().map_err(failed("its control group"))).await {
+        tracing::error!(%error, "something of an ended guest is left; it is killed again before the next start");
+    }
+}
+
+/// The users that QEMUs run as: one for each VM, and each in a group of the same number. They need no names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Users {
+    /// The lowest number.
+    pub first: u32,
+    /// How many: two VMs that far apart share one.
+    pub count: u32,
+}
+
+impl Default for Users {
+    /// From a range in which nobody else hands numbers out: above those of containers, below the half that programs with signed
+    /// numbers cannot have.
+    fn default() -> Self {
+        Self { first: 0x7000_0000, count: 1 << 20 }
+    }
+}
+
+impl std::str::FromStr for Users {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wanted =
+            || format!("'{text}' is no range of user numbers like 1879048192-1880096767, without 0 and 65534 to 65535");
+        let (first, last) = text.split_once('-').ok_or_else(wanted)?;
+        let (first, last): (u32, u32) = (first.parse().map_err(|_| wanted())?, last.parse().map_err(|_| wanted())?);
+        // Root, nobody, and the two numbers that mean "none".
+        let reserved = [0, 65_534, 65_535, u32::MAX];
+        if first > last || reserved.iter().any(|number| (first..=last).contains(number)) {
+            return Err(wanted());
+        }
+        Ok(Self { first, count: last - first + 1 })
+    }
+}
+
+impl Users {
+    /// Whom the QEMU of `vm` runs as; a daemon that is not root cannot become somebody else.
+    fn of(self, vm: VmId) -> Option<Identity> {
+        let offset = u32::try_from(vm.0 % u64::from(self.count)).unwrap_or_default();
+        let number = self.first + offset;
+        rustix::process::geteuid().is_root().then_some(Identity { uid: number, gid: number })
+    }
 }
 
 /// Passes on what a machine says by itself, until it has ended.
@@ -283,6 +371,7 @@ async fn report(guest: Arc<QemuGuest>, events: mpsc::Sender<GuestEvent>) {
 struct QemuGuest {
     machine: Machine,
     memory: Arc<GuestMemory>,
+    group: Option<Arc<Group>>,
     ports: RwLock<Vec<NicPort>>,
     tracker: Arc<Mutex<Tracked>>,
     /// Whether the guest may be typed to: it runs behind an open gate. What is typed is written under this lock, so that nothing
@@ -550,6 +639,7 @@ impl Guest for QemuGuest {
     async fn end(&self) {
         self.over.cancel();
         self.shut_down().await;
+        end_group(self.group.clone()).await;
         let mut gone = self.census.gone.lock().await;
         *gone += end_ports(&mut *self.ports.write().await).await;
         drop(gone);
@@ -621,4 +711,25 @@ fn in_words(error: &dyn std::error::Error) -> String {
         cause = error.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_vm_has_a_user_of_its_own_and_none_is_anybodys() {
+        let users = Users::default();
+        assert!(i32::try_from(users.first + (users.count - 1)).is_ok());
+        assert_eq!("1879048192-1880096767".parse(), Ok(users));
+        for bad in ["", "5", "9-5", "0-10", "60000-70000", "4000000000-4294967295", "a-b", "1-2-3"] {
+            assert!(bad.parse::<Users>().is_err(), "{bad} was taken");
+        }
+        if rustix::process::geteuid().is_root() {
+            let user = |vm| users.of(VmId(vm)).map(|identity| identity.uid);
+            assert_eq!(user(7), Some(users.first + 7));
+            assert_ne!(user(7), user(8));
+            assert_eq!(user(u64::from(users.count) + 7), user(7), "beyond the range they begin again");
+        }
+    }
 }

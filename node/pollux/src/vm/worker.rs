@@ -125,8 +125,12 @@ impl Bench {
                 self.tell(Mail::GuestGone).await;
                 self.tell(Mail::Event(Event::Gone)).await;
             }
-            job
-            @ (Job::Resume(..) | Job::Pause | Job::PowerButton | Job::Announce | Job::Throttle(_) | Job::Load(_)) => {
+            job @ (Job::Resume(..)
+            | Job::Pause
+            | Job::PowerButton
+            | Job::Announce
+            | Job::Throttle(_)
+            | Job::Load(_)) => {
                 let Some(guest) = self.guest.clone() else { return };
                 let doom = self.doom.clone();
                 tokio::select! {
