@@ -639,6 +639,10 @@ impl Guest for QemuGuest {
     async fn end(&self) {
         self.over.cancel();
         self.shut_down().await;
+        // Its vCPUs may have groups of their own within that of the VM, which goes next.
+        if let Err(error) = self.machine.throttle(0).await {
+            tracing::warn!(%error, "the throttle of an ended guest");
+        }
         end_group(self.group.clone()).await;
         let mut gone = self.census.gone.lock().await;
         *gone += end_ports(&mut *self.ports.write().await).await;
