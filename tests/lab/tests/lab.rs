@@ -144,7 +144,10 @@ fn a_pause_with_vms_stops_what_the_daemon_started_too() {
     let parent = pid(daemon(&lab, 1));
     let child = || {
         let children = fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")).unwrap();
-        children.split_whitespace().next().map(|pid| pid.parse::<i32>().unwrap())
+        // What brings the daemon to its place has children of its own before that.
+        let sleeps =
+            |pid: &i32| fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim() == "sleep");
+        children.split_whitespace().map(|pid| pid.parse::<i32>().unwrap()).find(sleeps)
     };
     let since = Instant::now();
     while child().is_none() {

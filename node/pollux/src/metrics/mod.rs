@@ -249,7 +249,12 @@ mod tests {
         assert_eq!(exported(&text), wanted, "{text}");
         for metric in ALL {
             let labels: Vec<&str> = metric.labels.split_whitespace().collect();
-            let lines: Vec<&str> = text.lines().filter(|line| line.starts_with(metric.name)).collect();
+            // A name may be the beginning of another's.
+            let of_it = |line: &&str| {
+                let name = line.split(['{', ' ']).next().unwrap_or_default();
+                ["", "_bucket", "_sum", "_count"].iter().any(|part| name.strip_suffix(part) == Some(metric.name))
+            };
+            let lines: Vec<&str> = text.lines().filter(of_it).collect();
             assert!(!lines.is_empty(), "{} has no value", metric.name);
             assert!(labels.iter().all(|label| lines[0].contains(&format!("{label}=\""))), "{lines:?} lacks {labels:?}");
             assert!(
