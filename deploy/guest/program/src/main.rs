@@ -16,6 +16,8 @@
 //! | `FILL <MiB> random\|text` | `OK <pages>` | makes the buffer that large and gives every page its contents |
 //! | `DIRTY <MiB> <MB/s>` | `OK <pages>` | makes the buffer that large and rewrites its pages at that rate; a rate of 0 stops |
 //! | `CHECK` | `OK <pages>` | reads the whole buffer and compares every word with what must be there |
+//! | `FLOOD udp\|tcp <address:port> <bytes> <seconds>` | `OK <writes>` | writes that much at a time, as fast as it goes |
+//! | `NET` | `OK <packets> <bytes> <packets> <bytes>` | what the card has received, and sent, since the boot |
 //! | `POWEROFF`, `REBOOT`, `PANIC` | `OK` | what it says, right after the answer |
 //!
 //! Anything else, and a request that cannot be met, is answered by `ERR <reason>`; no stored value begins with `ERR `. A line has
@@ -26,6 +28,10 @@
 //! Every datagram comes back with ` <count> <16 hex digits>` appended: how many datagrams this boot has answered, this one
 //! included, and the boot's id. A guest that woke up with older memory counts backwards; one that booted afresh has another id.
 //!
+//! # UDP and TCP, port 7002
+//!
+//! Everything is read and thrown away.
+//!
 //! # Power button
 //!
 //! A press of the ACPI power button powers the machine off. The kernel tells of it through the event devices.
@@ -33,6 +39,7 @@
 mod memory;
 mod power;
 mod service;
+mod traffic;
 
 use std::{
     fs::File,
@@ -73,6 +80,7 @@ fn main() -> io::Result<()> {
     let listener = TcpListener::bind(("0.0.0.0", TCP_PORT))?;
     let socket = UdpSocket::bind(("0.0.0.0", UDP_PORT))?;
 
+    traffic::discard()?;
     let buttons = power::watch_buttons();
     thread::spawn(move || echo(&socket, boot));
     let knob = Arc::clone(&service);

@@ -11,6 +11,7 @@ use std::{
 use crate::{
     memory::{Contents, DirtyMemory},
     power::PowerAction,
+    traffic::{self, Kind},
 };
 
 /// Keys the register holds at most.
@@ -60,6 +61,8 @@ impl Service {
             ["PUT", key, value] => self.put(key, value),
             ["FILL", size, contents] => self.fill(size, contents),
             ["DIRTY", size, rate] => self.dirty(size, rate),
+            ["FLOOD", kind, to, bytes, seconds] => flood(kind, to, bytes, seconds),
+            ["NET"] => traffic::counters().map(|[a, b, c, d]| format!("OK {a} {b} {c} {d}")),
             ["CHECK"] => self.memory.check().map(pages),
             ["POWEROFF"] => return Answer::Power(PowerAction::Off),
             ["REBOOT"] => return Answer::Power(PowerAction::Reboot),
@@ -99,6 +102,15 @@ impl Service {
         // No code panics with the lock held, so what is behind a poisoned one is whole.
         self.register.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn flood(kind: &str, to: &str, bytes: &str, seconds: &str) -> Result<String, String> {
+    let kind = match kind {
+        "udp" => Kind::Datagrams,
+        "tcp" => Kind::Stream,
+        other => return Err(format!("a flood is udp or tcp, not {other}")),
+    };
+    traffic::flood(kind, to, number(bytes)?, number(seconds)?).map(|writes| format!("OK {writes}"))
 }
 
 fn number(word: &str) -> Result<usize, String> {
@@ -158,7 +170,9 @@ mod tests {
         assert_eq!(service.answer("POWEROFF"), Answer::Power(PowerAction::Off));
         assert_eq!(service.answer("REBOOT"), Answer::Power(PowerAction::Reboot));
         assert_eq!(service.answer("PANIC"), Answer::Power(PowerAction::Panic));
-        for nonsense in ["", "POWEROFF now", "inc", "PUT a", "PUT a ERR", "DIRTY 1", "DIRTY x 1", "FILL 1 water"] {
+        for nonsense in
+            ["", "POWEROFF now", "inc", "PUT a", "PUT a ERR", "DIRTY 1", "DIRTY x 1", "FILL 1 water", "FLOOD ip x 1 1"]
+        {
             assert!(line(&service, nonsense).starts_with("ERR "), "{nonsense}");
         }
     }
