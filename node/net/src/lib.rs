@@ -17,6 +17,8 @@ mod announce;
 mod counters;
 mod fence;
 mod frames;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod gate;
 mod netlink;
 mod nftables;

@@ -16,6 +16,8 @@ mod child;
 mod console;
 mod execute;
 mod facts;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 #[cfg_attr(not(target_arch = "x86_64"), path = "inject_other.rs")]
 mod inject;
 mod launch;

@@ -305,3 +305,9 @@ async fn read(
     }
     shared.events.close();
 }
+
+/// See [`crate::fuzzing`].
+#[cfg(fuzzing)]
+pub(crate) fn read_line(line: &[u8]) {
+    let _ = wire::parse(line);
+}

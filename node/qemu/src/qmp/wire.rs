@@ -91,7 +91,7 @@ impl Reader {
     }
 }
 
-fn parse(line: &[u8]) -> Result<Message, String> {
+pub(super) fn parse(line: &[u8]) -> Result<Message, String> {
     let shown = || String::from_utf8_lossy(&line[..line.len().min(120)]).into_owned();
     let parsed: Line =
         serde_json::from_slice(line).map_err(|error| format!("QEMU sent `{}`, which is not QMP: {error}", shown()))?;
