@@ -1,6 +1,11 @@
 //! The handle to a running consensus layer, its start and its end.
 
-use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use openraft::{
     SnapshotPolicy,
@@ -12,11 +17,14 @@ use pollux_state::{
     id::{Incarnation, NodeId},
 };
 use pollux_wire::limits;
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    elections, leader, liveness,
+    counts::{Counting, Counts},
+    elections,
+    knowledge::{self, Word},
+    leader, liveness,
     liveness::Ear,
     members,
     message::Network,
@@ -111,6 +119,10 @@ struct Inner {
     in_flight: Arc<InFlight>,
     incarnation: watch::Sender<Option<Incarnation>>,
     leader: watch::Sender<Option<NodeId>>,
+    words: watch::Sender<Word>,
+    counting: Mutex<Counting>,
+    /// When it was last in touch with whoever leads.
+    touch: Mutex<Option<Instant>>,
     ear: Ear,
     writer: Writer,
     tasks: TaskTracker,
@@ -144,6 +156,9 @@ impl Consensus {
             in_flight,
             incarnation: watch::Sender::new(None),
             leader: watch::Sender::new(None),
+            words: watch::Sender::default(),
+            counting: Mutex::default(),
+            touch: Mutex::default(),
             ear: Ear::new(),
             writer,
             tasks: TaskTracker::new(),
@@ -154,8 +169,9 @@ impl Consensus {
     }
 
     fn start_tasks(&self) {
-        let Inner { node, timing, raft, log, peers, tasks, stop, .. } = &*self.0;
-        tasks.spawn(elections::run(*node, raft.clone(), log.clone(), peers.clone(), *timing, stop.clone()));
+        let tasks = &self.0.tasks;
+        tasks.spawn(knowledge::run(self.clone()));
+        tasks.spawn(elections::run(self.clone()));
         tasks.spawn(members::run(self.clone()));
         tasks.spawn(liveness::run(self.clone()));
         tasks.spawn(leader::run(self.clone()));
@@ -192,6 +208,34 @@ impl Consensus {
 
     pub(crate) fn leads(&self, leader: Option<NodeId>) {
         self.0.leader.send_if_modified(|known| std::mem::replace(known, leader) != leader);
+    }
+
+    /// What the core last said it knows.
+    pub(crate) fn words(&self) -> watch::Receiver<Word> {
+        self.0.words.subscribe()
+    }
+
+    pub(crate) fn knows(&self, word: Word) {
+        let vote = self.leadership().borrow().vote;
+        self.0.counting.lock().unwrap_or_else(PoisonError::into_inner).see(self.0.node.0, &vote);
+        self.0.words.send_replace(word);
+    }
+
+    pub(crate) fn in_touch(&self, at: Instant) {
+        let mut touch = self.0.touch.lock().unwrap_or_else(PoisonError::into_inner);
+        *touch = (*touch).max(Some(at));
+    }
+
+    pub(crate) fn counts(&self) -> Counts {
+        self.0.counting.lock().unwrap_or_else(PoisonError::into_inner).counts()
+    }
+
+    /// How long ago this node was last in touch with whoever leads: what it shows is at most so old. `None`: not since it
+    /// was started, and then nothing can be said about that.
+    #[must_use]
+    pub fn touched(&self) -> Option<Duration> {
+        let touch = *self.0.touch.lock().unwrap_or_else(PoisonError::into_inner);
+        touch.map(|at| at.elapsed())
     }
 
     /// From now on this node's heartbeats carry this incarnation. Before the first call there are none.

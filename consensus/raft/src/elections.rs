@@ -10,95 +10,46 @@
 //!
 //! One task per node, from start to shutdown.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::collections::BTreeSet;
 
 use futures::{StreamExt, stream::FuturesUnordered};
-use openraft::ServerState;
 use pollux_state::id::NodeId;
-use tokio::time::{Instant, MissedTickBehavior, interval};
-use tokio_util::sync::CancellationToken;
 
 use crate::{
+    consensus::Consensus,
+    knowledge::{Knowledge, Silent, Word},
     message::{MayStand, Standing},
     peers::Peers,
-    store::{disk::StoreError, log::LogStore},
+    store::log::LogStore,
     timing::Timing,
-    types::{Fatal, LogId, Raft},
+    types::Raft,
 };
-
-/// What a node knows about leadership.
-#[derive(Debug, Clone)]
-pub(crate) struct Knowledge {
-    pub(crate) leading: bool,
-    /// It accepted a leader, and that leader's last sign of life is younger than its lease.
-    pub(crate) hears_leader: bool,
-    last_log: Option<LogId>,
-    /// The voters; two sets during a change of membership.
-    voters: Vec<BTreeSet<u64>>,
-}
-
-/// This node cannot say what it knows: it has stopped, or its store has failed.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum Silent {
-    #[error(transparent)]
-    Core(#[from] Fatal),
-    #[error(transparent)]
-    Store(#[from] StoreError),
-}
-
-impl Knowledge {
-    pub(crate) async fn of(raft: &Raft, log: &LogStore, lease: Duration) -> Result<Self, Silent> {
-        let last_log = log.last()?;
-        // Answered by openraft's core itself: a node whose core hangs does not answer, and so is no reason to vote.
-        raft.with_raft_state(move |state| {
-            let heard =
-                state.vote_last_modified().is_some_and(|at| Instant::now().saturating_duration_since(at) <= lease);
-            Self {
-                leading: state.server_state == ServerState::Leader,
-                hears_leader: state.vote_ref().is_committed() && heard,
-                last_log,
-                voters: state.membership_state.effective().membership().get_joint_config().clone(),
-            }
-        })
-        .await
-        .map_err(Silent::from)
-    }
-
-    fn grants(&self, asker: &Standing) -> bool {
-        !self.leading && !self.hears_leader && asker.last_log >= self.last_log
-    }
-
-    fn is_majority(&self, agreeing: &BTreeSet<u64>) -> bool {
-        !self.voters.is_empty()
-            && self.voters.iter().all(|voters| voters.intersection(agreeing).count() * 2 > voters.len())
-    }
-}
 
 /// Answers [`MayStand`].
 pub(crate) async fn may_stand(raft: &Raft, log: &LogStore, timing: &Timing, asker: &Standing) -> Result<bool, Silent> {
     Ok(Knowledge::of(raft, log, timing.lease()).await?.grants(asker))
 }
 
-/// Opens and closes the gate until `stop`.
-pub(crate) async fn run(me: NodeId, raft: Raft, log: LogStore, peers: Peers, timing: Timing, stop: CancellationToken) {
-    let mut rounds = interval(timing.heartbeat);
-    rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
+/// Opens and closes the gate until the consensus layer stops.
+pub(crate) async fn run(consensus: Consensus) {
+    let mut words = consensus.words();
     loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            _ = rounds.tick() => {}
-        }
-        let mine = match Knowledge::of(&raft, &log, timing.lease()).await {
-            Ok(mine) => mine,
-            Err(error) => {
-                // A node that cannot say how far its log goes must not lead.
-                tracing::error!(%error, "this node stands for no election any more");
-                raft.runtime_config().elect(false);
-                return;
+        let word = words.borrow_and_update().clone();
+        let open = match word {
+            Word::Known(mine) if !mine.leading && !mine.hears_leader => {
+                majority_agrees(consensus.node(), &mine, consensus.peers(), consensus.timing()).await
             }
+            // One that cannot say how far its log goes must not lead.
+            Word::Known(_) | Word::None | Word::Silent => false,
         };
-        let open = !mine.leading && !mine.hears_leader && majority_agrees(me, &mine, &peers, &timing).await;
-        raft.runtime_config().elect(open);
+        consensus.raft().runtime_config().elect(open);
+        if matches!(*words.borrow(), Word::Silent) {
+            return consensus.raft().runtime_config().elect(false);
+        }
+        tokio::select! {
+            () = consensus.stopping() => return,
+            changed = words.changed() => if changed.is_err() { return },
+        }
     }
 }
 
@@ -123,45 +74,4 @@ async fn majority_agrees(me: NodeId, mine: &Knowledge, peers: &Peers, timing: &T
         }
     }
     true
-}
-
-#[cfg(test)]
-mod tests {
-    use openraft::CommittedLeaderId;
-
-    use super::*;
-
-    fn knows(last: u64, voters: &[&[u64]]) -> Knowledge {
-        Knowledge {
-            leading: false,
-            hears_leader: false,
-            last_log: Some(LogId::new(CommittedLeaderId::new(1, 1), last)),
-            voters: voters.iter().map(|set| set.iter().copied().collect()).collect(),
-        }
-    }
-
-    #[test]
-    fn a_node_that_hears_its_leader_or_knows_more_does_not_agree() {
-        let me = knows(5, &[&[1, 2, 3]]);
-        let asker = Standing { last_log: me.last_log };
-        let behind = Standing { last_log: Some(LogId::new(CommittedLeaderId::new(1, 1), 4)) };
-
-        assert!(me.grants(&asker));
-        assert!(!me.grants(&behind));
-        assert!(!Knowledge { hears_leader: true, ..me.clone() }.grants(&asker));
-        assert!(!Knowledge { leading: true, ..me }.grants(&asker));
-    }
-
-    #[test]
-    fn a_change_of_membership_needs_both_majorities() {
-        let simple = knows(1, &[&[1, 2, 3]]);
-        assert!(!simple.is_majority(&BTreeSet::from([1])));
-        assert!(simple.is_majority(&BTreeSet::from([1, 3])));
-
-        let joint = knows(1, &[&[1], &[1, 2]]);
-        assert!(!joint.is_majority(&BTreeSet::from([1])));
-        assert!(joint.is_majority(&BTreeSet::from([1, 2])));
-
-        assert!(!knows(1, &[]).is_majority(&BTreeSet::from([1])), "a node outside any cluster never stands");
-    }
 }

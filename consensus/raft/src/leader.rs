@@ -7,34 +7,39 @@
 //! One task per node, from start to shutdown.
 
 use pollux_state::id::NodeId;
-use tokio::time::timeout;
 
-use crate::{consensus::Consensus, elections::Knowledge};
+use crate::{
+    consensus::Consensus,
+    knowledge::{Knowledge, Word},
+};
 
 /// Passes the leader on until the consensus layer stops.
 pub(crate) async fn run(consensus: Consensus) {
-    let mut leadership = consensus.leadership();
+    let leadership = consensus.leadership();
+    let mut words = consensus.words();
     loop {
-        let named = leadership.borrow_and_update().current_leader.map(NodeId);
-        let leader = if named.is_some() && is_heard(&consensus).await { named } else { None };
+        let word = words.borrow_and_update().clone();
+        let leader = match word {
+            Word::Known(knowledge) if is_heard(&consensus, &knowledge) => {
+                leadership.borrow().current_leader.map(NodeId)
+            }
+            Word::Known(_) | Word::None => None,
+            Word::Silent => break,
+        };
         consensus.leads(leader);
         tokio::select! {
             () = consensus.stopping() => break,
-            changed = leadership.changed() => if changed.is_err() { break },
-            () = tokio::time::sleep(consensus.timing().heartbeat) => {}
+            changed = words.changed() => if changed.is_err() { break },
         }
     }
     consensus.leads(None);
 }
 
-/// Whether this node is in touch with whoever leads. A core that does not answer is in touch with nobody.
-async fn is_heard(consensus: &Consensus) -> bool {
-    let lease = consensus.timing().lease();
-    let knowledge = Knowledge::of(consensus.raft(), consensus.log(), lease);
-    let Ok(Ok(knowledge)) = timeout(lease, knowledge).await else { return false };
+/// Whether this node is in touch with whoever leads.
+fn is_heard(consensus: &Consensus, knowledge: &Knowledge) -> bool {
     if !knowledge.leading {
         return knowledge.hears_leader;
     }
     let acknowledged_ms = consensus.raft().metrics().borrow().millis_since_quorum_ack;
-    acknowledged_ms.is_some_and(|ms| u128::from(ms) <= lease.as_millis())
+    acknowledged_ms.is_some_and(|ms| u128::from(ms) <= consensus.timing().lease().as_millis())
 }

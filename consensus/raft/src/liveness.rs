@@ -85,7 +85,8 @@ impl Ear {
         }
     }
 
-    fn health(&self) -> Option<Vec<NodeHealth>> {
+    /// What it makes of every member, where this node leads.
+    pub(crate) fn health(&self) -> Option<Vec<NodeHealth>> {
         let now_ms = self.now_ms();
         self.list().as_ref().map(|list| list.detector.health(now_ms))
     }

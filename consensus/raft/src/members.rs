@@ -1,62 +1,99 @@
-//! The leader's task that lets joined nodes take part, without anybody asking for it.
+//! The leader's task that keeps the membership as it should be, without anybody asking for it.
 //!
 //! Level-triggered: it compares the nodes in the applied state with openraft's membership and takes one step towards what
 //! should be, until both agree. A leader that dies half way leaves the rest to the next one. Nodes learn as soon as they
-//! have joined; the first three of them that have started vote. A node becomes a voter only when it has the log and answers: a voter that
-//! is not there would count against every majority.
+//! have joined; who votes is [`voters`](crate::voters)'s to say; nodes that were removed are let go once they do not vote. A
+//! node becomes a voter only when it has the log and answers: a voter that is not there would count against every majority.
 
 use std::{collections::BTreeMap, collections::BTreeSet, time::Duration};
 
 use openraft::{ChangeMembers, ServerState};
 use pollux_state::{
+    ClusterState,
+    detector::{NodeHealth, Verdict},
     id::{Incarnation, NodeId},
-    node::Node,
 };
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use crate::{
     consensus::Consensus,
     message::{MayStand, Standing},
     types::{Member, Membership, Metrics},
+    voters::{self, Candidate, Life},
 };
 
-/// How many nodes vote: the first so many, by id.
-pub(crate) const VOTERS: usize = 3;
 /// A learner may become a voter when it lacks at most so many entries.
 const VOTER_LAG_MAX: u64 = 64;
 /// Longest one change of membership may take before the world is looked at anew.
 const STEP_MAX: Duration = Duration::from_secs(5);
 /// How often the world is looked at when nothing has changed.
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
+/// A pause between two replacements of dead voters is at most so many times the shortest.
+const PACE_MAX: u32 = 32;
 
 /// One step of the membership.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Step {
     Learn(u64, Member),
     Vote(BTreeSet<u64>),
+    /// A dead voter's vote goes to another node.
+    Replace(BTreeSet<u64>),
+    Forget(BTreeSet<u64>),
 }
 
-/// What to do next, if anything.
+/// What to do next, if anything. `candidates` as [`candidates`] makes them; `me`: the leader; `replace`: a dead voter may be
+/// replaced now.
 fn next_step(
-    nodes: &BTreeMap<NodeId, Node>,
+    state: &ClusterState,
     membership: &Membership,
-    up_to_date: impl Fn(u64) -> bool,
+    me: u64,
+    candidates: &[Candidate],
+    replace: bool,
 ) -> Option<Step> {
-    let unknown = nodes.values().find(|node| membership.get_node(&node.id.0).is_none());
+    let unknown = state.nodes.values().find(|node| membership.get_node(&node.id.0).is_none());
     if let Some(node) = unknown {
         return Some(Step::Learn(node.id.0, Member { name: node.name.clone(), address: node.address }));
     }
     let configs = membership.get_joint_config();
-    let voters = configs.last()?;
-    // One that has joined and never started may never do so.
-    let started = nodes.values().filter(|node| node.incarnation != Incarnation::default()).map(|node| node.id.0);
-    let next = started.take(VOTERS).find(|id| !voters.contains(id) && up_to_date(*id));
-    match next.filter(|_| voters.len() < VOTERS) {
-        Some(id) => Some(Step::Vote(voters.iter().copied().chain([id]).collect())),
+    let voting = configs.last()?;
+    if configs.len() > 1 {
         // Somebody died between the two halves of a change.
-        None if configs.len() > 1 => Some(Step::Vote(voters.clone())),
-        None => None,
+        return Some(Step::Vote(voting.clone()));
     }
+    let leader = (!state.is_removed(NodeId(me))).then_some(me);
+    if let Some(new) = voters::next(voting, leader, candidates, false) {
+        return Some(Step::Vote(new));
+    }
+    let gone = membership.nodes().map(|(id, _)| *id).filter(|id| state.is_removed(NodeId(*id)) && !voting.contains(id));
+    let gone: BTreeSet<u64> = gone.collect();
+    if !gone.is_empty() {
+        return Some(Step::Forget(gone));
+    }
+    voters::next(voting, leader, candidates, replace).map(Step::Replace)
+}
+
+/// Every member as the leader `me` sees it. Without a list (it leads since a moment ago) nobody else is well.
+pub(crate) fn candidates(
+    state: &ClusterState,
+    metrics: &Metrics,
+    me: NodeId,
+    health: Option<&[NodeHealth]>,
+    patience: Duration,
+) -> Vec<Candidate> {
+    let dead = |health: &NodeHealth| u128::from(health.silent_ms) >= patience.as_millis();
+    let life = |id: NodeId| match health.and_then(|all| all.iter().find(|health| health.node == id)) {
+        _ if id == me => Life::Well,
+        Some(health) if health.verdict == Verdict::Alive && health.incarnation.is_some() => Life::Well,
+        Some(health) if health.verdict == Verdict::Down && dead(health) => Life::Dead,
+        Some(_) | None => Life::Overdue,
+    };
+    let candidate = |(id, node): (&NodeId, &pollux_state::node::Node)| Candidate {
+        id: id.0,
+        life: life(*id),
+        // One that has joined and never started may never do so.
+        able: node.incarnation != Incarnation::default() && has_the_log(metrics, id.0),
+    };
+    state.nodes.iter().map(candidate).collect()
 }
 
 fn has_the_log(metrics: &Metrics, id: u64) -> bool {
@@ -67,15 +104,45 @@ fn has_the_log(metrics: &Metrics, id: u64) -> bool {
     }
 }
 
+/// How fast dead voters are replaced. Hosts that come and go by turns would otherwise have the votes passed round for ever:
+/// each replacement doubles the pause before the next, and a quiet time ends that.
+#[derive(Debug)]
+struct Pace {
+    first: Duration,
+    pause: Duration,
+    /// The next may not be before.
+    due: Option<Instant>,
+}
+
+impl Pace {
+    fn new(first: Duration) -> Self {
+        Self { first, pause: first, due: None }
+    }
+
+    fn allows(&self, now: Instant) -> bool {
+        self.due.is_none_or(|due| now >= due)
+    }
+
+    fn replaced(&mut self, now: Instant) {
+        let most = self.first * PACE_MAX;
+        if self.due.is_some_and(|due| now >= due + most) {
+            self.pause = self.first;
+        }
+        self.due = Some(now + self.pause);
+        self.pause = (self.pause * 2).min(most);
+    }
+}
+
 /// Runs on every node, acts where it leads, until the consensus stops.
 pub(crate) async fn run(consensus: Consensus) {
     let mut view = consensus.watch();
     let mut leadership = consensus.leadership();
+    let mut pace = Pace::new(consensus.timing().voter_patience);
     loop {
         if leadership.borrow_and_update().state == ServerState::Leader {
             tokio::select! {
                 () = consensus.stopping() => return,
-                () = advance(&consensus) => {}
+                () = advance(&consensus, &mut pace) => {}
             }
         }
         tokio::select! {
@@ -89,28 +156,34 @@ pub(crate) async fn run(consensus: Consensus) {
 }
 
 /// Takes steps until there is none to take.
-async fn advance(consensus: &Consensus) {
+async fn advance(consensus: &Consensus, pace: &mut Pace) {
     loop {
         let metrics = consensus.raft().metrics().borrow().clone();
         let state = consensus.watch().borrow().state.clone();
-        let step = next_step(&state.nodes, metrics.membership_config.membership(), |id| has_the_log(&metrics, id));
+        let (me, patience) = (consensus.node(), consensus.timing().voter_patience);
+        let health = consensus.ear().health();
+        let candidates = candidates(&state, &metrics, me, health.as_deref(), patience);
+        let replace = pace.allows(Instant::now());
+        let step = next_step(&state, metrics.membership_config.membership(), me.0, &candidates, replace);
         let Some(step) = step else { return };
         tracing::info!(?step, "changing the membership");
-        let changed = match step {
-            Step::Learn(id, member) => {
-                let learn = ChangeMembers::AddNodes(BTreeMap::from([(id, member)]));
-                timeout(STEP_MAX, consensus.raft().change_membership(learn, true)).await
-            }
-            Step::Vote(voters) => {
+        let replaces = matches!(step, Step::Replace(_));
+        let (change, retain) = match step {
+            Step::Learn(id, member) => (ChangeMembers::AddNodes(BTreeMap::from([(id, member)])), true),
+            Step::Vote(voters) | Step::Replace(voters) => {
                 if !newcomers_answer(consensus, &metrics, &voters).await {
                     return;
                 }
-                let vote = ChangeMembers::ReplaceAllVoters(voters);
-                timeout(STEP_MAX, consensus.raft().change_membership(vote, true)).await
+                (ChangeMembers::ReplaceAllVoters(voters), true)
             }
+            Step::Forget(nodes) => (ChangeMembers::RemoveNodes(nodes), false),
         };
-        match changed {
-            Ok(Ok(_)) => {}
+        match timeout(STEP_MAX, consensus.raft().change_membership(change, retain)).await {
+            Ok(Ok(_)) => {
+                if replaces {
+                    pace.replaced(Instant::now());
+                }
+            }
             Ok(Err(error)) => {
                 tracing::warn!(%error, "the membership did not change; it will be tried again");
                 return;
@@ -139,11 +212,11 @@ async fn newcomers_answer(consensus: &Consensus, metrics: &Metrics, voters: &BTr
 
 #[cfg(test)]
 mod tests {
-    use pollux_state::node::Facts;
+    use pollux_state::node::{Facts, Node};
 
     use super::*;
 
-    fn nodes(ids: &[u64]) -> BTreeMap<NodeId, Node> {
+    fn state(ids: &[u64], last: u64) -> ClusterState {
         let node = |id: &u64| Node {
             id: NodeId(*id),
             name: format!("n{id}"),
@@ -154,7 +227,8 @@ mod tests {
             joined: 0,
             authority: false,
         };
-        ids.iter().map(|id| (NodeId(*id), node(id))).collect()
+        let nodes = ids.iter().map(|id| (NodeId(*id), node(id))).collect();
+        ClusterState { nodes, last_node: NodeId(last), ..ClusterState::default() }
     }
 
     fn membership(configs: &[&[u64]], learners: &[u64]) -> Membership {
@@ -163,48 +237,55 @@ mod tests {
         Membership::new(sets, known)
     }
 
-    fn votes(ids: &[u64]) -> Option<Step> {
-        Some(Step::Vote(ids.iter().copied().collect()))
+    fn step(state: &ClusterState, membership: &Membership) -> Option<Step> {
+        let well = |id: &NodeId| Candidate { id: id.0, life: Life::Well, able: true };
+        let candidates: Vec<Candidate> = state.nodes.keys().map(well).collect();
+        next_step(state, membership, 1, &candidates, true)
+    }
+
+    fn set(ids: &[u64]) -> BTreeSet<u64> {
+        ids.iter().copied().collect()
     }
 
     #[test]
     fn a_joined_node_first_learns_and_then_votes() {
-        let nodes = nodes(&[1, 2]);
-        let learn = next_step(&nodes, &membership(&[&[1]], &[]), |_| true);
-        assert!(matches!(learn, Some(Step::Learn(2, _))));
-        assert_eq!(next_step(&nodes, &membership(&[&[1]], &[2]), |_| true), votes(&[1, 2]));
-        assert_eq!(next_step(&nodes, &membership(&[&[1, 2]], &[]), |_| true), None);
-    }
-
-    #[test]
-    fn a_node_that_is_behind_does_not_vote_yet() {
-        assert_eq!(next_step(&nodes(&[1, 2]), &membership(&[&[1]], &[2]), |_| false), None);
-        let third = next_step(&nodes(&[1, 2, 3]), &membership(&[&[1]], &[2, 3]), |id| id == 3);
-        assert_eq!(third, votes(&[1, 3]), "others need not wait for it");
-    }
-
-    #[test]
-    fn the_first_three_vote_and_later_ones_learn() {
-        let nodes = nodes(&[1, 2, 3, 4]);
-        assert_eq!(next_step(&nodes, &membership(&[&[1, 2, 3]], &[4]), |_| true), None);
-        assert_eq!(next_step(&nodes, &membership(&[&[1, 2]], &[3, 4]), |id| id == 4), None);
-    }
-
-    #[test]
-    fn a_node_that_never_started_keeps_no_other_from_voting() {
-        let mut nodes = nodes(&[1, 2, 3, 4]);
-        let ghost = nodes.get_mut(&NodeId(2)).unwrap();
-        ghost.incarnation = Incarnation(0);
-        assert_eq!(next_step(&nodes, &membership(&[&[1, 3]], &[2, 4]), |_| true), votes(&[1, 3, 4]));
-
-        nodes.get_mut(&NodeId(2)).unwrap().incarnation = Incarnation(1);
-        let full = next_step(&nodes, &membership(&[&[1, 3, 4]], &[2]), |_| true);
-        assert_eq!(full, None, "it comes too late, and an even number of voters would be worse than three");
+        let state = state(&[1, 2, 3], 3);
+        assert!(matches!(step(&state, &membership(&[&[1]], &[2])), Some(Step::Learn(3, _))));
+        assert_eq!(step(&state, &membership(&[&[1]], &[2, 3])), Some(Step::Vote(set(&[1, 2, 3]))));
+        assert_eq!(step(&state, &membership(&[&[1, 2, 3]], &[])), None);
     }
 
     #[test]
     fn a_change_that_was_left_half_done_is_finished() {
-        let half = membership(&[&[1], &[1, 2]], &[]);
-        assert_eq!(next_step(&nodes(&[1, 2]), &half, |_| true), votes(&[1, 2]));
+        let half = membership(&[&[1], &[1, 2, 3]], &[]);
+        assert_eq!(step(&state(&[1, 2, 3], 3), &half), Some(Step::Vote(set(&[1, 2, 3]))));
+    }
+
+    #[test]
+    fn a_removed_node_first_loses_its_vote_and_is_then_let_go() {
+        let state = state(&[1, 2, 4], 4);
+        let first = step(&state, &membership(&[&[1, 2, 3]], &[4]));
+        assert_eq!(first, Some(Step::Vote(set(&[1, 2, 4]))));
+        assert_eq!(step(&state, &membership(&[&[1, 2, 4]], &[3])), Some(Step::Forget(set(&[3]))));
+        assert_eq!(step(&state, &membership(&[&[1, 2, 4]], &[])), None);
+    }
+
+    #[test]
+    fn a_node_that_the_state_does_not_know_yet_is_not_taken_for_removed() {
+        let young = state(&[], 0);
+        assert_eq!(step(&young, &membership(&[&[1]], &[])), None, "before the first entry is applied");
+    }
+
+    #[test]
+    fn replacements_slow_down_and_a_quiet_time_ends_that() {
+        let (start, first) = (Instant::now(), Duration::from_secs(1));
+        let mut pace = Pace::new(first);
+        assert!(pace.allows(start));
+        pace.replaced(start);
+        assert!(!pace.allows(start + first / 2) && pace.allows(start + first));
+        pace.replaced(start + first);
+        assert!(!pace.allows(start + first * 2) && pace.allows(start + first * 3));
+        pace.replaced(start + first * 3 + first * PACE_MAX);
+        assert!(pace.allows(start + first * 4 + first * PACE_MAX), "as at the first time");
     }
 }

@@ -104,6 +104,11 @@ pub(crate) enum ProposeReply {
         /// Why it cannot be told.
         why: String,
     },
+    /// Surely not in the log through this request: the leader objects.
+    Refused {
+        /// Why.
+        why: String,
+    },
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -132,6 +137,9 @@ pub(crate) enum CallError {
     /// The peer surely did not see it.
     #[error("not sent: {0}")]
     NotSent(String),
+    /// The peer did not look at it: to its knowledge this node was removed from the cluster.
+    #[error("not admitted: {0}")]
+    NotAdmitted(String),
     /// The peer may have acted on it.
     #[error("no answer: {0}")]
     Unknown(String),
@@ -199,6 +207,7 @@ mod tests {
             "0100000001010000000000000002000000000000006e6f",
         );
         is_written_as(&ProposeReply::Unknown { why: "no".into() }, "0200000002000000000000006e6f");
+        is_written_as(&ProposeReply::Refused { why: "no".into() }, "0300000002000000000000006e6f");
         is_written_as(&ReadReply::Index(9), "000000000900000000000000");
         is_written_as(&ReadReply::NotNow { why: "no".into() }, "0100000002000000000000006e6f");
         let health = NodeHealth { node: NodeId(1), verdict: Verdict::Suspect, silent_ms: 700, incarnation: None };

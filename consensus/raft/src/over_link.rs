@@ -4,9 +4,9 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use pollux_link::{CallError as LinkError, Class, Endpoint, Fault, Peer, To};
+use pollux_link::{CallError as LinkError, Class, DialError, Endpoint, Fault, NotSent, Peer, To};
 use pollux_state::id::NodeId;
-use pollux_wire::fault;
+use pollux_wire::{fault, handshake::Verdict};
 
 use crate::{
     consensus::{Config, Consensus, StartError},
@@ -31,6 +31,7 @@ impl Network for Endpoint {
         Self::call(self, &to, Class::Consensus, method, body, deadline).await.map_err(|error| {
             let text = in_words(&error);
             match error {
+                _ if not_admitted(&error) => CallError::NotAdmitted(text),
                 LinkError::NotSent { .. } | LinkError::TooLarge { .. } | LinkError::Refused { .. } => {
                     CallError::NotSent(text)
                 }
@@ -39,6 +40,21 @@ impl Network for Endpoint {
                 LinkError::Fault { .. } | LinkError::Unknown { .. } => CallError::Unknown(text),
             }
         })
+    }
+}
+
+/// Whether the other side says that this node is no part of the cluster any more.
+fn not_admitted(error: &LinkError) -> bool {
+    match error {
+        LinkError::Refused { fault, .. } => fault.code == fault::NOT_ADMITTED,
+        LinkError::NotSent { reason: NotSent::Dial(dialled), .. } => {
+            let first = if let DialError::BackingOff { last } = dialled { last } else { dialled };
+            matches!(first, DialError::Refused { verdict: Verdict::NotAdmitted, .. })
+        }
+        LinkError::NotSent { .. }
+        | LinkError::TooLarge { .. }
+        | LinkError::Fault { .. }
+        | LinkError::Unknown { .. } => false,
     }
 }
 

@@ -26,11 +26,18 @@ pub(crate) struct Peers {
     view: watch::Receiver<View>,
     /// How long openraft leaves an unreachable node alone.
     backoff: Duration,
+    /// What a peer said that does not admit this node any more.
+    outcast: Arc<watch::Sender<Option<String>>>,
 }
 
 impl Peers {
     pub(crate) fn new(network: Arc<dyn Network>, view: watch::Receiver<View>, backoff: Duration) -> Self {
-        Self { network, view, backoff }
+        Self { network, view, backoff, outcast: Arc::default() }
+    }
+
+    /// What a peer said that does not admit this node: to its knowledge, which is the log's, this node was removed.
+    pub(crate) fn outcast(&self) -> watch::Receiver<Option<String>> {
+        self.outcast.subscribe()
     }
 
     /// Asks `node`, at the address the applied state gives it, or else at `known`.
@@ -42,9 +49,14 @@ impl Peers {
         deadline: Duration,
     ) -> impl Future<Output = Result<E::Reply, CallError>> + Send {
         let address = self.view.borrow().state.nodes.get(&node).map(|node| node.address).or(known);
+        let outcast = Arc::clone(&self.outcast);
         async move {
             let address = address.ok_or_else(|| CallError::NotSent(format!("the address of {node} is not known")))?;
-            ask::<E>(&*self.network, node, address, request, deadline).await
+            let answer = ask::<E>(&*self.network, node, address, request, deadline).await;
+            if let Err(CallError::NotAdmitted(why)) = &answer {
+                outcast.send_if_modified(|known| known.is_none() && known.replace(why.clone()).is_none());
+            }
+            answer
         }
     }
 }
@@ -74,7 +86,7 @@ impl Peer {
     ) -> Result<E::Reply, Failed<F>> {
         let asked = self.peers.ask::<E>(NodeId(self.target), Some(self.address), request, option.hard_ttl());
         asked.await.map_err(|error| match error {
-            CallError::NotSent(_) => RPCError::Unreachable(Unreachable::new(&error)),
+            CallError::NotSent(_) | CallError::NotAdmitted(_) => RPCError::Unreachable(Unreachable::new(&error)),
             CallError::Unknown(_) | CallError::Fault(_) => RPCError::Network(NetworkError::new(&error)),
         })
     }

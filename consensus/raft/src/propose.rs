@@ -24,6 +24,7 @@ use crate::{
     consensus::Consensus,
     encoding::check_proposal,
     message::{CallError, Propose, ProposeReply, ProposeRequest},
+    removal::Objection,
     types::{Entry, Raft},
 };
 
@@ -152,6 +153,7 @@ impl Consensus {
                 ProposeReply::Applied(applied) => Attempt::Applied(applied),
                 ProposeReply::NotAppended { why, .. } => Attempt::NotAppended(why),
                 ProposeReply::Unknown { why } => Attempt::Unknown(why),
+                ProposeReply::Refused { why } => Attempt::Refused(why),
             };
         }
         // A tenth of the time is for the way there and back.
@@ -160,18 +162,24 @@ impl Consensus {
         let asked = self.peers().ask::<Propose>(leader, self.known_address(leader), &request, wait);
         match asked.await {
             Ok(ProposeReply::Applied(applied)) => Attempt::Applied(applied),
-            Ok(ProposeReply::NotAppended { why, .. }) | Err(CallError::NotSent(why)) => {
+            Ok(ProposeReply::NotAppended { why, .. }) | Err(CallError::NotSent(why) | CallError::NotAdmitted(why)) => {
                 Attempt::NotAppended(format!("{leader}: {why}"))
             }
             Ok(ProposeReply::Unknown { why }) | Err(CallError::Unknown(why)) => {
                 Attempt::Unknown(format!("{leader}: {why}"))
             }
+            Ok(ProposeReply::Refused { why }) => Attempt::Refused(why),
             Err(CallError::Fault(why)) => Attempt::Refused(format!("{leader} says: {why}")),
         }
     }
 
     /// Offers `proposal` to this node's own log.
     pub(crate) async fn append_here(&self, proposal: Proposal, wait: Duration) -> ProposeReply {
+        match self.objection(&proposal) {
+            Some(Objection::NotNow(why)) => return ProposeReply::NotAppended { leader: None, why },
+            Some(Objection::No(why)) => return ProposeReply::Refused { why },
+            None => {}
+        }
         let in_flight = self.in_flight().watch(proposal.id);
         let written = timeout(wait, write(self.raft(), proposal)).await;
         let refused = match written {

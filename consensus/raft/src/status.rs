@@ -4,7 +4,7 @@ use openraft::ServerState;
 use pollux_state::id::NodeId;
 use serde::Serialize;
 
-use crate::consensus::Consensus;
+use crate::{consensus::Consensus, counts::Counts};
 
 /// A node's part in the cluster's consensus.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -47,6 +47,11 @@ pub struct Status {
     pub purged: Option<u64>,
     /// On the leader: milliseconds since a majority last answered.
     pub quorum_seen_ms: Option<u64>,
+    /// Milliseconds since this node was last in touch with whoever leads, `null` before the first time:
+    /// [`Consensus::touched`]. `pollux_raft_touched_seconds` among the metrics.
+    pub touched_ms: Option<u64>,
+    /// How often leadership changed.
+    pub counts: Counts,
     /// Why it does not take part any more, if it failed.
     pub failure: Option<String>,
 }
@@ -75,6 +80,8 @@ impl Consensus {
             snapshot: metrics.snapshot.map(|id| id.index),
             purged: metrics.purged.map(|id| id.index),
             quorum_seen_ms: metrics.millis_since_quorum_ack,
+            touched_ms: self.touched().map(|ago| u64::try_from(ago.as_millis()).unwrap_or(u64::MAX)),
+            counts: self.counts(),
             failure: match metrics.running_state {
                 Ok(()) | Err(openraft::error::Fatal::Stopped) => None,
                 Err(fatal) => Some(fatal.to_string()),

@@ -12,6 +12,9 @@ pub struct Timing {
     /// ... and this before it stands for election. Also the leader's lease: for so long after its last sign of life nobody
     /// votes for another.
     pub election_max: Duration,
+    /// A voter that was silent this long loses its vote to a node that is well. Longer than a daemon needs to start again;
+    /// also the shortest pause between two such replacements.
+    pub voter_patience: Duration,
 }
 
 impl Default for Timing {
@@ -20,6 +23,7 @@ impl Default for Timing {
             heartbeat: Duration::from_millis(100),
             election_min: Duration::from_millis(500),
             election_max: Duration::from_millis(1000),
+            voter_patience: Duration::from_secs(30),
         }
     }
 }

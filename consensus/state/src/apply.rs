@@ -8,6 +8,7 @@ mod moves;
 mod nodes;
 mod ownership;
 mod queue;
+mod removal;
 mod vms;
 
 use alloc::{
@@ -22,7 +23,7 @@ use crate::{
     event::Event,
     id::{ClusterId, Generation, Incarnation, NodeId, OpId, Owner, VmId},
     limits::{EVENTS_MAX, OUTCOMES_MAX},
-    node::{JoinToken, Node},
+    node::{JoinToken, Node, Removed},
     operation::{Operation, OperationResult},
     text::plain,
     vm::Vm,
@@ -53,6 +54,8 @@ pub struct ClusterState {
     pub outcomes: BTreeMap<OpId, Applied>,
     /// The keys of `outcomes`, oldest first.
     pub outcome_order: VecDeque<OpId>,
+    /// Nodes that were removed.
+    pub removed: BTreeMap<NodeId, Removed>,
 }
 
 /// Which protections are in force: all of them. A weaker set can be made only with the feature `negative-controls`, for
@@ -94,6 +97,19 @@ impl ClusterState {
         let applied = Applied { index, outcome };
         self.remember(proposal.id, applied.clone());
         applied
+    }
+
+    /// Whether `node` was a member once and is none any more.
+    #[must_use]
+    pub fn is_removed(&self, node: NodeId) -> bool {
+        node.0 > 0 && node <= self.last_node && !self.nodes.contains_key(&node)
+    }
+
+    /// What a node is or was called; `None`: there is none of that number, or it was removed so long ago that it is forgotten.
+    #[must_use]
+    pub fn name_of(&self, node: NodeId) -> Option<&str> {
+        let member = self.nodes.get(&node).map(|node| node.name.as_str());
+        member.or_else(|| self.removed.get(&node).map(|removed| removed.name.as_str()))
     }
 
     /// Remembers refusals like successes: a retry whose first answer was lost must not turn a "no" into a late "yes".
@@ -146,6 +162,8 @@ impl Step<'_> {
             Command::TakeBack { vm, expect, operator } => self.take_back(*vm, *expect, operator),
             Command::Cancel { op } => self.cancel(*op),
             Command::HeardAgain { op, silence_ms } => self.heard_again(*op, *silence_ms),
+            Command::ReleaseLost { vm, expect, operator } => self.release_lost(*vm, *expect, operator),
+            Command::RemoveNode { node, after, heir } => self.remove_node(*node, *after, *heir),
         }?;
         // Whatever it was, it may have made room, or ended what a waiting move was for.
         self.advance_queue();
@@ -164,7 +182,13 @@ impl Step<'_> {
     }
 
     fn node(&self, id: NodeId) -> Result<&Node, Refusal> {
-        self.state.nodes.get(&id).ok_or_else(|| Refusal::NoSuchNode(id.to_string()))
+        self.state.nodes.get(&id).ok_or_else(|| {
+            if self.state.is_removed(id) {
+                Refusal::Removed(self.node_name(id))
+            } else {
+                Refusal::NoSuchNode(id.to_string())
+            }
+        })
     }
 
     fn vm(&self, id: VmId) -> Result<&Vm, Refusal> {
@@ -177,7 +201,7 @@ impl Step<'_> {
 
     /// For sentences: people know nodes by name.
     fn node_name(&self, id: NodeId) -> String {
-        self.state.nodes.get(&id).map_or_else(|| id.to_string(), |node| node.name.clone())
+        self.state.name_of(id).map_or_else(|| id.to_string(), ToString::to_string)
     }
 
     /// The VM, if it is still at the generation the proposer knew (rule 1). This comparison is what makes of any number of

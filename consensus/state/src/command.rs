@@ -196,6 +196,27 @@ pub enum Command {
         /// Milliseconds since the pause at the source.
         silence_ms: u32,
     },
+    /// A named operator says that the host of the VM's owner is off and its guest with it: nobody has the right to run it any
+    /// more, generation + 1. It is wanted stopped then; where it is started next is for a person to say. The leader takes
+    /// it only while it counts that host's daemon dead.
+    ReleaseLost {
+        /// Which.
+        vm: VmId,
+        /// The generation the operator saw.
+        expect: Generation,
+        /// Who says so.
+        operator: String,
+    },
+    /// A node leaves for good: its number, its certificate and its key are refused from here on (DESIGN, rule 19). Refused
+    /// while it owns a VM or is an end of a move.
+    RemoveNode {
+        /// Which.
+        node: NodeId,
+        /// The life the user saw it in.
+        after: Incarnation,
+        /// Where the stopped VMs whose home it is have theirs from then on.
+        heir: NodeId,
+    },
 }
 
 /// What applying an entry did.
@@ -229,7 +250,8 @@ impl Command {
             | Self::Arrived { vm, expect, .. }
             | Self::GiveBack { vm, expect, .. }
             | Self::AbortMove { vm, expect, .. }
-            | Self::TakeBack { vm, expect, .. } => Some((*vm, *expect)),
+            | Self::TakeBack { vm, expect, .. }
+            | Self::ReleaseLost { vm, expect, .. } => Some((*vm, *expect)),
             Self::Found { .. }
             | Self::AddToken { .. }
             | Self::Join { .. }
@@ -238,7 +260,8 @@ impl Command {
             | Self::SetDesired { .. }
             | Self::DeleteVm { .. }
             | Self::Cancel { .. }
-            | Self::HeardAgain { .. } => None,
+            | Self::HeardAgain { .. }
+            | Self::RemoveNode { .. } => None,
         }
     }
 
@@ -262,7 +285,9 @@ impl Command {
             | Self::BeginMove { .. }
             | Self::TakeBack { .. }
             | Self::Cancel { .. }
-            | Self::HeardAgain { .. } => None,
+            | Self::HeardAgain { .. }
+            | Self::ReleaseLost { .. }
+            | Self::RemoveNode { .. } => None,
         }
     }
 }

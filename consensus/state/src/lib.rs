@@ -18,6 +18,7 @@
 //!      |                 Release +                |        (GiveBack, TakeBack: the source again)
 //!      '------------------------------------------+------------------------'
 //! ```
+//! From each of the three on the right, `ReleaseLost +` leads to `Stopped`: an operator's word that the owner's host is off.
 #![no_std]
 
 extern crate alloc;

@@ -1,8 +1,11 @@
 //! Every limit of what a cluster remembers (DESIGN, rule 20). Sizes of text are in bytes. Together they keep the largest
 //! state there can be below [`pollux_wire::limits::STATE_BYTES_MAX`], which a test builds and measures.
 
-/// Members, the dead included: a node is never removed in this version.
+/// Members, the dead included.
 pub const NODES_MAX: usize = 256;
+/// Removed nodes whose names and keys are remembered; the first removed make room. That a number is never given again needs
+/// no memory: it is below [`crate::ClusterState::last_node`].
+pub const REMOVED_MAX: usize = 256;
 /// VMs.
 pub const VMS_MAX: usize = 4096;
 /// Join tokens. Expired ones make room for new ones.

@@ -31,6 +31,19 @@ pub struct Node {
     pub authority: bool,
 }
 
+/// A node that was removed. Its number, its certificate and its key stay its own: nobody gets them again, it least of all.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Removed {
+    /// What it was called. A new node may be called so.
+    pub name: String,
+    /// SHA-256 of its public key, with which nobody joins again.
+    pub key: [u8; 32],
+    /// When it was removed.
+    pub at: UnixMs,
+    /// The place in the log at which it was.
+    pub index: u64,
+}
+
 /// What a host can do, as its daemon found it at its start.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Facts {

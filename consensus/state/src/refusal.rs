@@ -112,6 +112,20 @@ pub enum Refusal {
     /// The operation has ended.
     #[error("operation {0} has ended already; `pollux op show` tells how")]
     Ended(OpId),
+    /// The node was removed, and its identity with it.
+    #[error(
+        "node {0} was removed from the cluster, and its identity never comes back: remove its state directory and let the \
+         host join as a new node, with a new token"
+    )]
+    Removed(String),
+    /// The node cannot be removed.
+    #[error("node {node} cannot be removed: {why}")]
+    NodeInUse {
+        /// Which.
+        node: String,
+        /// What stands in the way and what to do.
+        why: String,
+    },
 }
 
 /// Why a join token does not admit.
@@ -161,12 +175,18 @@ impl Refusal {
             | Self::Token(_)
             | Self::Full { .. }
             | Self::AnotherLife { .. }
+            | Self::Removed(_)
+            | Self::NodeInUse { .. }
             | Self::Ended(_) => None,
         }
     }
 
     pub(crate) fn invalid(what: &str, why: impl AsRef<str>) -> Self {
         Self::Invalid { what: what.to_string(), why: plain(why.as_ref()) }
+    }
+
+    pub(crate) fn in_use(node: &str, why: impl AsRef<str>) -> Self {
+        Self::NodeInUse { node: node.to_string(), why: plain(why.as_ref()) }
     }
 
     pub(crate) fn full(what: &str, limit: usize) -> Self {

@@ -8,5 +8,6 @@ mod moves;
 mod ownership;
 mod property;
 mod queue;
+mod removal;
 mod wishes;
 mod world;

@@ -129,6 +129,8 @@ pub enum StopCause {
     QemuEnded(String),
     /// QEMU could not be started: what was seen.
     StartFailed(String),
+    /// An operator declared its host lost: who, and which.
+    HostLost(String),
 }
 
 impl fmt::Display for Phase {
@@ -151,6 +153,7 @@ impl fmt::Display for StopCause {
             Self::DaemonEnded => f.write_str("its node's daemon ended"),
             Self::QemuEnded(seen) => write!(f, "QEMU ended unasked: {seen}"),
             Self::StartFailed(seen) => write!(f, "it could not be started: {seen}"),
+            Self::HostLost(who) => write!(f, "its host was lost: {who}"),
         }
     }
 }

@@ -15,8 +15,8 @@ use crate::{error::LabError, host::Host, name, process::Process, state::Daemon, 
 /// How long a daemon has to answer on its socket, and a cluster to see all of its nodes.
 const READY_MAX: Duration = Duration::from_secs(30);
 const FORMED_MAX: Duration = Duration::from_secs(60);
-/// How many nodes of a cluster vote.
-const VOTERS_MAX: usize = 3;
+/// Most nodes of a cluster that vote.
+const VOTERS_MAX: usize = 5;
 const ASK_AGAIN: Duration = Duration::from_millis(50);
 /// Lines of a log that an error shows.
 const TAIL_LINES: usize = 20;
@@ -105,7 +105,7 @@ pub(crate) fn wait_formed(host: &Host, size: usize) -> Result<(), LabError> {
     let ready = |node: &&NodeAnswer| node.health == "alive" && node.incarnation > 0;
     wait_until(host, FORMED_MAX, &format!("a cluster of {size}"), |nodes| {
         let voters = nodes.iter().filter(|node| node.role == "voter").count();
-        nodes.iter().filter(ready).count() == size && voters == size.min(VOTERS_MAX)
+        nodes.iter().filter(ready).count() == size && voters == voters_of(size)
     })
 }
 
@@ -157,4 +157,10 @@ fn ended(host: &Host) -> LabError {
 
 fn late(host: &Host, waited: Duration, what: String) -> LabError {
     LabError::Deadline { what, waited_s: waited.as_secs(), log: host.log(), tail: host.log_tail(TAIL_LINES) }
+}
+
+/// How many nodes of a cluster of this size vote: an odd number.
+fn voters_of(size: usize) -> usize {
+    let most = size.min(VOTERS_MAX);
+    most - (most + 1) % 2
 }

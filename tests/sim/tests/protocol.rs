@@ -33,8 +33,9 @@ fn fixed_seeds_break_no_rule_and_converge() {
         }
     }
     // A simulation in which nothing happens proves nothing either.
-    let Outcome { moves, aborted, given_back, taken_back, revived, .. } = total;
-    let busy = moves > SEEDS && aborted > SEEDS && given_back > SEEDS / 10 && taken_back > 0 && revived > SEEDS / 10;
+    let Outcome { moves, aborted, given_back, taken_back, released_lost, revived, .. } = total;
+    let overridden = taken_back > 0 && released_lost > SEEDS / 10;
+    let busy = moves > SEEDS && aborted > SEEDS && given_back > SEEDS / 10 && overridden && revived > SEEDS / 10;
     assert!(busy, "too little happened: {total:?}");
 }
 
@@ -79,6 +80,12 @@ fn with_one_page_forgotten_per_round_a_rule_breaks() {
 #[test]
 fn with_a_target_that_does_not_wait_for_the_log_a_rule_breaks() {
     let settings = Settings { control: Some(Control::ResumeBeforeCommit), ..Settings::default() };
+    must_break(&settings, &["rule 1)"]);
+}
+
+#[test]
+fn with_an_operator_who_does_not_look_a_rule_breaks() {
+    let settings = Settings { control: Some(Control::CarelessOperator), ..Settings::default() };
     must_break(&settings, &["rule 1)"]);
 }
 

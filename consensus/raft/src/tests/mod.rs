@@ -3,6 +3,7 @@
 
 mod basics;
 mod faults;
+mod members;
 mod snapshots;
 mod wires;
 
@@ -71,13 +72,13 @@ impl Cluster {
         cluster
     }
 
-    /// So many nodes, all joined, the first three of them voters.
+    /// So many nodes, all joined, as many of them voters as there should be.
     async fn of(size: u64) -> Self {
         let mut cluster = Self::found(Retention::default()).await;
         for _ in 1..size {
             cluster.join().await;
         }
-        cluster.until_voters(size.min(3)).await;
+        cluster.until_voters(u64::try_from(crate::voters_of(usize::try_from(size).unwrap())).unwrap()).await;
         cluster
     }
 

@@ -108,6 +108,9 @@ impl Network for Port {
         let Some(peer) = self.wires.plugged(node) else {
             return Err(CallError::NotSent("nobody listens there".to_owned()));
         };
+        if !peer.admits(self.from) {
+            return Err(CallError::NotAdmitted(format!("{node} does not know {} any more", self.from)));
+        }
         let answer = timeout(deadline, peer.answer(self.from, method, &body)).await;
         if self.wires.loses_answer(method) || self.wires.is_cut(self.from, node) {
             sleep(deadline).await;

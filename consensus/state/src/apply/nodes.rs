@@ -74,7 +74,8 @@ impl Step<'_> {
         }
         match token.used {
             // Its first answer may have been lost; it is the same node that asks, so it may have it again at any time.
-            Some((user, node)) if user == key => return Ok(Outcome::Joined(node)),
+            Some((user, node)) if user == key && !self.state.is_removed(node) => return Ok(Outcome::Joined(node)),
+            Some((user, node)) if user == key => return Err(Refusal::Removed(self.node_name(node))),
             Some((_, node)) => {
                 return Err(Refusal::Token(TokenRefusal::Used { by: self.node_name(node) }));
             }
@@ -94,6 +95,9 @@ impl Step<'_> {
         if let Some(other) = self.state.nodes.values().find(|node| node.key == key) {
             let why = format!("{} has the same; a new node makes a new key", other.name);
             return Err(Refusal::invalid("key", why));
+        }
+        if let Some(removed) = self.state.removed.values().find(|removed| removed.key == key) {
+            return Err(Refusal::Removed(removed.name.clone()));
         }
         if self.state.nodes.len() >= NODES_MAX {
             return Err(Refusal::full("nodes", NODES_MAX));

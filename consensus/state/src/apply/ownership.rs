@@ -90,7 +90,10 @@ impl Step<'_> {
         }
         self.current_life(vm, Owner { node: by, incarnation })?;
         let Some(cause) = kept(cause) else {
-            return Err(Refusal::invalid("cause", "a VM that ran is not new; say why it stopped"));
+            return Err(Refusal::invalid(
+                "cause",
+                "a VM that ran is not new, and its own node does not call itself lost; say why it stopped",
+            ));
         };
 
         let vm = self.vm_mut(id)?;
@@ -114,7 +117,7 @@ impl Step<'_> {
 /// The cause as it is remembered; `None` if it cannot be one.
 fn kept(cause: &StopCause) -> Option<StopCause> {
     match cause {
-        StopCause::New => None,
+        StopCause::New | StopCause::HostLost(_) => None,
         StopCause::GuestPowerOff | StopCause::Operator | StopCause::DaemonEnded => Some(cause.clone()),
         StopCause::QemuEnded(seen) => Some(StopCause::QemuEnded(plain(seen))),
         StopCause::StartFailed(seen) => Some(StopCause::StartFailed(plain(seen))),
@@ -128,7 +131,7 @@ fn stays_stopped(vm: &Vm, cause: &StopCause) -> bool {
         StopCause::DaemonEnded => vm.desired == Desired::Running && !vm.spec.autostart,
         // A user's wish is in the log already, and may have changed since: a start after the stop counts.
         StopCause::Operator => matches!(vm.desired, Desired::Stopped { .. }),
-        StopCause::New | StopCause::QemuEnded(_) | StopCause::StartFailed(_) => false,
+        StopCause::New | StopCause::QemuEnded(_) | StopCause::StartFailed(_) | StopCause::HostLost(_) => false,
     }
 }
 
@@ -136,7 +139,7 @@ fn stays_stopped(vm: &Vm, cause: &StopCause) -> bool {
 /// wrong; it decides no more than how long to wait before the next start.
 fn failed_starts(vm: &Vm, cause: &StopCause, at: u64) -> u32 {
     match cause {
-        StopCause::New | StopCause::DaemonEnded => vm.failed_starts,
+        StopCause::New | StopCause::DaemonEnded | StopCause::HostLost(_) => vm.failed_starts,
         StopCause::GuestPowerOff | StopCause::Operator => 0,
         StopCause::StartFailed(_) => vm.failed_starts.saturating_add(1),
         StopCause::QemuEnded(_) if at.saturating_sub(vm.since) >= STEADY_RUN_MS => 1,

@@ -6,7 +6,9 @@ use super::{Violation, hold};
 use crate::{
     ClusterState,
     id::{Generation, Incarnation, NodeId, Owner},
-    limits::{EVENTS_MAX, MOVES_PER_NODE_MAX, NODES_MAX, OPERATIONS_MAX, OUTCOMES_MAX, TOKENS_MAX, VMS_MAX},
+    limits::{
+        EVENTS_MAX, MOVES_PER_NODE_MAX, NODES_MAX, OPERATIONS_MAX, OUTCOMES_MAX, REMOVED_MAX, TOKENS_MAX, VMS_MAX,
+    },
     operation::{Operation, OperationKind},
     vm::{Phase, StopCause, Vm},
 };
@@ -28,6 +30,7 @@ impl ClusterState {
     fn check_bounds(&self) -> Result<(), Violation> {
         let sizes = [
             ("nodes", self.nodes.len(), NODES_MAX),
+            ("removed nodes", self.removed.len(), REMOVED_MAX),
             ("tokens", self.tokens.len(), TOKENS_MAX),
             ("VMs", self.vms.len(), VMS_MAX),
             ("operations", self.operations.len(), OPERATIONS_MAX),
@@ -56,13 +59,20 @@ impl ClusterState {
             return hold(empty, "a cluster that was not founded is empty", || "it is not".to_string());
         }
         let last = self.nodes.last_key_value().map(|(id, _)| *id);
-        hold(last == Some(self.last_node), "the last node id is the highest minted", || self.last_node.to_string())?;
+        let minted = last.is_some_and(|last| last <= self.last_node);
+        hold(minted, "a cluster has a node, and none above the last minted", || self.last_node.to_string())?;
+        for (id, removed) in &self.removed {
+            hold(self.is_removed(*id), "a node that was removed is no member", || removed.name.clone())?;
+            let again = self.nodes.values().any(|node| node.key == removed.key);
+            hold(!again, "the key of a removed node is nobody's", || removed.name.clone())?;
+        }
         for (id, node) in &self.nodes {
             hold(*id == node.id && id.0 > 0, "a node is filed under its id", || node.id.to_string())?;
         }
         for token in self.tokens.values() {
             let Some((key, user)) = token.used else { continue };
-            let right = self.nodes.get(&user).is_some_and(|node| node.key == key && node.name == token.node_name);
+            let member = self.nodes.get(&user).map(|node| (node.key, &node.name));
+            let right = member.map_or_else(|| self.is_removed(user), |who| who == (key, &token.node_name));
             hold(right, "a used token names the node that used it", || token.node_name.clone())?;
         }
         Ok(())

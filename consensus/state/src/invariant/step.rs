@@ -7,8 +7,9 @@ use crate::{
     ClusterState,
     command::{Command, Outcome, Proposal},
     id::{NodeId, Owner, VmId},
+    node::Node,
     operation::{Operation, OperationKind, OperationResult},
-    vm::{Desired, Phase, Vm},
+    vm::{Desired, Phase, StopCause, Vm},
 };
 
 /// Whether `proposal`, with this outcome, may lead from `before` to `after`. Call [`ClusterState::check`] on `after` too.
@@ -52,8 +53,10 @@ fn same_but_memory(before: &ClusterState, after: &ClusterState) -> bool {
         last_event,
         outcomes: _,
         outcome_order: _,
+        removed,
     } = before;
     (cluster, nodes, last_node, tokens) == (&after.cluster, &after.nodes, &after.last_node, &after.tokens)
+        && removed == &after.removed
         && (vms, last_vm, operations) == (&after.vms, &after.last_vm, &after.operations)
         && (events, last_event) == (&after.events, &after.last_event)
 }
@@ -64,7 +67,8 @@ fn check_nodes(before: &ClusterState, after: &ClusterState, proposal: &Proposal)
     })?;
     for (id, old) in &before.nodes {
         let Some(new) = after.nodes.get(id) else {
-            return hold(false, "a node is never removed", || old.name.clone());
+            check_removed(after, old, proposal)?;
+            continue;
         };
         let same = (&old.name, old.key, old.joined) == (&new.name, new.key, new.joined);
         hold(same, "who a node is never changes", || old.name.clone())?;
@@ -74,6 +78,7 @@ fn check_nodes(before: &ClusterState, after: &ClusterState, proposal: &Proposal)
             format!("{}: {} became {}", old.name, old.incarnation, new.incarnation)
         })?;
     }
+    hold(after.last_node >= before.last_node, "the last node id never falls", || after.last_node.to_string())?;
     let minted = after.nodes.keys().filter(|id| !before.nodes.contains_key(id));
     minted
         .clone()
@@ -83,6 +88,20 @@ fn check_nodes(before: &ClusterState, after: &ClusterState, proposal: &Proposal)
     hold(minted.count() <= most, "a node is admitted by founding or joining, one at a time", || {
         format!("{} nodes became {}", before.nodes.len(), after.nodes.len())
     })
+}
+
+/// A node goes only when asked for, in the life it was seen in, and with nothing in its hands; and it is remembered.
+fn check_removed(after: &ClusterState, old: &Node, proposal: &Proposal) -> Result<(), Violation> {
+    let asked = matches!(proposal.command, Command::RemoveNode { node, after: life, .. }
+        if node == old.id && life == old.incarnation);
+    hold(asked, "a node is removed only when asked for, in the life it was seen in", || old.name.clone())?;
+    let free = after.vms.values().all(|vm| {
+        let ends = vm.phase.moving().is_some_and(|(_, from, to)| from.node == old.id || to.node == old.id);
+        !ends && vm.home != old.id && vm.phase.owner().is_none_or(|owner| owner.node != old.id)
+    });
+    hold(free, "a node that is removed has nothing in its hands", || old.name.clone())?;
+    let kept = after.removed.get(&old.id).is_some_and(|removed| removed.key == old.key);
+    hold(kept && after.is_removed(old.id), "a node that was removed is remembered", || old.name.clone())
 }
 
 fn check_vms(before: &ClusterState, after: &ClusterState, proposal: &Proposal) -> Result<(), Violation> {
@@ -132,7 +151,10 @@ fn check_vm(
         let wished = matches!(proposal.command, Command::SetDesired { vm, .. } if vm == old.id);
         let stopped = old.phase.owner().is_none() && new.phase.owner().is_none();
         let arrived = matches!(proposal.command, Command::Arrived { vm, .. } if vm == old.id);
-        hold((wished && stopped) || arrived, "a VM's home changes while it is stopped or by moving there", story)?;
+        let inherited = matches!(proposal.command, Command::RemoveNode { node, heir, .. }
+            if node == old.home && heir == new.home && after.is_removed(node));
+        let there = (wished && stopped) || arrived || (inherited && stopped);
+        hold(there, "a VM's home changes while it is stopped or by moving there", story)?;
     }
     Ok(())
 }
@@ -169,6 +191,11 @@ fn allowed(old: &Vm, new: &Vm, proposal: &Proposal) -> bool {
             owner == from && op == named && own(to)
         }
         (Phase::Arriving { from, .. }, Phase::Running { owner }, Command::TakeBack { .. }) => owner == from,
+        (
+            Phase::Running { .. } | Phase::Moving { .. } | Phase::Arriving { .. },
+            Phase::Stopped { cause: StopCause::HostLost(_) },
+            Command::ReleaseLost { .. },
+        ) => new.desired != Desired::Running,
         _ => false,
     }
 }
@@ -239,6 +266,8 @@ fn check_events(before: &ClusterState, after: &ClusterState) -> Result<(), Viola
     let silent = after.last_event == before.last_event;
     let moved = |(id, vm): (&VmId, &Vm)| before.vms.get(id).is_none_or(|old| old.phase != vm.phase);
     let joined = |id: &NodeId| !before.nodes.contains_key(id);
-    let untold = silent && (after.vms.iter().any(moved) || after.nodes.keys().any(joined));
+    let left = |id: &NodeId| !after.nodes.contains_key(id);
+    let members = after.nodes.keys().any(joined) || before.nodes.keys().any(left);
+    let untold = silent && (after.vms.iter().any(moved) || members);
     hold(!untold, "a change of ownership or of membership is told", || "no event".to_string())
 }

@@ -40,6 +40,36 @@ fn without_the_comparison_a_late_release_makes_two_copies() {
     assert_eq!(a_release_that_comes_late(Rules::without_generation_check()), [N1, N2]);
 }
 
+/// n1 fell silent, and an operator who believed it lost released `web` at generation 1; the order was slow. Meanwhile n1 came
+/// back and started `web` anew. Returns who was told to run it and was told nothing else since.
+fn a_word_of_loss_that_comes_late(rules: Rules) -> alloc::vec::Vec<NodeId> {
+    let mut world = World::with_web_running();
+    world.rules = rules;
+    let late = world.proposal(N3, release_lost(1));
+    let life = world.restart(N1);
+    world.accept(N1, claim(1, life));
+    let mut told = alloc::vec![N1];
+
+    world.apply(&late);
+    let elsewhere = crate::Command::SetDesired { vm: WEB, desired: Desired::Running, home: Some(N2) };
+    if world.propose(N3, elsewhere) == Outcome::Done {
+        let generation = world.web().generation.0;
+        world.accept(N2, claim(generation, FIRST_LIFE));
+        told.push(N2);
+    }
+    told
+}
+
+#[test]
+fn a_late_word_of_loss_takes_nothing_from_a_host_that_came_back() {
+    assert_eq!(a_word_of_loss_that_comes_late(Rules::default()), [N1]);
+}
+
+#[test]
+fn without_the_comparison_a_late_word_of_loss_makes_two_copies() {
+    assert_eq!(a_word_of_loss_that_comes_late(Rules::without_generation_check()), [N1, N2]);
+}
+
 /// An operator saw that n2 fell silent at generation 2 and took `web` back; the order was slow. Meanwhile n2 had given it
 /// back by itself, and a second move was under way to n3, which had switched over. Returns who owns it in the end.
 fn an_override_that_comes_late(rules: Rules) -> Option<Owner> {

@@ -15,7 +15,7 @@ use crate::{
     event::Event,
     id::{Generation, Incarnation, MacAddr, NodeId, VmId},
     limits::*,
-    node::{Facts, JoinToken, Node},
+    node::{Facts, JoinToken, Node, Removed},
     operation::OperationResult,
     vm::{Desired, Nic, StopCause, Vm, VmSpec},
 };
@@ -42,6 +42,8 @@ pub(super) fn one_of_each() -> Vec<Proposal> {
         take_back(8),
         Command::Cancel { op },
         Command::HeardAgain { op, silence_ms: 131 },
+        release_lost(8),
+        remove(N2),
     ];
     for command in &commands {
         match command {
@@ -61,7 +63,9 @@ pub(super) fn one_of_each() -> Vec<Proposal> {
             | Command::AbortMove { .. }
             | Command::TakeBack { .. }
             | Command::Cancel { .. }
-            | Command::HeardAgain { .. } => {}
+            | Command::HeardAgain { .. }
+            | Command::ReleaseLost { .. }
+            | Command::RemoveNode { .. } => {}
         }
     }
     let number = |(at, command): (usize, Command)| Proposal { id: op_id(at as u64), by: N1, at: NOON, command };
@@ -106,7 +110,24 @@ fn one_of_everything() -> ClusterState {
     let cause = StopCause::StartFailed("no kernel".to_string());
     world.accept(N1, Command::Release { vm, expect: Generation(1), incarnation: FIRST_LIFE, cause });
 
+    world.accept(N1, token(NodeId(5), NOON + 1_000));
+    world.accept(
+        N1,
+        Command::Join {
+            secret_hash: bytes(NodeId(5)),
+            name: name(NodeId(5)),
+            address: address(NodeId(5)),
+            key: bytes(NodeId(5)),
+        },
+    );
+    world.accept(N1, Command::RemoveNode { node: NodeId(4), after: Incarnation(0), heir: N1 });
+    let vm = create(&mut world, "lost");
+    world.accept(N1, Command::Claim { vm, expect: Generation(0), incarnation: FIRST_LIFE });
+    world.accept(N2, Command::ReleaseLost { vm, expect: Generation(1), operator: "carol".to_string() });
+
     world.refuse(N1, found());
+    world.refuse(NodeId(4), claim(9, FIRST_LIFE));
+    world.refuse(N1, remove(N2));
     world.refuse(N1, claim(9, FIRST_LIFE));
     world.refuse(N1, claim(2, FIRST_LIFE));
     world.refuse(N2, claim(2, Incarnation(7)));
@@ -151,6 +172,7 @@ fn a_snapshot_that_was_written_can_still_be_read() {
     assert_eq!(codec::encode(&then, Limit::State).as_deref(), Ok(&bytes[..]));
     then.check().expect("sound");
     assert_eq!((&then.cluster, &then.nodes, &then.tokens), (&now.cluster, &now.nodes, &now.tokens));
+    assert_eq!(then.removed, now.removed);
     assert_eq!((&then.vms, &then.operations), (&now.vms, &now.operations));
     assert!(then.outcomes.keys().eq(now.outcomes.keys()));
 }
@@ -198,6 +220,8 @@ fn the_largest_state_there_can_be_fits_into_a_snapshot() {
     let event = Event { number: 1, at: NOON, node: Some(N1), vm: Some(WEB), op: Some(op_id(1)), text: text() };
     state.events = vec![event; EVENTS_MAX].into();
     let token = JoinToken { node_name: "n".repeat(NAME_MAX), expires: NOON, used: Some(([1; 32], N1)) };
+    let removed = Removed { name: "n".repeat(NAME_MAX), key: [9; 32], at: NOON, index: 1 };
+    state.removed = (0..REMOVED_MAX as u64).map(|id| (NodeId(id), removed.clone())).collect();
     state.tokens = (0..TOKENS_MAX as u64).map(|number| (bytes(NodeId(number)), token.clone())).collect();
 
     let bytes = codec::encode(&state, Limit::State).expect("it fits");

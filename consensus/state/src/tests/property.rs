@@ -47,7 +47,7 @@ fn off_by() -> impl Strategy<Value = i64> {
 
 fn deed() -> impl Strategy<Value = Deed> {
     (
-        0..20_u8,
+        0..22_u8,
         prop::option::weighted(0.15, 0..6_u64),
         1..4_u64,
         1..5_u64,
@@ -160,6 +160,16 @@ impl Drive {
                 Command::SetDesired { vm, desired: desired(deed.variant), home }
             }
             18 => Command::DeleteVm { vm },
+            19 => Command::ReleaseLost { vm, expect, operator: "carol".to_string() },
+            20 if deed.variant.is_multiple_of(2) => {
+                Command::HeardAgain { op: self.some_operation(deed), silence_ms: 100 }
+            }
+            20 => {
+                let after = self.state.nodes.get(&node).map_or(0, |node| node.incarnation.0);
+                let after = Incarnation(after.saturating_add_signed(deed.life));
+                let heir = NodeId(1 + (deed.node + u64::from(deed.variant)) % 4);
+                Command::RemoveNode { node, after, heir }
+            }
             _ => match deed.variant % 3 {
                 0 => found(),
                 1 => token(NodeId(3 + deed.node), NOON + 200),

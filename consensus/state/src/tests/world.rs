@@ -293,6 +293,15 @@ pub(super) fn abort_move(op: OpId, expect: u64) -> Command {
     Command::AbortMove { vm: WEB, op, expect: Generation(expect), reason: "the link broke".to_string() }
 }
 
+pub(super) fn release_lost(expect: u64) -> Command {
+    Command::ReleaseLost { vm: WEB, expect: Generation(expect), operator: "carol".to_string() }
+}
+
+/// `node`, last seen in its first life, leaves its stopped VMs to n1.
+pub(super) fn remove(node: NodeId) -> Command {
+    Command::RemoveNode { node, after: FIRST_LIFE, heir: N1 }
+}
+
 pub(super) fn take_back(expect: u64) -> Command {
     Command::TakeBack { vm: WEB, expect: Generation(expect), operator: "carol".to_string() }
 }

@@ -8,8 +8,8 @@ use super::{
     console::{Duplex, Start},
     placement::WhyView,
     types::{
-        ClusterView, CreateVm, EventsView, MigrateVm, NodeView, OperationView, Preflight, PreflightView, StartVm,
-        StopVm, TakeBack, TokenRequest, TokenView, VmLog, VmView,
+        ClusterView, CreateVm, EventsView, MigrateVm, NodeView, OperationView, Preflight, PreflightView, ReleaseVm,
+        RemoveNode, RemovedView, StartVm, StopVm, TakeBack, TokenRequest, TokenView, VmLog, VmView,
     },
 };
 
@@ -67,6 +67,12 @@ pub trait Backend: Send + Sync + 'static {
 
     /// Give a VM back to its source although its target, which won it and fell silent, cannot be asked.
     async fn take_back_vm(&self, name: &str, request: TakeBack) -> Result<VmView, ApiError>;
+
+    /// Release a VM whose owner's host is lost.
+    async fn release_vm(&self, name: &str, request: ReleaseVm) -> Result<VmView, ApiError>;
+
+    /// Remove a node for good.
+    async fn remove_node(&self, name: &str, request: RemoveNode) -> Result<RemovedView, ApiError>;
 
     /// What the VM wrote to its serial console, from position `from` on or from the oldest byte kept (the last 64 KiB). A
     /// `from` beyond the end means that the log began anew: all of it.

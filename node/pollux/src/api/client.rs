@@ -28,8 +28,8 @@ use super::{
     console::{self, Heard, Start},
     placement::WhyView,
     types::{
-        ClusterView, CreateVm, EventsView, MigrateVm, NodeView, OperationView, Preflight, PreflightView, StartVm,
-        StopVm, TakeBack, TokenRequest, TokenView, VmLog, VmView,
+        ClusterView, CreateVm, EventsView, MigrateVm, NodeView, OperationView, Preflight, PreflightView, ReleaseVm,
+        RemoveNode, RemovedView, StartVm, StopVm, TakeBack, TokenRequest, TokenView, VmLog, VmView,
     },
 };
 
@@ -208,6 +208,22 @@ impl Client {
     /// As [`Self::cluster`].
     pub async fn take_back_vm(&self, name: &str, request: &TakeBack) -> Result<VmView, ApiError> {
         self.post(&format!("/v1/vms/{}/takeback", segment(name)), request).await
+    }
+
+    /// Release a VM whose owner's host is lost.
+    ///
+    /// # Errors
+    /// As [`Self::cluster`].
+    pub async fn release_vm(&self, name: &str, request: &ReleaseVm) -> Result<VmView, ApiError> {
+        self.post(&format!("/v1/vms/{}/release", segment(name)), request).await
+    }
+
+    /// Remove a node for good.
+    ///
+    /// # Errors
+    /// As [`Self::cluster`].
+    pub async fn remove_node(&self, name: &str, request: &RemoveNode) -> Result<RemovedView, ApiError> {
+        self.post(&format!("/v1/nodes/{}/remove", segment(name)), request).await
     }
 
     /// What a VM wrote to its console from position `from` on, waiting up to `wait` for something to be there.

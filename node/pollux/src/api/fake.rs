@@ -20,8 +20,8 @@ use super::{
     server,
     types::{
         ClusterView, CreateVm, Desired, EventView, EventsView, MigrateVm, NicView, NodeView, Obstacle, OperationKind,
-        OperationResult, OperationView, Phase, Preflight, PreflightView, Runtime, StartVm, StopVm, TakeBack,
-        TargetView, TokenRequest, TokenView, VmLog, VmView,
+        OperationResult, OperationView, Phase, Preflight, PreflightView, ReleaseVm, RemoveNode, RemovedView, Runtime,
+        StartVm, StopVm, TakeBack, TargetView, TokenRequest, TokenView, VmLog, VmView,
     },
 };
 
@@ -305,6 +305,26 @@ impl Backend for Fake {
             vm.node = vm.peer.take();
             vm.generation += 1;
         })
+    }
+
+    async fn release_vm(&self, name: &str, request: ReleaseVm) -> Result<VmView, ApiError> {
+        self.may_change().await?;
+        let now = self.vm(name).await?;
+        if now.generation != request.generation {
+            return Err(ApiError::conflict(format!("VM {name} is at {}", now.generation)));
+        }
+        self.on_vm(name, |vm| {
+            vm.phase = Phase::Stopped;
+            vm.desired = Desired::Stopped;
+            vm.node = None;
+            vm.generation += 1;
+            vm.stop_cause = Some(format!("its host was lost: {} says so", request.operator));
+        })
+    }
+
+    async fn remove_node(&self, name: &str, _: RemoveNode) -> Result<RemovedView, ApiError> {
+        self.may_change().await?;
+        Ok(RemovedView { node: name.into(), id: 3, heir: "n1".into(), ..RemovedView::default() })
     }
 
     async fn vm_log(&self, name: &str, from: u64) -> Result<VmLog, ApiError> {

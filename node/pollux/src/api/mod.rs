@@ -17,9 +17,11 @@
 //! | `GET /v1/events?after=N` (waits) | [`types::EventsView`] |
 //! | `POST /v1/tokens` [`types::TokenRequest`] | [`types::TokenView`] |
 //! | `GET /v1/nodes`, `GET /v1/nodes/NAME` | [`types::NodeView`] |
+//! | `POST /v1/nodes/NAME/remove` [`types::RemoveNode`] | [`types::RemovedView`] |
 //! | `GET /v1/vms`, `GET /v1/vms/NAME` (waits), `DELETE /v1/vms/NAME` | [`types::VmView`] |
 //! | `POST /v1/vms` [`types::CreateVm`] | [`types::VmView`] |
 //! | `POST /v1/vms/NAME/start` [`types::StartVm`], `.../stop` [`types::StopVm`], `.../takeback` [`types::TakeBack`] | [`types::VmView`] |
+//! | `POST /v1/vms/NAME/release` [`types::ReleaseVm`] | [`types::VmView`] |
 //! | `POST /v1/vms/NAME/migrate` [`types::MigrateVm`] | [`types::OperationView`] |
 //! | `GET /v1/vms/NAME/log?from=N` (waits) | text; the header `pollux-log-next` says where to go on |
 //! | `GET /v1/vms/NAME/console?last=N` or `?at=N`, `Upgrade: pollux-console` | 101, then as [`console`] says |

@@ -28,7 +28,7 @@ use super::{
     ApiError, BODY_BYTES_MAX, Backend, CONSOLES_MAX, LOG_NEXT_HEADER, METRICS_TYPE, REQUEST_MS_MAX, WAIT_MS_MAX,
     console::{PROTOCOL, Start},
     server::REREAD_MS,
-    types::{CreateVm, MigrateVm, Preflight, StartVm, StopVm, TakeBack, TokenRequest},
+    types::{CreateVm, MigrateVm, Preflight, ReleaseVm, RemoveNode, StartVm, StopVm, TakeBack, TokenRequest},
 };
 
 #[derive(Clone)]
@@ -64,6 +64,7 @@ pub(crate) fn router(backend: Arc<dyn Backend>, stop: CancellationToken, tasks: 
         .route("/v1/tokens", post(create_token))
         .route("/v1/nodes", get(nodes))
         .route("/v1/nodes/{name}", get(node))
+        .route("/v1/nodes/{name}/remove", post(remove_node))
         .route("/v1/vms", get(vms).post(create_vm))
         .route("/v1/vms/{name}", get(vm).delete(delete_vm))
         .route("/v1/vms/{name}/start", post(start_vm))
@@ -72,6 +73,7 @@ pub(crate) fn router(backend: Arc<dyn Backend>, stop: CancellationToken, tasks: 
         .route("/v1/vms/{name}/preflight", post(preflight_vm))
         .route("/v1/vms/{name}/takeback", post(take_back_vm))
         .route("/v1/vms/{name}/why", get(why_vm))
+        .route("/v1/vms/{name}/release", post(release_vm))
         .route("/v1/vms/{name}/log", get(vm_log))
         .route("/v1/vms/{name}/console", get(console))
         .route("/v1/operations", get(operations))
@@ -170,6 +172,22 @@ async fn take_back_vm(
 
 async fn why_vm(State(context): State<Context>, Path(name): Path<String>) -> Answer {
     json(StatusCode::OK, &read(context.backend.why_vm(&name)).await?)
+}
+
+async fn release_vm(
+    State(context): State<Context>,
+    Path(name): Path<String>,
+    Body(request): Body<ReleaseVm>,
+) -> Answer {
+    json(StatusCode::OK, &write(context.backend.release_vm(&name, request)).await?)
+}
+
+async fn remove_node(
+    State(context): State<Context>,
+    Path(name): Path<String>,
+    Body(request): Body<RemoveNode>,
+) -> Answer {
+    json(StatusCode::OK, &write(context.backend.remove_node(&name, request)).await?)
 }
 
 async fn vm_log(State(context): State<Context>, Path(name): Path<String>, query: Waiting) -> Answer {

@@ -618,6 +618,54 @@ pub struct TakeBack {
     pub generation: u64,
 }
 
+/// Release a VM whose owner's host is lost.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReleaseVm {
+    /// Who says that the host is off; recorded.
+    pub operator: String,
+    /// The generation the operator saw; any other means that something happened since, and the request is refused.
+    pub generation: u64,
+}
+
+/// Remove a node for good.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RemoveNode {
+    /// The life of its daemon that the user saw; any other means that it was started since, and the request is refused.
+    pub incarnation: u64,
+    /// Its host is off for good, and what it had the right to run is to be released.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lost: Option<Lost>,
+}
+
+/// What an operator says of a lost host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Lost {
+    /// Who says so; recorded.
+    pub operator: String,
+    /// The VMs that the operator saw in its hands, and the generation of each. Any other means that something happened since.
+    pub vms: BTreeMap<String, u64>,
+}
+
+/// A node that was removed.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RemovedView {
+    /// What it was called.
+    pub node: String,
+    /// Its number, never given again.
+    pub id: u64,
+    /// VMs that are nobody's now, and wanted stopped.
+    pub released: Vec<String>,
+    /// VMs that go on at the source of the move that had just brought them there.
+    pub taken_back: Vec<String>,
+    /// The node that inherited its stopped VMs.
+    pub heir: String,
+    /// Those VMs.
+    pub inherited: Vec<String>,
+}
+
 /// What a VM wrote to its serial console.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct VmLog {

@@ -6,6 +6,7 @@
 
 mod cluster;
 mod completions;
+mod confirm;
 mod events;
 mod exit;
 mod follow;
@@ -17,6 +18,7 @@ mod node;
 mod op;
 mod output;
 mod rate;
+mod remove;
 mod suggest;
 mod terminal;
 #[cfg(test)]
@@ -147,6 +149,7 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
         Noun::Node(node::Node::Run(verb)) => node::run(cli.socket, verb).await,
         Noun::Node(node::Node::List) => node::all(&context).await,
         Noun::Node(node::Node::Show { name }) => node::one(&context, &name).await,
+        Noun::Node(node::Node::Remove(verb)) => remove::run(&context, verb).await,
         Noun::Vm(verb) => vm::run(&context, verb).await,
         Noun::Op(verb) => op::run(&context, verb).await,
         Noun::Events(verb) => events::run(&context, &verb).await,

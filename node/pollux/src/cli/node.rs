@@ -24,7 +24,7 @@ use super::{
     log::LogFormat,
     output::{Format, list, mib, show, span, table},
     rate::rate,
-    suggest,
+    remove, suggest,
 };
 
 /// The QEMU that Debian installs.
@@ -47,6 +47,9 @@ pub(crate) enum Node {
         /// Its name.
         name: String,
     },
+    /// Remove a node for good: its identity never comes back. With --lost, release the VMs of a dead host.
+    #[command(long_about = remove::STORY)]
+    Remove(remove::Remove),
 }
 
 /// How a host joins.
@@ -155,7 +158,7 @@ pub(crate) async fn run(socket: PathBuf, verb: Run) -> Result<(), Failure> {
     daemon::run(config).await.map_err(|error| {
         let exit = match error {
             RunError::NoNode(_) => Exit::NotFound,
-            RunError::Refused(_) => Exit::Conflict,
+            RunError::Refused(_) | RunError::Removed { .. } => Exit::Conflict,
             RunError::Dir(_)
             | RunError::Identity(_)
             | RunError::Authority(_)

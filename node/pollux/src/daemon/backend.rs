@@ -31,7 +31,8 @@ use crate::{
         placement::{LATELY_MAX, WhyView},
         types::{
             ClusterView, CreateVm, EventView, EventsView, MigrateVm, NodeView, OperationView, Preflight, PreflightView,
-            Problem, Runtime, StartVm, StopVm, TakeBack, TokenRequest, TokenView, VmLog, VmView,
+            Problem, ReleaseVm, RemoveNode, RemovedView, Runtime, StartVm, StopVm, TakeBack, TokenRequest, TokenView,
+            VmLog, VmView,
         },
     },
     metrics::{self, Proposed},
@@ -56,7 +57,7 @@ impl Api {
     }
 
     /// The state, current if a quorum can be had.
-    async fn state(&self) -> Arc<ClusterState> {
+    pub(super) async fn state(&self) -> Arc<ClusterState> {
         if let Err(error) = self.consensus().linearizable(Duration::from_millis(READ_MS_MAX)).await {
             tracing::debug!(%error, "answering from the state this node has");
         }
@@ -67,12 +68,12 @@ impl Api {
         self.consensus().watch().borrow().state.clone()
     }
 
-    async fn health(&self) -> Option<BTreeMap<NodeId, NodeHealth>> {
+    pub(super) async fn health(&self) -> Option<BTreeMap<NodeId, NodeHealth>> {
         let health = self.consensus().liveness(Duration::from_millis(HEALTH_MS_MAX)).await.ok()?;
         Some(health.into_iter().map(|health| (health.node, health)).collect())
     }
 
-    async fn propose(&self, command: Command) -> Result<(OpId, Outcome), ApiError> {
+    pub(super) async fn propose(&self, command: Command) -> Result<(OpId, Outcome), ApiError> {
         let id = self.0.minter().mint();
         let proposal = Proposal { id, by: self.0.identity.node(), at: wall_ms(), command };
         let asked = tokio::time::Instant::now();
@@ -117,7 +118,7 @@ impl Api {
         Sight { state, consensus: &status, health: None }.vm(vm, runtime)
     }
 
-    async fn named_vm(&self, name: &str) -> Result<VmView, ApiError> {
+    pub(super) async fn named_vm(&self, name: &str) -> Result<VmView, ApiError> {
         let state = self.applied();
         Ok(self.vm_view(&state, vm_named(&state, name)?).await)
     }
@@ -341,6 +342,14 @@ impl Backend for Api {
         self.named_vm(name).await
     }
 
+    async fn release_vm(&self, name: &str, request: ReleaseVm) -> Result<VmView, ApiError> {
+        self.release(name, request).await
+    }
+
+    async fn remove_node(&self, name: &str, request: RemoveNode) -> Result<RemovedView, ApiError> {
+        self.remove(name, request).await
+    }
+
     async fn vm_log(&self, name: &str, from: u64) -> Result<VmLog, ApiError> {
         let state = self.applied();
         let vm = vm_named(&state, name)?;
@@ -419,12 +428,12 @@ impl Api {
     }
 }
 
-fn vm_named<'a>(state: &'a ClusterState, name: &str) -> Result<&'a Vm, ApiError> {
+pub(super) fn vm_named<'a>(state: &'a ClusterState, name: &str) -> Result<&'a Vm, ApiError> {
     let names = || state.vms.values().map(|vm| vm.spec.name.as_str());
     state.vms.values().find(|vm| vm.spec.name == name).ok_or_else(|| no_such("VM", name, names(), "pollux vm list"))
 }
 
-fn node_named<'a>(state: &'a ClusterState, name: &str) -> Result<&'a Node, ApiError> {
+pub(super) fn node_named<'a>(state: &'a ClusterState, name: &str) -> Result<&'a Node, ApiError> {
     let names = || state.nodes.values().map(|node| node.name.as_str());
     state
         .nodes
@@ -482,13 +491,17 @@ fn refused(refusal: &Refusal) -> ApiError {
         | Refusal::AnotherLife { .. }
         | Refusal::WrongPhase { .. }
         | Refusal::Full { .. }
-        | Refusal::Ended(_) => ErrorKind::Conflict,
+        | Refusal::Ended(_)
+        | Refusal::Removed(_)
+        | Refusal::NodeInUse { .. } => ErrorKind::Conflict,
     };
     ApiError::new(kind, refusal.to_string())
 }
 
 fn not_proposed(error: &ProposeError) -> ApiError {
-    if error.is_unknown() {
+    if let ProposeError::Refused { why, .. } = error {
+        ApiError::conflict(why)
+    } else if error.is_unknown() {
         ApiError::unknown(format!("it is not known whether the change was made: {error}"))
             .todo("look before trying again: `pollux vm show`, `pollux op list`")
     } else {

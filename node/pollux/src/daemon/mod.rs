@@ -18,6 +18,7 @@ mod founding;
 mod measure;
 mod preflight;
 mod problems;
+mod removal;
 mod run;
 mod service;
 mod views;

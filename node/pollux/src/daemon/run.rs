@@ -26,7 +26,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::{
     backend::Api,
     dir::{self, Dir, DirError, NodeFile},
-    facts, measure,
+    facts, measure, removal,
     service::Reception,
 };
 use crate::{
@@ -104,6 +104,17 @@ pub enum RunError {
     /// The cluster refuses this node.
     #[error("the cluster refuses this node: {0}")]
     Refused(String),
+    /// It is no part of the cluster any more.
+    #[error(
+        "node {name} was removed from the cluster: {how}. Its identity never comes back: to use this host again, remove its \
+         state directory and let it join as a new node, with a new token"
+    )]
+    Removed {
+        /// What it was called.
+        name: String,
+        /// How it learned of it.
+        how: String,
+    },
     /// A signal handler, or something else of the operating system.
     #[error("{what}: {source}")]
     Io {
@@ -206,6 +217,7 @@ pub async fn run(config: RunConfig) -> Result<(), RunError> {
         let lived = tokio::select! {
             () = stop.cancelled() => Ok(()),
             lived = looking_after => lived,
+            removed = removal::removal(&daemon) => Err(removed),
         };
         // The VMs first: as long as they end, the API can still say so.
         if let Some(vms) = daemon.vms()
@@ -214,6 +226,9 @@ pub async fn run(config: RunConfig) -> Result<(), RunError> {
             tracing::error!("the VMs could not be ended in good order in time; they end with this process");
         }
         daemon.host.close();
+        if matches!(lived, Err(RunError::Removed { .. })) {
+            removal::leave(&daemon).await;
+        }
         api_stop.cancel();
         lived
     };

@@ -57,12 +57,7 @@ impl Service for Reception {
     }
 
     fn admits(&self, node: NodeId) -> bool {
-        // A node that has only just joined does not know the others yet; the log will tell it.
-        self.daemon.get().is_none_or(|daemon| {
-            let view = daemon.consensus.watch();
-            let state = view.borrow().state.clone();
-            state.nodes.is_empty() || state.nodes.contains_key(&node) || node > state.last_node
-        })
+        self.daemon.get().is_none_or(|daemon| daemon.consensus.admits(node))
     }
 
     async fn call(&self, peer: Peer, _class: Class, method: u16, body: Bytes) -> Result<Bytes, Fault> {

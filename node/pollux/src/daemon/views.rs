@@ -56,7 +56,7 @@ impl Sight<'_> {
     }
 
     pub(super) fn node_name(&self, node: NodeId) -> String {
-        self.state.nodes.get(&node).map_or_else(|| node.to_string(), |node| node.name.clone())
+        self.state.name_of(node).map_or_else(|| node.to_string(), str::to_owned)
     }
 
     fn vm_name(&self, vm: VmId) -> String {
@@ -248,5 +248,6 @@ fn stop_cause(cause: &vm::StopCause) -> String {
         vm::StopCause::DaemonEnded => "its node's daemon ended".into(),
         vm::StopCause::QemuEnded(why) => format!("QEMU ended: {why}"),
         vm::StopCause::StartFailed(why) => format!("it could not be started: {why}"),
+        vm::StopCause::HostLost(who) => format!("its host was lost: {who}"),
     }
 }

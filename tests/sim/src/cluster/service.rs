@@ -31,10 +31,7 @@ impl Service for Reception {
     }
 
     fn admits(&self, node: NodeId) -> bool {
-        self.0.daemon().is_none_or(|daemon| {
-            let state = daemon.consensus.watch().borrow().state.clone();
-            state.nodes.is_empty() || state.nodes.contains_key(&node) || node > state.last_node
-        })
+        self.0.daemon().is_none_or(|daemon| daemon.consensus.admits(node))
     }
 
     async fn call(&self, peer: Peer, _class: Class, method: u16, body: Bytes) -> Result<Bytes, Fault> {

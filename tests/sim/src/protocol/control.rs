@@ -14,6 +14,8 @@ pub enum Control {
     ResumeBeforeCommit,
     /// A restarted target always claims that its earlier life had not let the guest act.
     AlwaysUntouched,
+    /// An operator declares lost what is only out of reach.
+    CarelessOperator,
 }
 
 impl Control {

@@ -7,7 +7,7 @@ use pollux_state::{
     ClusterState, Command, Outcome, Proposal,
     id::{OpId, VmId},
     invariant,
-    vm::Phase,
+    vm::{Desired, Phase},
 };
 use pollux_vm::{Event, Ticket};
 
@@ -127,6 +127,10 @@ impl World {
                 self.oracle.taken_back += 1;
                 self.oracle.forgive(*vm);
             }
+            Command::ReleaseLost { vm, .. } => {
+                self.oracle.released_lost += 1;
+                self.oracle.wished(*vm, Desired::Stopped { force: false });
+            }
             Command::Claim { vm, .. } => {
                 let anew = before.vms.get(vm).is_some_and(|vm| !matches!(vm.phase, Phase::Stopped { .. }));
                 self.oracle.claimed(*vm, anew);
@@ -141,7 +145,8 @@ impl World {
             | Command::Join { .. }
             | Command::StartIncarnation { .. }
             | Command::DeleteVm { .. }
-            | Command::Cancel { .. } => {}
+            | Command::Cancel { .. }
+            | Command::RemoveNode { .. } => {}
         }
     }
 

@@ -37,6 +37,7 @@ pub(super) struct Oracle {
     pub(super) aborted: u64,
     pub(super) given_back: u64,
     pub(super) taken_back: u64,
+    pub(super) released_lost: u64,
     pub(super) revived: u64,
 }
 
@@ -156,7 +157,7 @@ impl World {
             StopCause::DaemonEnded => owner.node != by || current <= Some(owner.incarnation),
             StopCause::Operator => !self.oracle.unwanted.contains(&vm),
             StopCause::GuestPowerOff | StopCause::QemuEnded(_) | StopCause::StartFailed(_) => runs,
-            StopCause::New => true,
+            StopCause::New | StopCause::HostLost(_) => true,
         };
         if false_word {
             self.violate(format!("{vm} was given up by {by} because of {cause:?}, which is not true (rule 1)"));

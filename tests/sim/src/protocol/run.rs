@@ -71,6 +71,8 @@ pub struct Outcome {
     pub given_back: u64,
     /// Moves that an operator took back.
     pub taken_back: u64,
+    /// VMs that an operator released because their host was dead.
+    pub released_lost: u64,
     /// VMs started anew because their daemon had died.
     pub revived: u64,
 }
@@ -86,6 +88,7 @@ impl Outcome {
         self.aborted += other.aborted;
         self.given_back += other.given_back;
         self.taken_back += other.taken_back;
+        self.released_lost += other.released_lost;
         self.revived += other.revived;
     }
 }
@@ -122,6 +125,7 @@ pub fn run(seed: u64, settings: &Settings) -> Result<Outcome, Box<Failure>> {
             aborted: world.oracle.aborted,
             given_back: world.oracle.given_back,
             taken_back: world.oracle.taken_back,
+            released_lost: world.oracle.released_lost,
             revived: world.oracle.revived,
         }),
     }

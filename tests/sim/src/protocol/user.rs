@@ -2,15 +2,19 @@
 
 use pollux_state::{
     Command, Proposal,
-    id::{NodeId, OpId},
+    id::{NodeId, OpId, VmId},
     operation::MoveWishes,
     vm::{Desired, Phase, Vm, VmSpec},
 };
 
 use super::{
+    Control,
     agenda::Happening,
     world::{NODES, VMS, World},
 };
+
+/// How often a user is an operator who looks for VMs of dead hosts, out of a thousand.
+const RELEASE_PERMILLE: u64 = 80;
 
 impl World {
     /// One deed now, and the next is set.
@@ -30,6 +34,9 @@ impl World {
             return self.create_vm(node, home);
         }
         let vm = &vms[self.rng.index(vms.len())];
+        if self.rng.chance(RELEASE_PERMILLE) {
+            return self.release_lost(vm.id);
+        }
         if let Some(command) = self.wish(vm) {
             self.send_as_user(node, command);
         }
@@ -75,6 +82,20 @@ impl World {
         }
         let expect = self.log.state.vms[&vm.id].generation;
         let command = Command::TakeBack { vm: vm.id, expect, operator: "joan".into() };
+        let proposal = self.user_proposal(0, command);
+        self.append(proposal);
+    }
+
+    /// The same operator: only a VM whose owner's daemon is dead is released, wherever it is in its life.
+    fn release_lost(&mut self, vm: VmId) {
+        let Some(known) = self.log.state.vms.get(&vm) else { return };
+        let (expect, Some(owner)) = (known.generation, known.phase.owner()) else { return };
+        let host = &self.nodes[self.node_of(owner.node)];
+        let out_of_reach = !host.linked && self.settings.control == Some(Control::CarelessOperator);
+        if (host.daemon.is_some() && !out_of_reach) || self.log.down {
+            return;
+        }
+        let command = Command::ReleaseLost { vm, expect, operator: "joan".into() };
         let proposal = self.user_proposal(0, command);
         self.append(proposal);
     }

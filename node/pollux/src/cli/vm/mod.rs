@@ -4,6 +4,7 @@ mod console;
 mod create;
 mod log;
 mod migrate;
+mod release;
 mod spec;
 mod takeback;
 mod view;
@@ -72,6 +73,9 @@ pub(crate) enum Vm {
     /// Override: give a VM back to its source when the target of its move won it and then died. Read on before use.
     #[command(long_about = takeback::DANGER)]
     Takeback(takeback::Takeback),
+    /// Override: release a VM whose host is lost for good, so that it can be started elsewhere. Read on before use.
+    #[command(long_about = release::DANGER)]
+    Release(release::Release),
 }
 
 /// How a VM is started.
@@ -122,6 +126,7 @@ pub(crate) async fn run(context: &Context, verb: Vm) -> Result<(), Failure> {
             Err(error) => Err(suggest::for_vm(&context.client, &name, error).await),
         },
         Vm::Takeback(verb) => takeback::run(context, verb).await,
+        Vm::Release(verb) => release::run(context, verb).await,
     }
 }
 

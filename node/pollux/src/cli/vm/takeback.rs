@@ -1,6 +1,4 @@
-//! `pollux vm takeback`: the one override there is, for the one case that no program can decide (DESIGN, rule 17).
-
-use std::io::{self, BufRead, IsTerminal};
+//! `pollux vm takeback`: the override for a move whose target won and fell silent, which no program can decide (DESIGN, rule 17).
 
 use clap::Args;
 
@@ -8,8 +6,9 @@ use crate::api::types::{Phase, TakeBack, VmView};
 
 use super::super::{
     Context,
+    confirm::confirm,
     exit::{Exit, Failure},
-    output::{note, show},
+    output::show,
     suggest,
 };
 
@@ -50,31 +49,19 @@ pub(crate) async fn run(context: &Context, verb: Takeback) -> Result<(), Failure
         .todo(format!("`pollux vm show {}` says what it does", vm.name)));
     }
     if !verb.yes {
-        confirm(&vm)?;
+        confirm(&warning(&vm), "VM", &vm.name, "once the target is off")?;
     }
     let request = TakeBack { operator: verb.operator, generation: vm.generation };
     let vm = client.take_back_vm(&verb.name, &request).await?;
     show(context.format, &vm, super::view::runs)
 }
 
-fn confirm(vm: &VmView) -> Result<(), Failure> {
+fn warning(vm: &VmView) -> String {
     let target = vm.node.as_deref().unwrap_or("its target");
     let source = vm.peer.as_deref().unwrap_or("its source");
-    note(&format!(
+    format!(
         "VM {} has been handed to {target}, which has not said that it runs. It will run on {source} again.\n\
          If {target} is not dead, it will run TWICE. Make sure that {target} is switched off.",
         vm.name
-    ));
-    if !io::stdin().is_terminal() {
-        return Err(
-            Failure::usage("there is no terminal on which to confirm this").todo("add --yes once the target is off")
-        );
-    }
-    note(&format!("Type the VM's name ({}) to go on:", vm.name));
-    let mut typed = String::new();
-    io::stdin()
-        .lock()
-        .read_line(&mut typed)
-        .map_err(|error| Failure::new(Exit::Internal, format!("cannot read from the terminal: {error}")))?;
-    if typed.trim() == vm.name { Ok(()) } else { Err(Failure::usage("that is not its name; nothing was done")) }
+    )
 }

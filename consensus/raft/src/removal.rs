@@ -1,0 +1,153 @@
+//! Nodes that leave for good: what the leader has to say against it, and how a node learns that it is meant.
+//!
+//! The state compares generations and lives, and knows no clock: who is dead, and who could still decide, is for the leader
+//! to say before it appends. Between its look and the commit something may change; then the operator's word, or the next
+//! step of [`members`](crate::members), has to bear it (docs/adr/0011).
+
+use pollux_state::{
+    Command, Proposal,
+    detector::{NodeHealth, Verdict},
+    id::{Generation, NodeId, VmId},
+};
+use tokio::time::timeout;
+
+use crate::{
+    consensus::Consensus,
+    members,
+    voters::{self, Candidate},
+};
+
+/// Why the leader does not append a proposal.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Objection {
+    /// It may, a moment later.
+    NotNow(String),
+    /// It will not.
+    No(String),
+}
+
+/// How this node learned that it was removed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Removal {
+    /// The log says so.
+    Decided,
+    /// Another node, whose log is further, does not admit it any more: what it said.
+    Told(String),
+}
+
+impl Consensus {
+    /// What this node, if it leads, has to say against `proposal`.
+    pub(crate) fn objection(&self, proposal: &Proposal) -> Option<Objection> {
+        match &proposal.command {
+            Command::ReleaseLost { vm, expect, .. } => self.lives(*vm, *expect),
+            Command::RemoveNode { node, .. } => self.costs_the_quorum(*node),
+            Command::Found { .. }
+            | Command::AddToken { .. }
+            | Command::Join { .. }
+            | Command::StartIncarnation { .. }
+            | Command::CreateVm { .. }
+            | Command::SetDesired { .. }
+            | Command::DeleteVm { .. }
+            | Command::Claim { .. }
+            | Command::Release { .. }
+            | Command::BeginMove { .. }
+            | Command::Switchover { .. }
+            | Command::Arrived { .. }
+            | Command::GiveBack { .. }
+            | Command::AbortMove { .. }
+            | Command::TakeBack { .. }
+            | Command::Cancel { .. }
+            | Command::HeardAgain { .. } => None,
+        }
+    }
+
+    /// Nobody's VM is released while the leader hears its owner.
+    fn lives(&self, vm: VmId, expect: Generation) -> Option<Objection> {
+        let state = self.watch().borrow().state.clone();
+        // Of a VM that is not there, or not at that generation any more, the state says what is to be said.
+        let vm = state.vms.get(&vm).filter(|vm| vm.generation == expect)?;
+        let owner = vm.phase.owner()?.node;
+        let name = state.name_of(owner).unwrap_or("its node");
+        let Some(health) = self.ear().health() else {
+            return Some(Objection::NotNow("the leader was just elected and has not listened yet".to_owned()));
+        };
+        health
+            .iter()
+            .find(|health| health.node == owner)
+            .and_then(|health| verdict_against(&vm.spec.name, name, health))
+    }
+
+    /// Who is left must be able to decide.
+    fn costs_the_quorum(&self, node: NodeId) -> Option<Objection> {
+        let state = self.watch().borrow().state.clone();
+        let metrics = self.raft().metrics().borrow().clone();
+        let configs = metrics.membership_config.membership().get_joint_config().clone();
+        let voting = configs.last().filter(|_| configs.iter().any(|set| set.contains(&node.0)))?;
+        let health = self.ear().health();
+        let patience = self.timing().voter_patience;
+        let all = members::candidates(&state, &metrics, self.node(), health.as_deref(), patience);
+        let left: Vec<Candidate> = all.into_iter().filter(|candidate| candidate.id != node.0).collect();
+        if left.is_empty() {
+            return None;
+        }
+        if configs.len() > 1 {
+            return Some(Objection::NotNow("the voters are being changed at this moment".to_owned()));
+        }
+        let leader = (self.node() != node).then_some(self.node().0);
+        if voters::next(voting, leader, &left, false).is_some() {
+            return None;
+        }
+        let name = state.name_of(node).unwrap_or("the node");
+        Some(Objection::No(format!(
+            "without {name} nobody could decide anything any more: no other node is alive, started and up to date; bring \
+             one back first"
+        )))
+    }
+
+    /// Whether `node` may speak to this one: as long as it is a member, or the log needs it to let it go. One that has only
+    /// just joined is not known here yet.
+    #[must_use]
+    pub fn admits(&self, node: NodeId) -> bool {
+        if !self.watch().borrow().state.is_removed(node) {
+            return true;
+        }
+        self.leadership().borrow().membership_config.membership().get_node(&node.0).is_some()
+    }
+
+    /// Waits until this node was removed from the cluster.
+    pub async fn removed(&self) -> Removal {
+        let me = self.node();
+        let mut view = self.watch();
+        let mut outcast = self.peers().outcast();
+        tokio::select! {
+            Ok(_) = view.wait_for(|view| view.state.is_removed(me)) => Removal::Decided,
+            Ok(told) = outcast.wait_for(Option::is_some) => Removal::Told(told.clone().unwrap_or_default()),
+            else => std::future::pending().await,
+        }
+    }
+
+    /// Waits, for at most `limit`, until the log does not need this node's vote any more. One that was removed and ends
+    /// before that may be missed by a majority.
+    pub async fn let_go(&self, limit: std::time::Duration) -> bool {
+        let me = self.node().0;
+        let mut leadership = self.leadership();
+        let needless = leadership.wait_for(|now| {
+            let votes = now.membership_config.membership().get_joint_config().iter().any(|set| set.contains(&me));
+            !votes && now.state != openraft::ServerState::Leader
+        });
+        matches!(timeout(limit, needless).await, Ok(Ok(_)))
+    }
+}
+
+fn verdict_against(vm: &str, node: &str, health: &NodeHealth) -> Option<Objection> {
+    match health.verdict {
+        Verdict::Down => None,
+        Verdict::Alive => Some(Objection::No(format!(
+            "{node}, which has the right to run VM {vm}, is alive: stop the VM or migrate it instead"
+        ))),
+        Verdict::Suspect => Some(Objection::No(format!(
+            "{node}, which has the right to run VM {vm}, was heard {} ms ago and is not counted dead yet: wait a few seconds",
+            health.silent_ms
+        ))),
+    }
+}
