@@ -6,7 +6,7 @@
 //! ([`crate::Service::admits`]).
 
 use std::{
-    fs, io,
+    io,
     path::{Path, PathBuf},
 };
 
@@ -24,7 +24,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use crate::{
     certificate::{Claims, Fingerprint, server_name},
     identity::{Identity, IdentityError},
-    keep,
+    keep::{self, Unread},
     key::{KeyError, NodeKey},
     role::Role,
 };
@@ -108,15 +108,11 @@ impl Authority {
     /// When there is none, when it is damaged, or when others can read the key.
     pub fn load(directory: &Path) -> Result<Self, AuthorityError> {
         let path = directory.join(AUTHORITY_FILE);
-        let at = |source| AuthorityError::Io { path: path.clone(), source };
-        let text = match fs::read(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(AuthorityError::Missing(path)),
-            other => other.map_err(at)?,
-        };
-        let bits = keep::open_to_others(&path).map_err(at)?;
-        if bits != 0 {
-            return Err(AuthorityError::Exposed { path, bits });
-        }
+        let read = keep::read_private(&path).map_err(|unread| match unread {
+            Unread::Io(source) => AuthorityError::Io { path: path.clone(), source },
+            Unread::Exposed(bits) => AuthorityError::Exposed { path: path.clone(), bits },
+        })?;
+        let text = read.ok_or(AuthorityError::Missing(path))?;
         let key = PrivateKeyDer::from_pem_slice(&text).map_err(|_| AuthorityError::Damaged("no private key"))?;
         let certificate =
             CertificateDer::from_pem_slice(&text).map_err(|_| AuthorityError::Damaged("no certificate"))?;
@@ -262,7 +258,7 @@ fn always_valid(params: &mut CertificateParams) {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
+    use std::{fs, os::unix::fs::PermissionsExt};
 
     use super::*;
 

@@ -1,7 +1,7 @@
 //! Who this node is: its key, its certificate and the authority it trusts, in one file, so that they cannot be half
 //! replaced. Minted once (by the founder or by a join), then read at every start.
 
-use std::{fs, io, path::Path, path::PathBuf};
+use std::{io, path::Path, path::PathBuf};
 
 use pollux_wire::id::{ClusterId, NodeId};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
@@ -9,7 +9,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::{
     certificate::{CertificateError, Claims, Fingerprint},
-    keep,
+    keep::{self, Unread},
     key::{KeyError, NodeKey},
     role::Role,
 };
@@ -61,22 +61,27 @@ impl NodeKey {
     /// # Errors
     /// When the file cannot be read or written, holds no key, or is open to others.
     pub fn kept(path: &Path) -> Result<Self, IdentityError> {
-        let at = |source| IdentityError::Io { path: path.to_owned(), source };
-        match fs::read(path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+        match keep::read_private(path).map_err(|unread| IdentityError::unread(path, unread))? {
+            None => {
                 let key = Self::generate()?;
-                keep::write(path, &keep::pem("PRIVATE KEY", key.private_der().secret_der())).map_err(at)?;
+                keep::write(path, &keep::pem("PRIVATE KEY", key.private_der().secret_der()))
+                    .map_err(|source| IdentityError::Io { path: path.to_owned(), source })?;
                 Ok(key)
             }
-            read => {
-                let text = read.map_err(at)?;
-                let bits = keep::open_to_others(path).map_err(at)?;
-                if bits != 0 {
-                    return Err(IdentityError::Exposed { path: path.to_owned(), bits });
-                }
+            Some(text) => {
                 let key = PrivateKeyDer::from_pem_slice(&text).map_err(|_| IdentityError::Damaged("no private key"))?;
                 Ok(Self::from_der(&key)?)
             }
+        }
+    }
+}
+
+impl IdentityError {
+    fn unread(path: &Path, unread: Unread) -> Self {
+        let path = path.to_owned();
+        match unread {
+            Unread::Io(source) => Self::Io { path, source },
+            Unread::Exposed(bits) => Self::Exposed { path, bits },
         }
     }
 }
@@ -118,15 +123,8 @@ impl Identity {
     /// When there is none, when it is damaged, or when others can read the key.
     pub fn load(directory: &Path) -> Result<Self, IdentityError> {
         let path = directory.join(IDENTITY_FILE);
-        let at = |source| IdentityError::Io { path: path.clone(), source };
-        let text = match fs::read(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(IdentityError::Missing(path)),
-            other => other.map_err(at)?,
-        };
-        let bits = keep::open_to_others(&path).map_err(at)?;
-        if bits != 0 {
-            return Err(IdentityError::Exposed { path, bits });
-        }
+        let read = keep::read_private(&path).map_err(|unread| IdentityError::unread(&path, unread))?;
+        let text = read.ok_or(IdentityError::Missing(path))?;
         let key = PrivateKeyDer::from_pem_slice(&text).map_err(|_| IdentityError::Damaged("no private key"))?;
         let mut certificates = CertificateDer::pem_slice_iter(&text);
         let (Some(Ok(own)), Some(Ok(ca)), None) = (certificates.next(), certificates.next(), certificates.next())

@@ -27,9 +27,22 @@ pub(crate) fn write(path: &Path, contents: &str) -> io::Result<()> {
     File::open(directory)?.sync_all()
 }
 
-/// The permission bits that let others than the owner at the file. 0: none.
-pub(crate) fn open_to_others(path: &Path) -> io::Result<u32> {
-    Ok(fs::metadata(path)?.permissions().mode() & 0o077)
+/// What [`read_private`] found instead of a secret.
+pub(crate) enum Unread {
+    /// The operating system's answer.
+    Io(io::Error),
+    /// Others than the owner get at it, by these permission bits: it may be no secret any more.
+    Exposed(u32),
+}
+
+/// What is in a file that only its owner may read; `None`: there is none.
+pub(crate) fn read_private(path: &Path) -> Result<Option<Vec<u8>>, Unread> {
+    let text = match fs::read(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        read => read.map_err(Unread::Io)?,
+    };
+    let bits = fs::metadata(path).map_err(Unread::Io)?.permissions().mode() & 0o077;
+    if bits == 0 { Ok(Some(text)) } else { Err(Unread::Exposed(bits)) }
 }
 
 /// One block of PEM.

@@ -7,7 +7,7 @@ use std::{
     fmt,
     num::ParseIntError,
     ops::{Bound, RangeBounds},
-    path::{Path, PathBuf},
+    path::PathBuf,
     str::FromStr,
     sync::{Arc, Mutex, PoisonError, RwLock},
 };
@@ -181,32 +181,36 @@ impl Disk {
     pub(crate) fn open(store: &Store) -> Result<Self, StoreError> {
         let mut builder = Database::builder();
         builder.set_cache_size(CACHE_BYTES);
-        let (name, known, database) = match store {
+        let broken = |name: &str, error: &dyn fmt::Display| StoreError::Open {
+            name: name.to_owned(),
+            reason: error.to_string(),
+        };
+        let (database, id) = match store {
             Store::Dir { path, known } => {
                 let file = path.join("raft.redb");
                 let name = file.display().to_string();
                 if known.is_some() && !file.exists() {
                     return Err(StoreError::NotOurs { name, found: "there is none" });
                 }
-                make_durable(path)
-                    .map_err(|error| StoreError::Directory { path: path.clone(), reason: error.to_string() })?;
-                (name, *known, builder.create(file))
+                let at =
+                    |error: std::io::Error| StoreError::Directory { path: path.clone(), reason: error.to_string() };
+                std::fs::create_dir_all(path).map_err(at)?;
+                let database = builder.create(file).map_err(|error| broken(&name, &error))?;
+                let id = prepare(&database, &name, StoreId(rand::random()))?;
+                if known.is_some_and(|known| known != id) {
+                    return Err(StoreError::NotOurs { name, found: "it is another's" });
+                }
+                // What the directory lists must outlive a power cut, too.
+                std::fs::File::open(path).and_then(|directory| directory.sync_all()).map_err(at)?;
+                (database, id)
             }
-            Store::Memory(disk) => ("in memory".to_owned(), None, builder.create_with_backend(disk.attach())),
+            Store::Memory(disk) => {
+                let name = "in memory";
+                let database = builder.create_with_backend(disk.attach()).map_err(|error| broken(name, &error))?;
+                let id = prepare(&database, name, StoreId::IN_MEMORY)?;
+                (database, id)
+            }
         };
-        let database = database.map_err(|error| StoreError::Open { name: name.clone(), reason: error.to_string() })?;
-        let new_id = match store {
-            Store::Dir { .. } => StoreId(rand::random()),
-            Store::Memory(_) => StoreId::IN_MEMORY,
-        };
-        let id = prepare(&database, &name, new_id)?;
-        if known.is_some_and(|known| known != id) {
-            return Err(StoreError::NotOurs { name, found: "it is another's" });
-        }
-        if let Store::Dir { path, .. } = store {
-            make_durable(path)
-                .map_err(|error| StoreError::Directory { path: path.clone(), reason: error.to_string() })?;
-        }
         let disk = Self { database: RwLock::new(Some(database)), committed: Mutex::new(None), id };
         let committed = disk.committed_on_disk()?;
         *disk.committed.lock().unwrap_or_else(PoisonError::into_inner) = committed;
@@ -342,12 +346,6 @@ impl Disk {
         self.database.write().unwrap_or_else(PoisonError::into_inner).take();
         written
     }
-}
-
-/// Makes the directory if it is not there, and what it lists outlive a power cut.
-fn make_durable(path: &Path) -> std::io::Result<()> {
-    std::fs::create_dir_all(path)?;
-    std::fs::File::open(path)?.sync_all()
 }
 
 /// Makes the tables if they are not there, and looks what the store calls itself; a new one gets `new_id`.
