@@ -22,6 +22,13 @@ pub trait Backend: Send + Sync + 'static {
     /// What changes on other nodes is found by looking again, every [`super::server::REREAD_MS`] milliseconds of a wait.
     fn changes(&self) -> watch::Receiver<u64>;
 
+    /// Makes sure that what reads of nodes, VMs and operations show from here on is not older than this call.
+    async fn current(&self) -> Result<(), ApiError>;
+
+    /// How old what this node knows may be, in milliseconds: since it was last in touch with whoever leads. `None`: not since
+    /// its daemon was started.
+    fn age_ms(&self) -> Option<u64>;
+
     /// The cluster as a whole. Answers without a quorum too, and then says what is wrong.
     async fn cluster(&self) -> Result<ClusterView, ApiError>;
 

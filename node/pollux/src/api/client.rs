@@ -7,6 +7,7 @@ use std::{
     io,
     path::{Path, PathBuf},
     pin::pin,
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -24,7 +25,7 @@ use tokio::{
 use tokio_util::codec::{FramedRead, LengthDelimitedCodec};
 
 use super::{
-    ANSWER_BYTES_MAX, ApiError, ErrorKind, LOG_NEXT_HEADER, REQUEST_MS_MAX, WAIT_MS_MAX,
+    AGE_HEADER, ANSWER_BYTES_MAX, ApiError, ErrorKind, LOG_NEXT_HEADER, REQUEST_MS_MAX, WAIT_MS_MAX,
     console::{self, Heard, Start},
     placement::WhyView,
     types::{
@@ -42,6 +43,18 @@ const HOST: &str = "pollux";
 #[derive(Debug, Clone)]
 pub struct Client {
     socket: PathBuf,
+    /// Reads are content with what the node knew last.
+    stale: bool,
+    age: Arc<Mutex<Option<Age>>>,
+}
+
+/// How old what a node showed may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Age {
+    /// At most so many milliseconds.
+    Ms(u64),
+    /// The node has not been in touch with a leader since its daemon was started.
+    Unknown,
 }
 
 /// A view and the tag by which the server recognises it.
@@ -62,7 +75,20 @@ impl Client {
     /// A client of the daemon that serves `socket`. Connects with each call, not now.
     #[must_use]
     pub fn new(socket: impl Into<PathBuf>) -> Self {
-        Self { socket: socket.into() }
+        Self { socket: socket.into(), stale: false, age: Arc::default() }
+    }
+
+    /// The same, whose reads show what the node knew last, also without a quorum. [`Self::age`] says how old that may be.
+    #[must_use]
+    pub fn stale(mut self) -> Self {
+        self.stale = true;
+        self
+    }
+
+    /// How old the last answer to a read of a [stale](Self::stale) client may be.
+    #[must_use]
+    pub fn age(&self) -> Option<Age> {
+        *self.age.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The socket it speaks to.
@@ -343,7 +369,9 @@ impl Client {
         wait: Duration,
     ) -> Result<Reply, ApiError> {
         let changes = method != Method::GET;
-        let mut request = Request::builder().method(method).uri(path).header(header::HOST, HOST);
+        let content = self.stale && !changes;
+        let path = if content { with_query(path, "stale=true") } else { path.to_owned() };
+        let mut request = Request::builder().method(method).uri(&path).header(header::HOST, HOST);
         if !body.is_empty() {
             request = request.header(header::CONTENT_TYPE, "application/json");
         }
@@ -360,10 +388,13 @@ impl Client {
             .await
             .map_err(|_| self.no_answer(changes, "no answer in time"))?
             .map_err(|error| self.no_answer(changes, &error))?;
+        if content {
+            *self.age.lock().unwrap_or_else(PoisonError::into_inner) = age_of(&reply.headers);
+        }
         if reply.status.is_success() || reply.status == StatusCode::NOT_MODIFIED {
             return Ok(reply);
         }
-        Err(self.refusal(path, &reply))
+        Err(self.refusal(&path, &reply))
     }
 
     fn refusal(&self, path: &str, reply: &Reply) -> ApiError {
@@ -393,6 +424,16 @@ impl Client {
             ApiError::unavailable(message).todo("see whether it runs and what its log says, then ask again")
         }
     }
+}
+
+fn with_query(path: &str, more: &str) -> String {
+    let joint = if path.contains('?') { '&' } else { '?' };
+    format!("{path}{joint}{more}")
+}
+
+fn age_of(headers: &HeaderMap) -> Option<Age> {
+    let text = headers.get(AGE_HEADER)?.to_str().ok()?;
+    Some(text.parse().map_or(Age::Unknown, Age::Ms))
 }
 
 /// A console that is attached.

@@ -19,9 +19,10 @@ use super::{
     placement::WhyView,
     server,
     types::{
-        ClusterView, CreateVm, Desired, EventView, EventsView, MigrateVm, NicView, NodeView, Obstacle, OperationKind,
-        OperationResult, OperationView, Phase, Preflight, PreflightView, ReleaseVm, RemoveNode, RemovedView, Runtime,
-        StartVm, StopVm, TakeBack, TargetView, TokenRequest, TokenView, VmLog, VmView,
+        ClusterView, CreateVm, Desired, EventView, EventsView, Health, MigrateVm, NicView, NodeRole, NodeView,
+        Obstacle, OperationKind, OperationResult, OperationView, Phase, Preflight, PreflightView, ReleaseVm,
+        RemoveNode, RemovedView, Runtime, StartVm, StopVm, TakeBack, TargetView, TokenRequest, TokenView, VmLog,
+        VmView,
     },
 };
 
@@ -37,6 +38,8 @@ pub(crate) struct Held {
     pub(crate) events: Vec<EventView>,
     /// Every change is answered with this, if it is there.
     pub(crate) refuse: Option<ApiError>,
+    /// There is no quorum.
+    pub(crate) blind: bool,
     /// No change is ever answered.
     pub(crate) hang: bool,
     /// A guest that does not react to its power button.
@@ -145,6 +148,30 @@ impl Drop for Served {
     }
 }
 
+/// A node that is well.
+pub(crate) fn node() -> NodeView {
+    NodeView {
+        id: 1,
+        name: "n1".into(),
+        address: "192.0.2.11:7700".into(),
+        incarnation: 1,
+        role: NodeRole::Voter,
+        leader: false,
+        health: Health::Alive,
+        silent_ms: Some(100),
+        version: "0.1.0".into(),
+        qemu: "QEMU emulator version 10.0.2".into(),
+        accelerator: "tcg".into(),
+        memory_mib: 8192,
+        processors: 4,
+        bridges: vec!["br0".into()],
+        kernel: "6.12.0".into(),
+        tracking: "ok".into(),
+        lacks: Vec::new(),
+        refused: None,
+    }
+}
+
 /// What it takes to make a VM.
 pub(crate) fn web() -> CreateVm {
     serde_json::from_str(r#"{"name":"web","kernel":"/boot/vmlinuz","nics":[{"bridge":"br0"}]}"#).unwrap()
@@ -154,6 +181,14 @@ pub(crate) fn web() -> CreateVm {
 impl Backend for Fake {
     fn changes(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()
+    }
+
+    async fn current(&self) -> Result<(), ApiError> {
+        if self.held().blind { Err(ApiError::unavailable("no quorum")) } else { Ok(()) }
+    }
+
+    fn age_ms(&self) -> Option<u64> {
+        self.held().blind.then_some(14_000)
     }
 
     async fn cluster(&self) -> Result<ClusterView, ApiError> {

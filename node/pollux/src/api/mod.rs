@@ -30,6 +30,9 @@
 //! | `GET /v1/operations`, `GET /v1/operations/ID` (waits) | [`types::OperationView`] |
 //! | `POST /v1/operations/ID/cancel` | [`types::OperationView`] |
 //!
+//! Reads of nodes, VMs and operations show what is true now, or fail with `unavailable` where no quorum can say so. With
+//! `?stale=true` they show what the answering node knew last, and the header `pollux-age-ms` says how old that may be.
+//!
 //! "Waits": with `?wait_ms=N` and the `ETag` of an earlier answer in `If-None-Match`, the answer comes when it differs from that
 //! one, or is `304 Not Modified` after N milliseconds. Level-triggered: whoever polls sees the newest value, and a lost answer
 //! costs nothing.
@@ -68,6 +71,11 @@ pub const WAIT_MS_MAX: u64 = 30_000;
 pub const CONSOLES_MAX: usize = 64;
 /// The type of what Prometheus reads.
 pub(crate) const METRICS_TYPE: &str = "text/plain; version=0.0.4";
+
+/// On the answer to a read with `?stale=true`: how old what it shows may be, in milliseconds, or [`AGE_UNKNOWN`].
+pub const AGE_HEADER: &str = "pollux-age-ms";
+/// The answering node has not been in touch with a leader since its daemon was started.
+pub const AGE_UNKNOWN: &str = "unknown";
 
 /// Says where in a VM's log the next byte will be.
 pub const LOG_NEXT_HEADER: &str = "pollux-log-next";

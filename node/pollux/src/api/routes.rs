@@ -25,7 +25,8 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    ApiError, BODY_BYTES_MAX, Backend, CONSOLES_MAX, LOG_NEXT_HEADER, METRICS_TYPE, REQUEST_MS_MAX, WAIT_MS_MAX,
+    AGE_HEADER, AGE_UNKNOWN, ApiError, BODY_BYTES_MAX, Backend, CONSOLES_MAX, LOG_NEXT_HEADER, METRICS_TYPE,
+    REQUEST_MS_MAX, WAIT_MS_MAX,
     console::{PROTOCOL, Start},
     server::REREAD_MS,
     types::{CreateVm, MigrateVm, Preflight, ReleaseVm, RemoveNode, StartVm, StopVm, TakeBack, TokenRequest},
@@ -53,6 +54,8 @@ struct WaitQuery {
     after: Option<u64>,
     /// Log: from this position on.
     from: u64,
+    /// Show what this node knew last rather than fail without a quorum.
+    stale: bool,
 }
 
 /// All of the API.
@@ -99,8 +102,9 @@ async fn metrics(State(context): State<Context>) -> Answer {
     Ok(([(header::CONTENT_TYPE, HeaderValue::from_static(METRICS_TYPE))], text).into_response())
 }
 
-async fn cluster(State(context): State<Context>) -> Answer {
-    json(StatusCode::OK, &read(context.backend.cluster()).await?)
+async fn cluster(State(context): State<Context>, query: Waiting) -> Answer {
+    let query = query_of(query)?;
+    context.aged(&query, json(StatusCode::OK, &read(context.backend.cluster()).await?))
 }
 
 async fn events(State(context): State<Context>, query: Waiting) -> Answer {
@@ -114,16 +118,22 @@ async fn create_token(State(context): State<Context>, Body(request): Body<TokenR
     json(StatusCode::CREATED, &write(context.backend.create_token(request)).await?)
 }
 
-async fn nodes(State(context): State<Context>) -> Answer {
-    json(StatusCode::OK, &read(context.backend.nodes()).await?)
+async fn nodes(State(context): State<Context>, query: Waiting) -> Answer {
+    let query = query_of(query)?;
+    context.current(&query).await?;
+    context.aged(&query, json(StatusCode::OK, &read(context.backend.nodes()).await?))
 }
 
-async fn node(State(context): State<Context>, Path(name): Path<String>) -> Answer {
-    json(StatusCode::OK, &read(context.backend.node(&name)).await?)
+async fn node(State(context): State<Context>, Path(name): Path<String>, query: Waiting) -> Answer {
+    let query = query_of(query)?;
+    context.current(&query).await?;
+    context.aged(&query, json(StatusCode::OK, &read(context.backend.node(&name)).await?))
 }
 
-async fn vms(State(context): State<Context>) -> Answer {
-    json(StatusCode::OK, &read(context.backend.vms()).await?)
+async fn vms(State(context): State<Context>, query: Waiting) -> Answer {
+    let query = query_of(query)?;
+    context.current(&query).await?;
+    context.aged(&query, json(StatusCode::OK, &read(context.backend.vms()).await?))
 }
 
 async fn create_vm(State(context): State<Context>, Body(request): Body<CreateVm>) -> Answer {
@@ -131,7 +141,12 @@ async fn create_vm(State(context): State<Context>, Body(request): Body<CreateVm>
 }
 
 async fn vm(State(context): State<Context>, Path(name): Path<String>, headers: HeaderMap, query: Waiting) -> Answer {
-    context.unless_same(&headers, &query_of(query)?, || context.backend.vm(&name)).await
+    let query = query_of(query)?;
+    let look = || async {
+        context.current(&query).await?;
+        context.backend.vm(&name).await
+    };
+    context.aged(&query, context.unless_same(&headers, &query, look).await)
 }
 
 async fn delete_vm(State(context): State<Context>, Path(name): Path<String>) -> Answer {
@@ -241,8 +256,10 @@ async fn console(
     Ok((StatusCode::SWITCHING_PROTOCOLS, headers).into_response())
 }
 
-async fn operations(State(context): State<Context>) -> Answer {
-    json(StatusCode::OK, &read(context.backend.operations()).await?)
+async fn operations(State(context): State<Context>, query: Waiting) -> Answer {
+    let query = query_of(query)?;
+    context.current(&query).await?;
+    context.aged(&query, json(StatusCode::OK, &read(context.backend.operations()).await?))
 }
 
 async fn operation(
@@ -251,7 +268,12 @@ async fn operation(
     headers: HeaderMap,
     query: Waiting,
 ) -> Answer {
-    context.unless_same(&headers, &query_of(query)?, || context.backend.operation(&id)).await
+    let query = query_of(query)?;
+    let look = || async {
+        context.current(&query).await?;
+        context.backend.operation(&id).await
+    };
+    context.aged(&query, context.unless_same(&headers, &query, look).await)
 }
 
 async fn cancel_operation(State(context): State<Context>, Path(id): Path<String>) -> Answer {
@@ -273,6 +295,21 @@ async fn no_such_method(method: Method, request: Request) -> ApiError {
 }
 
 impl Context {
+    /// What is read next is current, unless the client is content with less.
+    async fn current(&self, query: &WaitQuery) -> Result<(), ApiError> {
+        if query.stale { Ok(()) } else { read(self.backend.current()).await }
+    }
+
+    /// Says beside an answer that may be old how old it may be.
+    fn aged(&self, query: &WaitQuery, answer: Answer) -> Answer {
+        let mut answer = answer?;
+        if query.stale {
+            let age = self.backend.age_ms().map_or(HeaderValue::from_static(AGE_UNKNOWN), HeaderValue::from);
+            answer.headers_mut().insert(AGE_HEADER, age);
+        }
+        Ok(answer)
+    }
+
     /// Read until `idle` says no or the query's time is over, and answer with the last that was read.
     async fn until<T, F>(
         &self,

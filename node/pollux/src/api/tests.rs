@@ -15,7 +15,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     ApiError, BODY_BYTES_MAX, Backend, ErrorKind, WAIT_MS_MAX,
-    client::Client,
+    client::{Age, Client},
     console::{Heard, News, Start},
     fake::{Fake, OPERATION, Served, web},
     server::{self, ServeError},
@@ -397,4 +397,24 @@ async fn metrics_are_served_as_prometheus_reads_them_and_nothing_else_is_over_tc
     for answer in [vms, console] {
         assert!(answer.starts_with("HTTP/1.1 404") && answer.contains("only /metrics"), "{answer}");
     }
+}
+
+#[tokio::test]
+async fn without_a_quorum_a_read_fails_unless_the_client_is_content_with_what_was() {
+    let served = Served::start().await;
+    served.client.create_vm(&web()).await.unwrap();
+    served.fake.change(|held| held.blind = true);
+
+    let refused = served.client.vms().await.unwrap_err();
+    assert_eq!(refused.kind, ErrorKind::Unavailable);
+    assert_eq!(served.client.vm("web").await.unwrap_err().kind, ErrorKind::Unavailable);
+
+    let stale = served.client.clone().stale();
+    assert_eq!(stale.vms().await.unwrap().len(), 1);
+    assert_eq!(stale.age(), Some(Age::Ms(14_000)));
+    assert_eq!(stale.vm("web").await.unwrap().name, "web");
+    served.fake.change(|held| held.blind = false);
+    stale.vms().await.unwrap();
+    assert_eq!(stale.age(), Some(Age::Unknown), "it says what the node says now");
+    assert_eq!(served.client.age(), None);
 }

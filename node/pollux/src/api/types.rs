@@ -486,6 +486,12 @@ pub struct ClusterView {
     pub quorum: bool,
     /// The nodes that vote.
     pub voters: Vec<String>,
+    /// How many more voters may be lost before nothing can be changed; `null` without a quorum.
+    #[serde(default)]
+    pub may_lose: Option<u64>,
+    /// Milliseconds since the answering node was last in touch with whoever leads: without a quorum, how old all this may be.
+    #[serde(default)]
+    pub touched_ms: Option<u64>,
     /// How much of the log the answering node has applied.
     pub applied: u64,
     /// All nodes, by name.

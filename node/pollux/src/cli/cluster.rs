@@ -92,7 +92,7 @@ pub(crate) async fn token(context: &Context, verb: Token) -> Result<(), Failure>
 }
 
 pub(crate) async fn status(context: &Context) -> Result<(), Failure> {
-    show(context.format, &context.client.cluster().await?, status_text)
+    context.show_read(&context.client.cluster().await?, status_text)
 }
 
 fn status_text(cluster: &ClusterView) -> String {
@@ -102,14 +102,25 @@ fn status_text(cluster: &ClusterView) -> String {
         count => format!("{count} problems, see below"),
     };
     let leader = cluster.leader.as_deref().unwrap_or("none");
-    let quorum = if cluster.quorum { "quorum" } else { "NO quorum: nothing can be changed" };
+    let quorum = match (cluster.quorum, cluster.may_lose) {
+        (true, Some(1)) => "quorum; 1 more may be lost".to_owned(),
+        (true, Some(0)) => "quorum; none may be lost".to_owned(),
+        (true, Some(many)) => format!("quorum; {many} more may be lost"),
+        (true, None) => "quorum".to_owned(),
+        (false, _) => "NO quorum: nothing can be changed".to_owned(),
+    };
+    let as_of = match (cluster.quorum, cluster.touched_ms) {
+        (true, _) => String::new(),
+        (false, Some(ms)) => format!(", as of {} ago", span(ms)),
+        (false, None) => ", of unknown age".to_owned(),
+    };
     let mut text = list([
         ("cluster", cluster.id.clone()),
         ("state", state),
         ("leader", format!("{leader} (term {})", cluster.term)),
         ("voters", format!("{} ({quorum})", cluster.voters.join(", "))),
         ("vms", format!("{}, {} of them running", cluster.vms, cluster.vms_running)),
-        ("answered by", format!("{}, log applied up to {}", cluster.answered_by, cluster.applied)),
+        ("answered by", format!("{}, log applied up to {}{as_of}", cluster.answered_by, cluster.applied)),
     ]);
     text.push('\n');
     text.push_str(&node::many(&cluster.nodes));
@@ -157,6 +168,8 @@ mod tests {
             term: 3,
             quorum: true,
             voters: vec!["n1".into(), "n2".into(), "n3".into()],
+            may_lose: Some(0),
+            touched_ms: Some(80),
             applied: 512,
             nodes: vec![node("n1", Health::Alive, 0), node("n2", Health::Alive, 120), node("n3", Health::Down, 95_000)],
             vms: 2,
@@ -170,7 +183,7 @@ mod tests {
         cluster      4f4f4f4f4f4f4f4f4f4f4f4f4f4f4f4f
         state        1 problem, see below
         leader       n1 (term 3)
-        voters       n1, n2, n3 (quorum)
+        voters       n1, n2, n3 (quorum; none may be lost)
         vms          2, 1 of them running
         answered by  n1, log applied up to 512
 

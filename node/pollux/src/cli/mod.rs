@@ -19,6 +19,7 @@ mod op;
 mod output;
 mod rate;
 mod remove;
+mod stale;
 mod suggest;
 mod terminal;
 #[cfg(test)]
@@ -28,6 +29,7 @@ mod vm;
 use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
+use serde::Serialize;
 
 use crate::api::{DEFAULT_SOCKET, client::Client};
 
@@ -69,6 +71,9 @@ struct Cli {
     /// How results are printed.
     #[arg(long, short, global = true, value_enum, default_value_t, value_name = "FORMAT", help_heading = GLOBAL)]
     output: Format,
+    /// Read what the node knew last, also without a quorum; the output says how old that may be.
+    #[arg(long, global = true, help_heading = GLOBAL)]
+    stale: bool,
     #[command(subcommand)]
     noun: Noun,
 }
@@ -113,6 +118,15 @@ struct Context {
     format: Format,
 }
 
+impl Context {
+    /// Print what was read: for scripts with a field `age_ms`, for people under a line that says the same, if it may be old.
+    fn show_read<T: Serialize>(&self, value: &T, text: impl FnOnce(&T) -> String) -> Result<(), Failure> {
+        let Some(age) = self.client.age() else { return output::show(self.format, value, text) };
+        let aged = stale::with_age(value, age)?;
+        output::show(self.format, &aged, |_| format!("{}\n{}", stale::headline(age), text(value)))
+    }
+}
+
 /// The program: parse, do, say what went wrong, end with the code for it.
 #[must_use]
 pub fn main() -> ExitCode {
@@ -140,7 +154,11 @@ fn run(cli: Cli) -> Result<(), Failure> {
 
 async fn dispatch(cli: Cli) -> Result<(), Failure> {
     let format = cli.output;
-    let context = Context { client: Client::new(&cli.socket), format };
+    if cli.stale {
+        stale::check(&cli.noun)?;
+    }
+    let client = Client::new(&cli.socket);
+    let context = Context { client: if cli.stale { client.stale() } else { client }, format };
     match cli.noun {
         Noun::Cluster(cluster::Cluster::Init(verb)) => cluster::init(format, &verb),
         Noun::Cluster(cluster::Cluster::Token(verb)) => cluster::token(&context, verb).await,

@@ -176,12 +176,12 @@ pub(crate) async fn run(socket: PathBuf, verb: Run) -> Result<(), Failure> {
 }
 
 pub(crate) async fn all(context: &Context) -> Result<(), Failure> {
-    show(context.format, &context.client.nodes().await?, |nodes| many(nodes))
+    context.show_read(&context.client.nodes().await?, |nodes| many(nodes))
 }
 
 pub(crate) async fn one(context: &Context, name: &str) -> Result<(), Failure> {
     match context.client.node(name).await {
-        Ok(node) => show(context.format, &node, single),
+        Ok(node) => context.show_read(&node, single),
         Err(error) => Err(suggest::for_node(&context.client, name, error).await),
     }
 }

@@ -40,8 +40,8 @@ pub(crate) enum Op {
 pub(crate) async fn run(context: &Context, verb: Op) -> Result<(), Failure> {
     let client = &context.client;
     match verb {
-        Op::List => show(context.format, &client.operations().await?, |all| many(all, now_ms())),
-        Op::Show { id } => show(context.format, &client.operation(&id).await?, |one| single(one, now_ms())),
+        Op::List => context.show_read(&client.operations().await?, |all| many(all, now_ms())),
+        Op::Show { id } => context.show_read(&client.operation(&id).await?, |one| single(one, now_ms())),
         Op::Watch { id } => {
             let end = follow(client, client.operation(&id).await?).await?;
             conclude(context.format, &end)

@@ -43,6 +43,8 @@ use crate::{
 const PROPOSE_MS_MAX: u64 = 8_000;
 /// How long a read waits for a quorum before the answering node's own state has to do, in milliseconds.
 const READ_MS_MAX: u64 = 2_000;
+/// How long a read may take to be shown to be current, in milliseconds: longer than an election.
+const CURRENT_MS_MAX: u64 = 5_000;
 /// Longest life of a join token, in seconds: a week.
 const TOKEN_TTL_S_MAX: u64 = 7 * 24 * 3600;
 /// How long the leader may take to say which nodes live, in milliseconds.
@@ -142,6 +144,23 @@ impl Backend for Api {
         self.0.changes.subscribe()
     }
 
+    async fn current(&self) -> Result<(), ApiError> {
+        let read = self.consensus().linearizable(Duration::from_millis(CURRENT_MS_MAX)).await;
+        read.map(drop).map_err(|error| {
+            let name = self.0.identity.name();
+            let touched = self.age_ms().map_or_else(
+                || "it has heard no leader since its daemon was started".to_owned(),
+                |ms| format!("it was last in touch with a leader {} s ago", ms / 1000),
+            );
+            ApiError::unavailable(format!("no quorum: {name} cannot tell what is true now; {touched} ({error})"))
+                .todo("add --stale to see what it knew then; `pollux cluster status` says what is missing")
+        })
+    }
+
+    fn age_ms(&self) -> Option<u64> {
+        self.consensus().touched().map(|ago| u64::try_from(ago.as_millis()).unwrap_or(u64::MAX))
+    }
+
     async fn cluster(&self) -> Result<ClusterView, ApiError> {
         let quorum = self.consensus().linearizable(Duration::from_millis(READ_MS_MAX)).await.is_ok();
         let health = if quorum { self.health().await } else { None };
@@ -159,6 +178,8 @@ impl Backend for Api {
             term: status.term,
             quorum,
             voters: status.voters.iter().map(|voter| sight.node_name(*voter)).collect(),
+            may_lose: quorum.then(|| super::problems::margin(&nodes)).flatten(),
+            touched_ms: status.touched_ms,
             applied: self.consensus().watch().borrow().applied,
             vms: state.vms.len() as u64,
             vms_running: state.vms.values().filter(|vm| vm.phase.owner().is_some()).count() as u64,
@@ -214,7 +235,7 @@ impl Backend for Api {
     }
 
     async fn nodes(&self) -> Result<Vec<NodeView>, ApiError> {
-        let (state, health, status) = (self.state().await, self.health().await, self.consensus().status());
+        let (state, health, status) = (self.applied(), self.health().await, self.consensus().status());
         let sight = Sight { state: &state, consensus: &status, health: health.as_ref() };
         let mut nodes: Vec<NodeView> = state.nodes.values().map(|node| sight.node(node)).collect();
         nodes.sort_by(|a, b| a.name.cmp(&b.name));
@@ -222,7 +243,7 @@ impl Backend for Api {
     }
 
     async fn node(&self, name: &str) -> Result<NodeView, ApiError> {
-        let (state, health, status) = (self.state().await, self.health().await, self.consensus().status());
+        let (state, health, status) = (self.applied(), self.health().await, self.consensus().status());
         let sight = Sight { state: &state, consensus: &status, health: health.as_ref() };
         let node = node_named(&state, name)?;
         let mut view = sight.node(node);
@@ -231,7 +252,7 @@ impl Backend for Api {
     }
 
     async fn vms(&self) -> Result<Vec<VmView>, ApiError> {
-        let state = self.state().await;
+        let state = self.applied();
         let views = state.vms.values().map(|vm| self.vm_view(&state, vm));
         let mut views: Vec<VmView> = futures::future::join_all(views).await;
         views.sort_by(|a, b| a.name.cmp(&b.name));
@@ -239,7 +260,6 @@ impl Backend for Api {
     }
 
     async fn vm(&self, name: &str) -> Result<VmView, ApiError> {
-        self.state().await;
         self.named_vm(name).await
     }
 
@@ -371,7 +391,7 @@ impl Backend for Api {
     }
 
     async fn operations(&self) -> Result<Vec<OperationView>, ApiError> {
-        let state = self.state().await;
+        let state = self.applied();
         let views = state.operations.values().map(|operation| self.operation_view(&state, operation));
         let mut views: Vec<OperationView> = futures::future::join_all(views).await;
         views.sort_by(|a, b| b.started.cmp(&a.started).then_with(|| a.id.cmp(&b.id)));
@@ -379,7 +399,7 @@ impl Backend for Api {
     }
 
     async fn operation(&self, id: &str) -> Result<OperationView, ApiError> {
-        let state = self.state().await;
+        let state = self.applied();
         let operation = operation_named(&state, id)?;
         Ok(self.operation_view(&state, operation).await)
     }

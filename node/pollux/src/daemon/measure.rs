@@ -65,6 +65,8 @@ async fn look(daemon: &Daemon) -> Sample {
             last: status.last_log.unwrap_or_default(),
             applied: status.applied.unwrap_or_default(),
             snapshot: status.snapshot.unwrap_or_default(),
+            touched_ms: status.touched_ms,
+            counts: status.counts,
         },
         ..Sample::default()
     };

@@ -82,6 +82,10 @@ metrics! {
     VOTERS = Gauge "pollux_raft_voters" [""] "Nodes that vote.";
     LOG_INDEX = Gauge "pollux_raft_log_index" ["what"] "Index of the last entry in this node's log, applied, in its snapshot.";
     LEADER_CHANGES = Counter "pollux_raft_leader_changes_total" [""] "How often this node has come to know another leader.";
+    TERMS = Counter "pollux_raft_terms_total" [""] "Terms that began while this node watched.";
+    ELECTIONS = Counter "pollux_raft_elections_total" [""] "Elections for which this node stood.";
+    SPURIOUS_ELECTIONS = Counter "pollux_raft_spurious_elections_total" [""] "Those among them that it did not win: a term for nothing.";
+    TOUCHED = Gauge "pollux_raft_touched_seconds" [""] "Since this node was last in touch with whoever leads.";
     PROPOSAL = Histogram "pollux_proposal_seconds" ["outcome"] "How long changes that this node asked for took to be agreed on, repeats included.";
 
     PEERS = Gauge "pollux_link_peers" ["class"] "Other nodes that this node has a connection to.";

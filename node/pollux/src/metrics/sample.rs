@@ -6,9 +6,9 @@ use pollux_net::Counters as Frames;
 use pollux_vm::{event::Progress, pages::PAGE_BYTES};
 
 use super::{
-    BUILD_INFO, CONNECTIONS, GATE_BYTES, GATE_FRAMES, HAS_LEADER, INCARNATION, IS_LEADER, LOG_INDEX, MOVE_DIRTY,
-    MOVE_PENDING, MOVE_RATE, MOVES_UNDER_WAY, PEERS, QEMU_PROCESSES, REFUSALS, SERVED, TERM, VMS, VMS_FAILING,
-    VMS_HERE, VOTERS,
+    BUILD_INFO, CONNECTIONS, ELECTIONS, GATE_BYTES, GATE_FRAMES, HAS_LEADER, INCARNATION, IS_LEADER, LOG_INDEX,
+    MOVE_DIRTY, MOVE_PENDING, MOVE_RATE, MOVES_UNDER_WAY, PEERS, QEMU_PROCESSES, REFUSALS, SERVED, SPURIOUS_ELECTIONS,
+    TERM, TERMS, TOUCHED, VMS, VMS_FAILING, VMS_HERE, VOTERS,
 };
 
 /// The phases a VM can be in, in the API's words.
@@ -51,6 +51,9 @@ pub(crate) struct Raft {
     pub(crate) last: u64,
     pub(crate) applied: u64,
     pub(crate) snapshot: u64,
+    /// Since it was last in touch with whoever leads; `None`: it never was.
+    pub(crate) touched_ms: Option<u64>,
+    pub(crate) counts: pollux_raft::Counts,
 }
 
 impl Sample {
@@ -118,6 +121,12 @@ impl Sample {
         for (what, index) in [("last", raft.last), ("applied", raft.applied), ("snapshot", raft.snapshot)] {
             ::metrics::gauge!(LOG_INDEX, "what" => what).set(float(index));
         }
+        ::metrics::counter!(TERMS).absolute(raft.counts.terms);
+        ::metrics::counter!(ELECTIONS).absolute(raft.counts.elections);
+        ::metrics::counter!(SPURIOUS_ELECTIONS).absolute(raft.counts.spurious_elections);
+        if let Some(ms) = raft.touched_ms {
+            ::metrics::gauge!(TOUCHED).set(float(ms) / 1000.0);
+        }
     }
 
     fn links(&self) {
@@ -170,7 +179,17 @@ pub(super) mod tests {
                 ..Progress::default()
             }],
             frames: Frames { frames_out: 10, bytes_out: 1000, refused_stale: 1, ..Frames::default() },
-            raft: Raft { term: 3, leads: true, has_leader: true, voters: 3, last: 90, applied: 88, snapshot: 0 },
+            raft: Raft {
+                term: 3,
+                leads: true,
+                has_leader: true,
+                voters: 3,
+                last: 90,
+                applied: 88,
+                snapshot: 0,
+                touched_ms: Some(250),
+                counts: pollux_raft::Counts { terms: 2, spurious_elections: 1, ..pollux_raft::Counts::default() },
+            },
             link: pollux_link::Counters {
                 wrong_cluster: 2,
                 connections_dialled: 4,
@@ -199,6 +218,8 @@ pub(super) mod tests {
             "pollux_gate_bytes_total{direction=\"out\"} 1000",
             "pollux_raft_is_leader 1",
             "pollux_raft_log_index{what=\"applied\"} 88",
+            "pollux_raft_spurious_elections_total 1",
+            "pollux_raft_touched_seconds 0.25",
             "pollux_link_peers{class=\"bulk\"} 0",
             "pollux_link_refusals_total{why=\"wrong_cluster\"} 2",
             "pollux_link_refusals_total{why=\"garbage\"} 0",

@@ -112,9 +112,9 @@ pub(crate) async fn run(context: &Context, verb: Vm) -> Result<(), Failure> {
         Vm::Create(create) => create::run(context, *create).await,
         Vm::Start(verb) => start(context, verb).await,
         Vm::Stop(verb) => stop(context, verb).await,
-        Vm::List => show(context.format, &context.client.vms().await?, |vms| view::many(vms, now_ms())),
+        Vm::List => context.show_read(&context.client.vms().await?, |vms| view::many(vms, now_ms())),
         Vm::Show { name } => match context.client.vm(&name).await {
-            Ok(vm) => show(context.format, &vm, |vm| view::single(vm, now_ms())),
+            Ok(vm) => context.show_read(&vm, |vm| view::single(vm, now_ms())),
             Err(error) => Err(suggest::for_vm(&context.client, &name, error).await),
         },
         Vm::Log { name, follow } => log::run(context, &name, follow).await,
