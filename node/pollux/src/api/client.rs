@@ -82,6 +82,8 @@ impl Client {
     #[must_use]
     pub fn stale(mut self) -> Self {
         self.stale = true;
+        // How old its answers are is no news of the client that it was made of.
+        self.age = Arc::default();
         self
     }
 
