@@ -29,7 +29,7 @@ fn a_daemon_that_slept_lets_nothing_out_before_it_has_asked_the_log() {
     thread::sleep(LONG);
     world.resume(node);
     until("the node to know that its guest is shut off", SETTLE, || {
-        let vm: pollux_system_tests::views::Vm = world.pollux(node, &["vm", "show", "web"]).try_json()?;
+        let vm: pollux_system_tests::views::Vm = world.pollux(node, &["vm", "show", "web", "--stale"]).try_json()?;
         if vm.runtime == "fenced" { Ok(()) } else { Err(format!("{vm:?}")) }
     });
     let listening = std::time::Instant::now();
