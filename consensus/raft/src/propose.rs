@@ -175,6 +175,11 @@ impl Consensus {
 
     /// Offers `proposal` to this node's own log.
     pub(crate) async fn append_here(&self, proposal: Proposal, wait: Duration) -> ProposeReply {
+        if proposal.command.declares_dead()
+            && let Err(why) = self.caught_up(wait).await
+        {
+            return ProposeReply::NotAppended { leader: None, why };
+        }
         match self.objection(&proposal) {
             Some(Objection::NotNow(why)) => return ProposeReply::NotAppended { leader: None, why },
             Some(Objection::No(why)) => return ProposeReply::Refused { why },

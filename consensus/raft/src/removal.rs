@@ -4,16 +4,20 @@
 //! to say before it appends. Between its look and the commit something may change; then the operator's word, or the next
 //! step of [`members`](crate::members), has to bear it (docs/adr/0011).
 
+use std::time::Duration;
+
 use pollux_state::{
     Command, Proposal,
     detector::{NodeHealth, Verdict},
     id::{Generation, NodeId, VmId},
+    vm::Phase,
 };
 use tokio::time::timeout;
 
 use crate::{
     consensus::Consensus,
     members,
+    message::ReadReply,
     voters::{self, Candidate},
 };
 
@@ -40,6 +44,8 @@ impl Consensus {
     pub(crate) fn objection(&self, proposal: &Proposal) -> Option<Objection> {
         match &proposal.command {
             Command::ReleaseLost { vm, expect, .. } => self.lives(*vm, *expect),
+            // In any other phase the state says what is to be said.
+            Command::TakeBack { vm, expect, .. } if self.arrives(*vm) => self.lives(*vm, *expect),
             Command::RemoveNode { node, .. } => self.costs_the_quorum(*node),
             Command::Found { .. }
             | Command::AddToken { .. }
@@ -61,7 +67,27 @@ impl Consensus {
         }
     }
 
-    /// Nobody's VM is released while the leader hears its owner.
+    /// Waits until this node surely leads and has applied all that was committed before: a leader that was elected a moment
+    /// ago may be behind, and would find nothing to object to.
+    pub(crate) async fn caught_up(&self, wait: Duration) -> Result<(), String> {
+        let index = match self.index_here(wait).await {
+            ReadReply::Index(index) => index,
+            ReadReply::NotNow { why } => return Err(why),
+        };
+        let mut view = self.watch();
+        let applied = view.wait_for(|view| view.applied >= index);
+        match timeout(wait, applied).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) | Err(_) => Err(format!("the leader has not applied up to {index} yet")),
+        }
+    }
+
+    fn arrives(&self, vm: VmId) -> bool {
+        let state = self.watch().borrow().state.clone();
+        state.vms.get(&vm).is_some_and(|vm| matches!(vm.phase, Phase::Arriving { .. }))
+    }
+
+    /// Nobody's VM is released, or taken back, while the leader hears its owner.
     fn lives(&self, vm: VmId, expect: Generation) -> Option<Objection> {
         let state = self.watch().borrow().state.clone();
         // Of a VM that is not there, or not at that generation any more, the state says what is to be said.

@@ -265,6 +265,12 @@ impl Command {
         }
     }
 
+    /// An operator's word that a node is dead: the leader has one of its own to say to that before it appends it.
+    #[must_use]
+    pub fn declares_dead(&self) -> bool {
+        matches!(self, Self::ReleaseLost { .. } | Self::TakeBack { .. })
+    }
+
     /// The move that it is a step of, if it is one.
     #[must_use]
     pub fn move_of(&self) -> Option<OpId> {
