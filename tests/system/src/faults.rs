@@ -196,9 +196,10 @@ impl Table {
         eprintln!("=== {fault:?} at {place:?}");
         let roles = self.roles();
         let before = self.world.settled(&roles.leader);
-        // A client that gave up would find its connection gone, whatever the guest did.
+        // A client that gave up would find its connection gone, whatever the guest did; and its kernel, which doubles the time
+        // between two attempts, makes the next one up to as long after the sleep as the sleep was.
         let sleeps = matches!(fault, Fault::SourceSleeps | Fault::TargetSleeps);
-        let watch = self.world.watch_with(&self.guest, if sleeps { SLEEP * 2 } else { PATIENCE });
+        let watch = self.world.watch_with(&self.guest, if sleeps { SLEEP * 4 } else { PATIENCE });
         let hold = Hold::make(&self.world, if place.at_source() { &roles.source } else { &roles.target }, place);
         let begun = self.world.begin_detached(&roles.leader, &roles.target);
         hold.is_reached(&self.world, &roles.leader, &begun);
