@@ -24,7 +24,7 @@ use crate::{
     id::{ClusterId, Generation, Incarnation, NodeId, OpId, Owner, VmId},
     limits::{EVENTS_MAX, OUTCOMES_MAX},
     node::{JoinToken, Node, Removed},
-    operation::{Operation, OperationResult},
+    operation::{Operation, OperationKind, OperationResult},
     text::plain,
     vm::Vm,
 };
@@ -110,6 +110,22 @@ impl ClusterState {
     pub fn name_of(&self, node: NodeId) -> Option<&str> {
         let member = self.nodes.get(&node).map(|node| node.name.as_str());
         member.or_else(|| self.removed.get(&node).map(|removed| removed.name.as_str()))
+    }
+
+    /// `owner` is a life that its node's daemon is in now: what it held is still there.
+    #[must_use]
+    pub fn lives(&self, owner: Owner) -> bool {
+        self.nodes.get(&owner.node).is_some_and(|node| node.incarnation == owner.incarnation)
+    }
+
+    /// The move of `vm` that waits for its turn, if there is one.
+    #[must_use]
+    pub fn waiting_move_of(&self, vm: VmId) -> Option<OpId> {
+        let of_vm = |operation: &&Operation| {
+            let OperationKind::Migrate { vm: moved, .. } = operation.kind;
+            operation.waits() && moved == vm
+        };
+        self.operations.values().find(of_vm).map(|operation| operation.id)
     }
 
     /// Remembers refusals like successes: a retry whose first answer was lost must not turn a "no" into a late "yes".

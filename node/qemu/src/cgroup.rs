@@ -80,15 +80,18 @@ pub struct Group {
 /// Where this host's cgroup2 hierarchy is mounted.
 #[must_use]
 pub fn mount() -> Option<PathBuf> {
-    find_mount(&fs::read_to_string("/proc/self/mountinfo").ok()?)
+    find_mount(&fs::read_to_string("/proc/self/mountinfo").ok()?, |kind, _| kind == "cgroup2")
 }
 
-fn find_mount(mountinfo: &str) -> Option<PathBuf> {
+/// Where, by `/proc/self/mountinfo`, the first file system is mounted whose type and options are `wanted`.
+pub(crate) fn find_mount(mountinfo: &str, wanted: impl Fn(&str, &str) -> bool) -> Option<PathBuf> {
     mountinfo.lines().find_map(|line| {
         // ID PARENT DEVICE ROOT MOUNTPOINT OPTIONS [MORE...] - TYPE SOURCE OPTIONS
         let (place, kind) = line.split_once(" - ")?;
         let path = place.split(' ').nth(4)?;
-        (kind.split(' ').next() == Some("cgroup2")).then(|| PathBuf::from(path.replace("\\040", " ")))
+        let mut kind = kind.split(' ');
+        let (kind, options) = (kind.next()?, kind.nth(1).unwrap_or_default());
+        wanted(kind, options).then(|| PathBuf::from(path.replace("\\040", " ")))
     })
 }
 
@@ -251,6 +254,7 @@ mod tests {
         let hybrid = "31 23 0:28 / /sys/fs/cgroup rw - tmpfs tmpfs rw,mode=755\n\
                       36 31 0:33 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n\
                       41 31 0:38 / /sys/fs/cgroup/unified rw shared:7 - cgroup2 cgroup2 rw\n";
+        let find_mount = |mountinfo| super::find_mount(mountinfo, |kind, _| kind == "cgroup2");
         assert_eq!(find_mount(hybrid), Some("/sys/fs/cgroup/unified".into()));
         let odd = "41 31 0:38 / /mnt/c\\040g rw - cgroup2 none rw\n";
         assert_eq!(find_mount(odd), Some("/mnt/c g".into()));

@@ -10,6 +10,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use crate::cgroup::find_mount;
+
 /// The length of a period. At the strongest throttle a vCPU runs for a millisecond of it, the least the kernel takes.
 const PERIOD_US: u64 = 100_000;
 const QUOTA_US_MIN: u64 = 1_000;
@@ -154,15 +156,6 @@ fn hierarchy(pid: i32) -> Result<Hierarchy, ThrottleError> {
 
 /// From `/proc/self/mountinfo` and `/proc/PID/cgroup`: the hierarchy with the `cpu` controller, or else the unified one.
 fn find(mounts: &str, groups: &str) -> Option<Hierarchy> {
-    // 36 35 98:0 /root /mount options... - type source super-options
-    let mounted = |wanted: &dyn Fn(&str, &str) -> bool| {
-        mounts.lines().find_map(|line| {
-            let (place, kind) = line.split_once(" - ")?;
-            let mut kind = kind.split_whitespace();
-            let (kind, _, options) = (kind.next()?, kind.next()?, kind.next()?);
-            wanted(kind, options).then(|| place.split_whitespace().nth(4).map(PathBuf::from))?
-        })
-    };
     let path = |wanted: &dyn Fn(&str) -> bool| {
         groups.lines().find_map(|line| {
             let mut parts = line.splitn(3, ':');
@@ -171,11 +164,11 @@ fn find(mounts: &str, groups: &str) -> Option<Hierarchy> {
         })
     };
     let has_cpu = |list: &str| list.split(',').any(|name| name == "cpu");
-    let own = mounted(&|kind, options| kind == "cgroup" && has_cpu(options)).zip(path(&has_cpu));
+    let own = find_mount(mounts, |kind, options| kind == "cgroup" && has_cpu(options)).zip(path(&has_cpu));
     if let Some((mount, path)) = own {
         return Some(Hierarchy::Own(mount.join(path)));
     }
-    let unified = mounted(&|kind, _| kind == "cgroup2").zip(path(&str::is_empty));
+    let unified = find_mount(mounts, |kind, _| kind == "cgroup2").zip(path(&str::is_empty));
     unified.map(|(mount, path)| Hierarchy::Unified(mount.join(path)))
 }
 

@@ -44,7 +44,7 @@ impl Step<'_> {
         if vm.desired != Desired::Running {
             return Err(Refusal::wrong_phase(vm, "it is wanted stopped and will be; start it first"));
         }
-        if let Some(waiting) = self.waiting_move_of(id) {
+        if let Some(waiting) = self.state.waiting_move_of(id) {
             let why = format!("operation {waiting} is about to move it; cancel that first, or wait for it");
             return Err(Refusal::wrong_phase(vm, why));
         }

@@ -26,11 +26,6 @@ struct Waiting {
 }
 
 impl Step<'_> {
-    /// The move of `vm` that waits, if there is one.
-    pub(super) fn waiting_move_of(&self, vm: VmId) -> Option<OpId> {
-        self.waiting().find(|waiting| waiting.vm == vm).map(|waiting| waiting.op)
-    }
-
     /// Begins every move whose turn it is, and ends those that have nothing to move any more.
     pub(super) fn advance_queue(&mut self) {
         let mut waiting: Vec<Waiting> = self.waiting().collect();
@@ -74,7 +69,7 @@ impl Step<'_> {
             return Err("the VM is to be stopped".into());
         }
         let life = |node: NodeId| self.state.nodes.get(&node).map_or(Incarnation::default(), |node| node.incarnation);
-        if owner.incarnation != life(from) {
+        if !self.state.lives(owner) {
             return Err(format!("the daemon of {}, the source, was started again", self.node_name(from)));
         }
         if life(to) == Incarnation::default() {

@@ -72,20 +72,15 @@ pub(super) async fn obstacles(
 }
 
 fn of_phase(state: &ClusterState, vm: &Vm, to: &Node) -> Option<Obstacle> {
-    let waiting = state.operations.values().find(|operation| {
-        let pollux_state::operation::OperationKind::Migrate { vm: moved, .. } = operation.kind;
-        operation.waits() && moved == vm.id
-    });
-    let what = match (&vm.phase, waiting) {
-        (_, Some(waiting)) => format!("operation {} waits to move it", waiting.id),
+    let what = match (&vm.phase, state.waiting_move_of(vm.id)) {
+        (_, Some(waiting)) => format!("operation {waiting} waits to move it"),
         (Phase::Stopped { .. }, None) => {
             "it does not run (a stopped VM is started elsewhere with `pollux vm start --node`)".into()
         }
         (Phase::Moving { op, .. } | Phase::Arriving { op, .. }, None) => format!("operation {op} is moving it already"),
         (Phase::Running { owner }, None) if owner.node == to.id => "it is there already".into(),
         (Phase::Running { owner }, None) => {
-            let life = state.nodes.get(&owner.node).map(|node| node.incarnation);
-            if life != Some(owner.incarnation) {
+            if !state.lives(*owner) {
                 "its node's daemon was started again and has yet to start it".into()
             } else if vm.desired != Desired::Running {
                 "it is to be stopped".into()

@@ -8,7 +8,7 @@ use std::{sync::Arc, time::Duration};
 use pollux_raft::Removal;
 use pollux_state::{
     ClusterState, Command,
-    id::{Generation, Incarnation, NodeId, Owner},
+    id::{Generation, Incarnation, NodeId},
     node::Node,
     vm::{Desired, Phase, Vm},
 };
@@ -86,7 +86,7 @@ impl Api {
             let (id, expect, operator, name) = (vm.id, vm.generation, operator.clone(), vm.spec.name.clone());
             match vm.phase {
                 // Its source has a whole copy, which goes on where it was paused.
-                Phase::Arriving { from, .. } if from.node != node && lives_on(state, from) => {
+                Phase::Arriving { from, .. } if from.node != node && state.lives(from) => {
                     self.propose(Command::TakeBack { vm: id, expect, operator }).await?;
                     view.taken_back.push(name);
                 }
@@ -105,11 +105,6 @@ impl Api {
         }
         Ok(())
     }
-}
-
-/// That life of a daemon is its node's current one: what it held is still there.
-fn lives_on(state: &ClusterState, owner: Owner) -> bool {
-    state.nodes.get(&owner.node).is_some_and(|node| node.incarnation == owner.incarnation)
 }
 
 /// Where stopped VMs of `node` have their home from then on: where the operator is, or else on the oldest node that started.
