@@ -66,6 +66,15 @@ impl Sleeper {
         kill(Pid::from_raw(self.process.id().try_into().unwrap()), signal).unwrap();
     }
 
+    /// Each of its threads is stopped: a signal that was sent is not one that has arrived.
+    fn is_stopped(&self) -> bool {
+        let threads = std::fs::read_dir(format!("/proc/{}/task", self.process.id())).unwrap();
+        threads.flatten().all(|thread| {
+            let stat = std::fs::read_to_string(thread.path().join("stat")).unwrap();
+            stat.rsplit_once(')').is_some_and(|(_, rest)| rest.starts_with(" T"))
+        })
+    }
+
     /// Asks it something; each question is one word and each answer one line.
     async fn ask(&mut self, word: &str) -> String {
         self.hears.write_all(format!("{word}\n").as_bytes()).await.unwrap();
@@ -88,6 +97,7 @@ impl Sleeper {
     /// Stops it, lets its guest emit frame 2 and time pass, wakes it.
     async fn sleeps_over_a_frame(&mut self, pause: Duration) {
         self.signal(Signal::SIGSTOP);
+        until("it stopped", || self.is_stopped()).await;
         self.emits(2).await;
         tokio::time::sleep(pause).await; // the kernel's clock is what is tested
         self.signal(Signal::SIGCONT);
