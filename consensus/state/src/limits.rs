@@ -36,6 +36,14 @@ pub const NICS_MAX: usize = 8;
 pub const MEMORY_MIB: core::ops::RangeInclusive<u64> = 32..=1_048_576;
 /// Virtual processors, least and most.
 pub const VCPUS: core::ops::RangeInclusive<u32> = 1..=64;
+/// So long after a daemon was last awake, in milliseconds, its kernel lets no frame of its guests pass (DESIGN, rule 5). Several
+/// times the interval at which it is kept, or a busy host would silence its guests.
+pub const FENCE_MS: u64 = 5_000;
+/// A host has to be silent for so long, in milliseconds, before a person's word that it is lost is taken: one that only slept
+/// sends nothing more after twice [`FENCE_MS`] (a question put just before, and the time that its answer grants), and a second
+/// is for what clocks and messages are late by.
+pub const LOST_AFTER_MS: u64 = 2 * FENCE_MS + 1_000;
+
 /// Longest blackout that can be wished for, in milliseconds, least and most.
 pub const BLACKOUT_MS: core::ops::RangeInclusive<u32> = 10..=60_000;
 /// Bytes per second that a move can be held to, least and most: below the least, a move of any size takes days; the most is

@@ -18,14 +18,22 @@
 //! Each of them is one transaction of the kernel's. That is the point: nothing is looked up first and done later, so there is
 //! no place between the two in which a process could sleep. The clock is the kernel's as well.
 //!
+//! The kernel's timers stand still while the whole host is suspended. So a question and what it granted are remembered
+//! together with how long the host had been suspended by then ([`suspended`]), and end with the next suspension.
+//!
 //! One [`Fence`] for one TAP, made right after it and dropped right after it; its table is owned by its socket, so the kernel
 //! removes it when the daemon ends in whatever way.
 
-use std::{io, time::Duration};
+use std::{
+    io,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
 
 use rustix::io::Errno;
 
 use crate::{
+    awake::{slept, suspended},
     netlink,
     nftables::{Keys, Nftables, Transaction},
     sys,
@@ -51,6 +59,9 @@ pub struct Fence {
     table: String,
     interface: u32,
     time: Duration,
+    clock: fn() -> Duration,
+    /// By that clock, when the log was last asked.
+    asked: Mutex<Duration>,
 }
 
 /// The fence did not do what was asked of it. It is then as it was.
@@ -100,10 +111,18 @@ impl Fence {
     /// # Errors
     /// See [`FenceError`]; there is no fence then, and nothing should be written to the TAP.
     pub async fn raise(tap: &Tap, time: Duration) -> Result<Self, FenceError> {
-        Self::on(tap.name(), time).await
+        Self::raise_by(tap, time, suspended).await
     }
 
-    async fn on(name: &str, time: Duration) -> Result<Self, FenceError> {
+    /// The same by another clock than [`suspended`].
+    ///
+    /// # Errors
+    /// As [`Fence::raise`].
+    pub async fn raise_by(tap: &Tap, time: Duration, clock: fn() -> Duration) -> Result<Self, FenceError> {
+        Self::on(tap.name(), time, clock).await
+    }
+
+    async fn on(name: &str, time: Duration, clock: fn() -> Duration) -> Result<Self, FenceError> {
         let failed = |what| move |source| FenceError::Kernel { tap: name.to_owned(), what, source };
         let link = netlink::link(name).and_then(|link| link.ok_or_else(|| io::ErrorKind::NotFound.into()));
         let interface = link.map_err(failed("finding the interface"))?.index;
@@ -122,7 +141,10 @@ impl Fence {
             );
             tries += 1;
             match made {
-                Ok(()) => return Ok(Self { kernel, table, interface, time }),
+                Ok(()) => {
+                    let asked = Mutex::new(clock());
+                    return Ok(Self { kernel, table, interface, time, clock, asked });
+                }
                 Err(error) if is_taken(&error) && tries < TRIES_MAX => tokio::time::sleep(TRY_AGAIN).await,
                 Err(error) => return Err(refine(name, error)),
             }
@@ -137,7 +159,7 @@ impl Fence {
         let name = format!("pxf{}", std::process::id());
         let made = sys::make_tap(&name);
         let tap = made.map_err(|source| FenceError::Kernel { tap: name.clone(), what: "making a TAP", source })?;
-        let fence = Self::on(&name, Duration::from_secs(1)).await?;
+        let fence = Self::on(&name, Duration::from_secs(1), suspended).await?;
         fence.note(1)?;
         fence.unlock(1)?;
         fence.keep()?;
@@ -151,6 +173,14 @@ impl Fence {
     /// # Errors
     /// When the kernel refuses: the answer will then unlock nothing.
     pub fn note(&self, question: u32) -> Result<(), FenceError> {
+        let now = (self.clock)();
+        let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        if slept(*asked, now) {
+            // Whatever was asked or granted before the suspension is over.
+            self.commit("locking", self.about().flush(ASKED).flush(RIGHT))?;
+            *asked = now;
+        }
+        drop(asked);
         self.commit("noting a question", self.about().clear(ASKED, question).add(ASKED, question, self.time))
     }
 
@@ -159,6 +189,7 @@ impl Fence {
     /// # Errors
     /// [`FenceError::Expired`] when the question was put longer ago than the fence's time, or unlocked it already.
     pub fn unlock(&self, question: u32) -> Result<(), FenceError> {
+        self.was_awake()?;
         let granted = self.about().take(ASKED, question).clear(RIGHT, self.interface);
         self.commit("unlocking", granted.add(RIGHT, self.interface, self.time))
     }
@@ -168,6 +199,7 @@ impl Fence {
     /// # Errors
     /// [`FenceError::Expired`] when nothing is granted any more: only [`Fence::unlock`] grants it again.
     pub fn keep(&self) -> Result<(), FenceError> {
+        self.was_awake()?;
         let kept = self.about().take(RIGHT, self.interface).add(RIGHT, self.interface, self.time);
         self.commit("keeping it unlocked", kept)
     }
@@ -178,6 +210,16 @@ impl Fence {
     /// When the kernel refuses: what is granted then ends by itself.
     pub fn lock(&self) -> Result<(), FenceError> {
         self.commit("locking", self.about().clear(RIGHT, self.interface))
+    }
+
+    /// The host was not suspended since the log was last asked; otherwise nothing leaves any more.
+    fn was_awake(&self) -> Result<(), FenceError> {
+        let asked = *self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        if slept(asked, (self.clock)()) {
+            self.lock()?;
+            return Err(FenceError::Expired { tap: self.tap() });
+        }
+        Ok(())
     }
 
     fn about(&self) -> Transaction<'_> {

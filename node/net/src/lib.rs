@@ -14,6 +14,7 @@
 //! the [`Fence`], which is the kernel's and holds also while this process sleeps (rule 5).
 
 mod announce;
+mod awake;
 mod counters;
 mod fence;
 mod frames;
@@ -27,6 +28,7 @@ mod pump;
 mod sys;
 mod tap;
 
+pub use awake::suspended;
 pub use counters::Counters;
 pub use fence::{Fence, FenceError};
 pub use frames::{FRAME_BYTES_MAX, FRAME_BYTES_MIN, FrameError};

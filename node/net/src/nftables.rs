@@ -199,6 +199,12 @@ impl<'a> Transaction<'a> {
         self.element(DESTROY_ELEMENT, 0, set, key, &[])
     }
 
+    /// Removes every key.
+    pub(crate) fn flush(self, set: &str) -> Self {
+        let parts = [text(1, self.table), text(2, set)].concat();
+        self.change(DELETE_ELEMENT, 0, &parts)
+    }
+
     fn element(self, kind: u16, flags: u16, set: &str, key: u32, rest: &[u8]) -> Self {
         let element = [&nested(1, &attribute(1, &key.to_ne_bytes())), rest].concat();
         let parts = [text(1, self.table), text(2, set), nested(3, &nested(1, &element))].concat();

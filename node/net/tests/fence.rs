@@ -6,6 +6,7 @@ mod world;
 use std::{
     os::fd::AsFd as _,
     process::{Child, Command, Stdio},
+    sync::atomic::{AtomicU64, Ordering},
     time::{Duration, Instant},
 };
 
@@ -254,6 +255,35 @@ fn an_answer_unlocks_once_and_only_while_it_is_young() {
         fence.lock().unwrap();
         assert!(matches!(fence.keep(), Err(FenceError::Expired { .. })), "what is locked cannot be kept unlocked");
         fence.unlock(3).unwrap();
+    });
+}
+
+/// How long the host of the next test was suspended, in seconds. The kernel cannot be asked to suspend a test's host.
+static SUSPENDED_S: AtomicU64 = AtomicU64::new(0);
+
+#[test]
+fn a_suspended_host_has_to_ask_again_though_no_timer_ran() {
+    in_a_namespace(|| async {
+        let world = World::join();
+        let tap = Tap::open("px1n0", BRIDGE, MTU).unwrap();
+        let clock = || Duration::from_secs(SUSPENDED_S.load(Ordering::Relaxed));
+        let fence = Fence::raise_by(&tap, TIME * 100, clock).await.unwrap();
+        fence.note(1).unwrap();
+        fence.note(2).unwrap();
+        fence.unlock(1).unwrap();
+        fence.keep().unwrap();
+
+        SUSPENDED_S.store(60, Ordering::Relaxed);
+
+        assert!(matches!(fence.keep(), Err(FenceError::Expired { .. })), "what was granted is over");
+        tap.send(&frame(WORLD, GUEST, 1, 60)).await.unwrap();
+        assert!(matches!(fence.unlock(2), Err(FenceError::Expired { .. })), "that answer is from before");
+        fence.note(3).unwrap();
+        assert!(matches!(fence.unlock(2), Err(FenceError::Expired { .. })), "and stays so");
+        fence.unlock(3).unwrap();
+        fence.keep().unwrap();
+        tap.send(&frame(WORLD, GUEST, 2, 60)).await.unwrap();
+        assert_eq!(world.sees_number().await, 2);
     });
 }
 

@@ -19,7 +19,6 @@ use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
     sync::watch,
-    time::Instant,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -33,7 +32,7 @@ use crate::{
     api,
     metrics::{self, MetricsError},
     vm::{
-        Budget, Marks, Minter, Shared, Vms,
+        Budget, Clock, Marks, Minter, Shared, Vms,
         qemu::{QemuHost, Users},
         wall_ms,
     },
@@ -288,7 +287,7 @@ async fn look_after(daemon: &Arc<Daemon>, dir: &Dir, node: &NodeFile, bulk: Budg
         marks,
         limits: Limits::default(),
         tasks: TaskTracker::new(),
-        started: Instant::now(),
+        clock: Clock::start(),
         changes: daemon.changes.clone(),
         minter: Minter::random(),
     });

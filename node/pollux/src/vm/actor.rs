@@ -210,7 +210,7 @@ impl Actor {
     }
 
     async fn select(&mut self, cancel: &CancellationToken) -> Option<Input> {
-        let deadline = self.core.deadline().map(|at| self.shared.started + Duration::from_millis(at));
+        let deadline = self.core.deadline().map(|at| self.shared.clock.timer(at));
         let tick = async {
             match deadline {
                 Some(at) => tokio::time::sleep_until(at).await,
@@ -327,7 +327,7 @@ impl Actor {
     }
 
     fn now(&self) -> Millis {
-        super::millis(self.shared.started.elapsed())
+        self.shared.clock.now()
     }
 
     async fn apply(&mut self, event: Event) {
@@ -589,14 +589,14 @@ impl Actor {
         self.reading = CancellationToken::new();
         let reading = self.reading.clone();
         let (consensus, post, vm) = (self.shared.consensus.clone(), self.post.clone(), self.vm);
-        let (applied, started, guest) = (self.applied.clone(), self.shared.started, self.guest.subscribe());
+        let (applied, clock, guest) = (self.applied.clone(), self.shared.clock, self.guest.subscribe());
         self.shared.spawn(reading.run_until_cancelled_owned(async move {
             loop {
                 if let Some(guest) = &*guest.borrow() {
                     guest.note(ticket);
                 }
                 let asked = Instant::now();
-                let began = super::millis(asked.saturating_duration_since(started));
+                let began = clock.now();
                 match consensus.linearizable(Duration::from_millis(ATTEMPT_MS)).await {
                     Ok(_) => {
                         let took_ms = u32::try_from(asked.elapsed().as_millis()).unwrap_or(u32::MAX);

@@ -15,6 +15,8 @@ use pollux_vm::{
 };
 use tokio::sync::{mpsc, watch};
 
+use super::turns::{Purpose, Turn};
+
 /// Something could not be done with a guest or a machine: what, for people.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{0}")]
@@ -106,12 +108,12 @@ pub trait Guest: Send + Sync + 'static {
     /// Pages of its memory that were ever written; all others are zero.
     async fn populated(&self) -> Result<PageSet, GuestError>;
 
-    /// Begins tracking anew: from here on every write of the guest is found by [`Guest::scan`] with the number returned,
-    /// and scans with an earlier number fail.
-    async fn track(&self) -> Result<u64, GuestError>;
+    /// Begins tracking anew: from here on every write of the guest is found by [`Guest::scan`] in the turn returned, and scans
+    /// in an earlier one fail.
+    async fn track(&self, purpose: Purpose) -> Result<Turn, GuestError>;
 
     /// Adds the pages written since the last scan (or since tracking began) to `dirty`, and protects them again first.
-    async fn scan(&self, tracking: u64, dirty: &mut PageSet) -> Result<(), GuestError>;
+    async fn scan(&self, turn: &Turn, dirty: &mut PageSet) -> Result<(), GuestError>;
 
     /// The device state of a paused guest, without its memory.
     async fn save(&self) -> Result<Bytes, GuestError>;

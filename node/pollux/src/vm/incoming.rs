@@ -204,7 +204,7 @@ impl Gathering {
                     self.have(frames).await;
                     self.pages.cancel();
                     *self.state.lock().unwrap_or_else(PoisonError::into_inner) = Some(state);
-                    let at = super::millis(self.shared.started.elapsed());
+                    let at = self.shared.clock.now();
                     self.tell(Event::AllReceived { report, at }).await;
                 }
                 Some(ToTarget::RoundEnd { frames }) => {

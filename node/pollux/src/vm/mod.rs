@@ -6,6 +6,7 @@
 
 mod actor;
 mod budget;
+mod clock;
 mod console;
 mod fitness;
 pub mod hold;
@@ -19,6 +20,7 @@ pub mod qemu;
 mod registry;
 mod sample;
 mod stopwatch;
+pub mod turns;
 mod worker;
 
 use std::{
@@ -34,12 +36,13 @@ use pollux_state::{
 };
 use pollux_vm::{Limits, Millis};
 use rand::{RngCore, SeedableRng, rngs::StdRng};
-use tokio::{sync::watch, time::Instant};
+use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 
 pub use actor::Status;
 pub use budget::Budget;
+pub use clock::Clock;
 pub use console::{Attached, CONSOLES_MAX, Changes, ConsolePort};
 pub use marks::Marks;
 pub use registry::Vms;
@@ -63,8 +66,8 @@ pub struct Shared {
     pub limits: Limits,
     /// Every task of every actor.
     pub tasks: TaskTracker,
-    /// The zero of the cores' clock.
-    pub started: Instant,
+    /// The cores' clock.
+    pub clock: Clock,
     /// Moves whenever something the API shows has changed.
     pub changes: watch::Sender<u64>,
     /// Where new ids come from.

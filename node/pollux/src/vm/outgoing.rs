@@ -41,6 +41,7 @@ use super::{
     host::Guest,
     pages::{self, Paced, PageStream, Tally},
     stopwatch::micros,
+    turns::{Purpose, Turn},
 };
 
 /// Page streams of a move: as many as can be encoded at once on a small host, with some to spare for the link.
@@ -74,7 +75,7 @@ struct Session {
     cancel: CancellationToken,
     connection: OnceLock<Connection>,
     pending: Mutex<PageSet>,
-    tracking: OnceLock<u64>,
+    turn: OnceLock<Turn>,
     /// Frames that the target has said to have in its memory.
     landed: watch::Sender<u64>,
     /// Place up to which it has been sent what the guest wrote to its console.
@@ -122,7 +123,7 @@ impl Outgoing {
             cancel: CancellationToken::new(),
             connection: OnceLock::new(),
             pending,
-            tracking: OnceLock::new(),
+            turn: OnceLock::new(),
             landed: watch::Sender::new(0),
             console: AtomicU64::new(0),
             handed_over: AtomicBool::new(false),
@@ -227,9 +228,9 @@ impl Session {
 
     /// Protects first, then looks which pages there are: whatever is written from here on is found by a scan.
     async fn connect(&self) -> Result<RecvStream, String> {
-        let tracking = self.guest.track().await;
-        let tracking = tracking.map_err(|error| format!("the guest's memory cannot be tracked: {error}"))?;
-        if self.tracking.set(tracking).is_err() {
+        let turn = self.guest.track(Purpose::Move).await;
+        let turn = turn.map_err(|error| format!("the guest's memory cannot be tracked: {error}"))?;
+        if self.turn.set(turn).is_err() {
             return Err("tracked twice".into());
         }
         *self.pending.lock().await = self.guest.populated().await.map_err(|error| error.to_string())?;
@@ -352,8 +353,8 @@ impl Session {
 
     async fn scan_pending(&self) -> Result<u64, String> {
         let mut pending = self.pending.lock().await;
-        let tracking = *self.tracking.get().ok_or("the guest is not tracked")?;
-        self.guest.scan(tracking, &mut pending).await.map_err(|error| format!("dirty tracking failed: {error}"))?;
+        let turn = self.turn.get().ok_or("the guest is not tracked")?;
+        self.guest.scan(turn, &mut pending).await.map_err(|error| format!("dirty tracking failed: {error}"))?;
         Ok(pending.len())
     }
 

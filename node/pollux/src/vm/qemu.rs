@@ -19,7 +19,10 @@ use pollux_qemu::{
     Accelerator, Boot, Group, Groups, Identity, Launch, Machine, MachineEvent, NicFd, QmpError, Role, SpawnError,
     Spawner, Tracking, TrackingWish, kvm_usable,
 };
-use pollux_state::id::{Generation, MacAddr, VmId};
+use pollux_state::{
+    id::{Generation, MacAddr, VmId},
+    limits::FENCE_MS,
+};
 use pollux_vm::{
     Ticket,
     pages::{PAGE_BYTES, PageSet},
@@ -33,15 +36,16 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::{
     fitness::Answers,
     host::{Guest, GuestError, GuestEvent, Host, Log, Memory, Order, ResumeError, Typed},
+    turns::{Purpose, Turn, Turns},
 };
 
 /// Largest frame on a VM's network, without its header, in bytes.
 const MTU_BYTES: u32 = 1_500;
-/// So long after the daemon was last seen awake the kernel lets nothing of its guests leave. Several times the interval at
-/// which it is kept, or a busy host would silence its guests.
-const FENCE_MS: u64 = 5_000;
 /// A killed QEMU is gone within this, in milliseconds; one that the kernel cannot end is waited for, and said so as often.
 const END_MS: u64 = 10_000;
+/// The console of a QEMU that is gone has been read to its end within this, in milliseconds. One that has not counts as one
+/// that said something.
+const CONSOLE_END_MS: u64 = 2_000;
 
 /// Makes guests in QEMU.
 pub struct QemuHost {
@@ -196,7 +200,7 @@ impl Host for QemuHost {
             memory,
             group,
             ports: RwLock::new(ports),
-            tracker: Arc::new(Mutex::new(Tracked { tracker, epoch: 0 })),
+            tracker: Arc::new(Mutex::new(Tracked { tracker, turns: Turns::default() })),
             listens: StdMutex::new(false),
             census: self.census.clone(),
             resuming: Mutex::new(()),
@@ -383,10 +387,10 @@ struct QemuGuest {
     over: CancellationToken,
 }
 
-/// The tracker, and which use of it is the current one: a late scan of an earlier move would take marks away.
+/// The tracker, and whose turn with it it is.
 struct Tracked {
     tracker: Tracker,
-    epoch: u64,
+    turns: Turns,
 }
 
 /// How the guest's writes are found.
@@ -402,8 +406,8 @@ enum Tracker {
 
 impl Tracked {
     /// Begins to track, or to count anew.
-    fn begin(&mut self, memory: &GuestMemory) -> Result<u64, GuestError> {
-        self.epoch += 1;
+    fn begin(&mut self, memory: &GuestMemory, purpose: Purpose) -> Result<Turn, GuestError> {
+        let turn = self.turns.begin(purpose)?;
         let tracker = std::mem::replace(&mut self.tracker, Tracker::Refused("tracking could not be begun".into()));
         let attached = match tracker {
             Tracker::Unused(Tracking { pid, pidfd, uffd }) => {
@@ -413,7 +417,7 @@ impl Tracked {
                 // What was written until now is all pages that exist; from here on it counts.
                 let counted = attached.scan(&mut PageSet::empty(memory.pages()));
                 self.tracker = Tracker::Attached(attached);
-                return counted.map(|_| self.epoch).map_err(failed("tracking"));
+                return counted.map(|_| turn).map_err(failed("tracking"));
             }
             Tracker::Refused(why) => {
                 self.tracker = Tracker::Refused(why.clone());
@@ -421,13 +425,10 @@ impl Tracked {
             }
         };
         self.tracker = Tracker::Attached(attached);
-        Ok(self.epoch)
+        Ok(turn)
     }
 
-    fn scan(&mut self, epoch: u64, dirty: &mut PageSet) -> Result<(), GuestError> {
-        if self.epoch != epoch {
-            return Err(GuestError("another move tracks this guest now".into()));
-        }
+    fn scan(&mut self, dirty: &mut PageSet) -> Result<(), GuestError> {
         match &mut self.tracker {
             Tracker::Attached(tracker) => tracker.scan(dirty).map(drop).map_err(failed("tracking")),
             Tracker::Refused(why) => Err(GuestError(why.clone())),
@@ -530,8 +531,11 @@ impl Guest for QemuGuest {
                 self.shut_down().await;
                 // What it says of its end is said here.
                 self.over.cancel();
-                // Its guest may have executed something; if nothing of it was let out, nobody will ever know.
-                if self.emitted().await == before {
+                // Its guest may have executed something; if nothing of it was let out, nobody will ever know. What it wrote last
+                // may still lie in its console's socket.
+                let console =
+                    tokio::time::timeout(Duration::from_millis(CONSOLE_END_MS), self.machine.console().ended());
+                if console.await.is_ok() && self.emitted().await == before {
                     return Err(ResumeError::StandsStill(why));
                 }
                 Err(ResumeError::Unknown(why))
@@ -549,6 +553,7 @@ impl Guest for QemuGuest {
             }
             port.close_gate().await;
         }
+        self.machine.console().drained();
         Ok(())
     }
 
@@ -610,16 +615,17 @@ impl Guest for QemuGuest {
         .await
     }
 
-    async fn track(&self) -> Result<u64, GuestError> {
+    async fn track(&self, purpose: Purpose) -> Result<Turn, GuestError> {
         let (mut tracked, memory) = (self.tracker.clone().lock_owned().await, self.memory.clone());
-        blocking(move || tracked.begin(&memory)).await
+        blocking(move || tracked.begin(&memory, purpose)).await
     }
 
-    async fn scan(&self, epoch: u64, dirty: &mut PageSet) -> Result<(), GuestError> {
+    async fn scan(&self, turn: &Turn, dirty: &mut PageSet) -> Result<(), GuestError> {
         let (mut tracked, pages) = (self.tracker.clone().lock_owned().await, self.memory.pages());
+        tracked.turns.check(turn)?;
         let scanned = blocking(move || {
             let mut found = PageSet::empty(pages);
-            let outcome = tracked.scan(epoch, &mut found);
+            let outcome = tracked.scan(&mut found);
             Ok((found, outcome))
         });
         let (found, outcome) = scanned.await?;

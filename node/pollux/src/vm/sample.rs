@@ -2,7 +2,7 @@
 //!
 //! Nothing of it touches a move: the guest is tracked as for one, for half a second, and some of its pages are packed, sent
 //! to the target on the streams that a move would use, unpacked there and dropped. A move that begins meanwhile takes the
-//! tracker, and the sample fails.
+//! tracker, and the sample fails; it takes none from a move.
 
 use std::{
     collections::BTreeSet,
@@ -36,6 +36,7 @@ use super::{
     host::Guest,
     outgoing::STREAMS,
     pages::{self, PIECE_PAGES, PageStream, Tally},
+    turns::Purpose,
 };
 
 /// When the guest's writes are looked at, in milliseconds after the beginning.
@@ -83,14 +84,15 @@ pub(super) async fn take(shared: &Arc<Shared>, guest: Arc<dyn Guest>, vm: VmId, 
 
 /// Pages that the guest writes per second, each counted once, and how many different ones that will be at most.
 async fn writes(guest: &dyn Guest, populated: u64) -> Result<(u64, u64), String> {
-    let tracking = guest.track().await.map_err(|error| format!("the guest's memory cannot be tracked: {error}"))?;
+    let turn =
+        guest.track(Purpose::Sample).await.map_err(|error| format!("the guest's memory cannot be tracked: {error}"))?;
     let mut dirty = PageSet::empty(guest.memory().pages());
     let began = Instant::now();
     let mut looks = [(0.0, 0); LOOKS_MS.len()];
     for (look, at_ms) in looks.iter_mut().zip(LOOKS_MS) {
         tokio::time::sleep_until(began + Duration::from_millis(at_ms)).await;
         let at = began.elapsed();
-        guest.scan(tracking, &mut dirty).await.map_err(|error| error.to_string())?;
+        guest.scan(&turn, &mut dirty).await.map_err(|error| error.to_string())?;
         *look = (at.as_secs_f64(), dirty.len());
     }
     let [first, second] = looks;

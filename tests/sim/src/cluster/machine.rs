@@ -6,14 +6,17 @@
 use std::{
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use pollux::vm::host::{Guest, GuestError, Host, Log, Memory, Order, ResumeError, Typed};
+use pollux::vm::{
+    host::{Guest, GuestError, Host, Log, Memory, Order, ResumeError, Typed},
+    turns::{Purpose, Turn, Turns},
+};
 use pollux_state::id::{Generation, Owner, VmId};
 use pollux_vm::pages::PageSet;
 use tokio::{sync::watch, time::sleep};
@@ -75,7 +78,7 @@ impl Host for Machines {
             runs: AtomicBool::new(false),
             gate: Mutex::new(None),
             shut: AtomicBool::new(false),
-            tracking: AtomicU64::new(0),
+            turns: Mutex::default(),
             over: CancellationToken::new(),
         });
         self.tasks.spawn(machine.over.clone().run_until_cancelled_owned(beat(machine.clone(), dice)));
@@ -95,7 +98,7 @@ struct Machine {
     /// The gate was closed for good.
     shut: AtomicBool,
     /// Which use of the tracker is the current one.
-    tracking: AtomicU64,
+    turns: Mutex<Turns>,
     over: CancellationToken,
 }
 
@@ -124,6 +127,10 @@ fn some(dice: &mut Rng, (least, most): (u64, u64)) -> Duration {
 impl Machine {
     fn program(&self) -> MutexGuard<'_, Program> {
         self.program.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn turns(&self) -> MutexGuard<'_, Turns> {
+        self.turns.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn gate(&self) -> MutexGuard<'_, Option<Generation>> {
@@ -193,16 +200,15 @@ impl Guest for Machine {
         Ok(self.memory.populated())
     }
 
-    async fn track(&self) -> Result<u64, GuestError> {
+    async fn track(&self, purpose: Purpose) -> Result<Turn, GuestError> {
         self.takes(ORDER_MS).await;
+        let turn = self.turns().begin(purpose)?;
         self.program().track();
-        Ok(self.tracking.fetch_add(1, Ordering::AcqRel) + 1)
+        Ok(turn)
     }
 
-    async fn scan(&self, tracking: u64, dirty: &mut PageSet) -> Result<(), GuestError> {
-        if tracking != self.tracking.load(Ordering::Acquire) {
-            return Err(GuestError("another move tracks this guest now".into()));
-        }
+    async fn scan(&self, turn: &Turn, dirty: &mut PageSet) -> Result<(), GuestError> {
+        self.turns().check(turn)?;
         let forgetful = self.recorder.control == Some(Control::ForgetOnePage);
         if self.program().scan(dirty, forgetful) { Ok(()) } else { Err(GuestError("nobody tracks this guest".into())) }
     }

@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use pollux::vm::{Budget, Marks, Minter, Shared, Vms};
+use pollux::vm::{Budget, Clock, Marks, Minter, Shared, Vms};
 use pollux_link::{Binding, Endpoint, Identity, simulation};
 use pollux_raft::{Config, Consensus, FoundError, MemoryDisk, ProposeError, Retention, Store};
 use pollux_state::{
@@ -24,7 +24,7 @@ use pollux_state::{
 use pollux_vm::Limits;
 use tokio::{
     sync::{mpsc, watch},
-    time::{Instant, sleep},
+    time::sleep,
 };
 use tokio_util::task::TaskTracker;
 
@@ -198,7 +198,7 @@ pub(super) async fn live(place: Arc<Place>) -> turmoil::Result {
         marks: Marks::open(place.marks.clone(), boot)?,
         limits: LIMITS,
         tasks: tasks.clone(),
-        started: Instant::now(),
+        clock: Clock::start(),
         changes: watch::Sender::new(0),
         minter,
     });

@@ -1,0 +1,38 @@
+//! Whether the whole host was suspended: the kernel's timers stand still then, and count on as if nothing had been.
+
+use std::time::Duration;
+
+use rustix::time::{ClockId, clock_gettime};
+
+/// Two readings of [`suspended`] that differ by less are the same one: the clocks are read one after the other.
+const SAME: Duration = Duration::from_millis(50);
+
+/// For how long this host was suspended since it booted.
+#[must_use]
+pub fn suspended() -> Duration {
+    let read = |clock| {
+        let time = clock_gettime(clock);
+        Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0))
+    };
+    let running = read(ClockId::Monotonic);
+    read(ClockId::Boottime).saturating_sub(running)
+}
+
+/// Was the host suspended between two readings of [`suspended`]?
+pub(crate) fn slept(before: Duration, after: Duration) -> bool {
+    after.abs_diff(before) > SAME
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_that_is_awake_was_not_suspended_between_two_readings() {
+        let before = suspended();
+        for _ in 0..1_000 {
+            assert!(!slept(before, suspended()));
+        }
+        assert!(slept(before, before + Duration::from_secs(1)));
+    }
+}

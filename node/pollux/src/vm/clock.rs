@@ -1,0 +1,39 @@
+//! The clock of the cores: milliseconds since the daemon started, those in which the host was suspended among them. What the log
+//! said before a suspension has aged by it (DESIGN, rules 3 and 5).
+
+use std::time::Duration;
+
+use pollux_net::suspended;
+use pollux_vm::Millis;
+use tokio::time::Instant;
+
+/// Where it begins.
+#[derive(Debug, Clone, Copy)]
+pub struct Clock {
+    started: Instant,
+    suspended: Duration,
+}
+
+impl Clock {
+    /// One that begins now.
+    #[must_use]
+    pub fn start() -> Self {
+        Self { started: Instant::now(), suspended: suspended() }
+    }
+
+    /// What time it is.
+    #[must_use]
+    pub fn now(&self) -> Millis {
+        super::millis(self.started.elapsed() + self.missed())
+    }
+
+    /// When a timer of this process, which stands still while the host is suspended, has to fire for it to be `at`.
+    #[must_use]
+    pub fn timer(&self, at: Millis) -> Instant {
+        self.started + Duration::from_millis(at).saturating_sub(self.missed())
+    }
+
+    fn missed(&self) -> Duration {
+        suspended().saturating_sub(self.suspended)
+    }
+}
