@@ -117,6 +117,8 @@ struct Inner {
     peers: Peers,
     view: watch::Receiver<View>,
     in_flight: Arc<InFlight>,
+    /// Held while a node is being removed: what that costs is judged one by one.
+    removing: Arc<tokio::sync::Mutex<()>>,
     incarnation: watch::Sender<Option<Incarnation>>,
     leader: watch::Sender<Option<NodeId>>,
     words: watch::Sender<Word>,
@@ -154,6 +156,7 @@ impl Consensus {
             peers,
             view,
             in_flight,
+            removing: Arc::default(),
             incarnation: watch::Sender::new(None),
             leader: watch::Sender::new(None),
             words: watch::Sender::default(),
@@ -285,6 +288,18 @@ impl Consensus {
 
     pub(crate) fn ear(&self) -> &Ear {
         &self.0.ear
+    }
+
+    /// Does work beside, until this node stops taking part: `None`.
+    pub(crate) fn spawn<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = T> + Send + 'static,
+    ) -> tokio::task::JoinHandle<Option<T>> {
+        self.0.tasks.spawn(self.0.stop.clone().run_until_cancelled_owned(work))
+    }
+
+    pub(crate) fn removing(&self) -> &Arc<tokio::sync::Mutex<()>> {
+        &self.0.removing
     }
 
     pub(crate) fn in_flight(&self) -> &Arc<InFlight> {

@@ -41,11 +41,22 @@ pub enum LivenessError {
     },
 }
 
+/// After so long without a look at the list, in milliseconds, this process was not awake to hear anybody: four times
+/// [`HEARTBEAT_EVERY`], at which it looks at the latest, so that a busy moment is none.
+const ASLEEP_AFTER_MS: u64 = 1_000;
+
 /// The leader's list; empty elsewhere.
 #[derive(Debug)]
 pub(crate) struct Ear {
-    started: Instant,
-    list: Mutex<Option<List>>,
+    heard: Mutex<Hearing>,
+}
+
+/// A list, and the time it is kept in: that in which this process was awake. What was not heard in its sleep is no silence.
+#[derive(Debug)]
+struct Hearing {
+    awake_ms: u64,
+    looked: Instant,
+    list: Option<List>,
 }
 
 #[derive(Debug)]
@@ -56,39 +67,47 @@ struct List {
 
 impl Ear {
     pub(crate) fn new() -> Self {
-        Self { started: Instant::now(), list: Mutex::new(None) }
+        Self { heard: Mutex::new(Hearing { awake_ms: 0, looked: Instant::now(), list: None }) }
     }
 
-    fn now_ms(&self) -> u64 {
-        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
-    }
-
-    fn list(&self) -> MutexGuard<'_, Option<List>> {
-        self.list.lock().unwrap_or_else(PoisonError::into_inner)
+    /// The list, and what time it is for it.
+    fn look(&self) -> (MutexGuard<'_, Hearing>, u64) {
+        let mut hearing = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        let passed_ms = u64::try_from(now.duration_since(hearing.looked).as_millis()).unwrap_or(u64::MAX);
+        if passed_ms < ASLEEP_AFTER_MS {
+            // Parts of a millisecond are left for the next look.
+            hearing.looked += Duration::from_millis(passed_ms);
+            hearing.awake_ms += passed_ms;
+        } else {
+            tracing::debug!(passed_ms, "this process slept; nobody's silence grew by that");
+            hearing.looked = now;
+        }
+        let awake_ms = hearing.awake_ms;
+        (hearing, awake_ms)
     }
 
     /// This node leads in `term`, or (`None`) does not; these are the members.
     fn leads(&self, term: Option<u64>, members: impl IntoIterator<Item = NodeId>) {
-        let now_ms = self.now_ms();
-        let mut list = self.list();
-        match (&mut *list, term) {
+        let (mut hearing, now_ms) = self.look();
+        match (&mut hearing.list, term) {
             (Some(list), Some(term)) if list.term == term => list.detector.set_nodes(members, now_ms),
-            (_, Some(term)) => *list = Some(List { term, detector: Detector::new(now_ms, members) }),
-            (_, None) => *list = None,
+            (list, Some(term)) => *list = Some(List { term, detector: Detector::new(now_ms, members) }),
+            (list, None) => *list = None,
         }
     }
 
     pub(crate) fn heard(&self, node: NodeId, incarnation: Incarnation) {
-        let now_ms = self.now_ms();
-        if let Some(list) = &mut *self.list() {
+        let (mut hearing, now_ms) = self.look();
+        if let Some(list) = &mut hearing.list {
             list.detector.heard(node, incarnation, now_ms);
         }
     }
 
     /// What it makes of every member, where this node leads.
     pub(crate) fn health(&self) -> Option<Vec<NodeHealth>> {
-        let now_ms = self.now_ms();
-        self.list().as_ref().map(|list| list.detector.health(now_ms))
+        let (hearing, now_ms) = self.look();
+        hearing.list.as_ref().map(|list| list.detector.health(now_ms))
     }
 }
 
@@ -174,5 +193,54 @@ impl Consensus {
                 None => LivenessReply::NotNow { why: "newly elected".to_owned() },
             },
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use pollux_state::detector::{DOWN_AFTER_MS, Verdict};
+    use tokio::time::advance;
+
+    use super::*;
+
+    const ME: NodeId = NodeId(1);
+    const OTHER: NodeId = NodeId(2);
+
+    /// A leader's, which has just heard everybody.
+    fn ear() -> Ear {
+        let ear = Ear::new();
+        ear.leads(Some(1), [ME, OTHER]);
+        ear.heard(OTHER, Incarnation(1));
+        ear
+    }
+
+    fn verdict(ear: &Ear) -> Verdict {
+        let health = ear.health().unwrap();
+        health.iter().find(|health| health.node == OTHER).unwrap().verdict
+    }
+
+    async fn awake(ear: &Ear, time: Duration) {
+        for _ in 0..time.as_millis() / HEARTBEAT_EVERY.as_millis() {
+            advance(HEARTBEAT_EVERY).await;
+            ear.heard(ME, Incarnation(1));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn silence_is_what_was_not_heard_by_somebody_awake() {
+        let ear = ear();
+        awake(&ear, Duration::from_millis(DOWN_AFTER_MS - 250)).await;
+        assert_eq!(verdict(&ear), Verdict::Suspect);
+        awake(&ear, Duration::from_millis(250)).await;
+        assert_eq!(verdict(&ear), Verdict::Down);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_leader_that_slept_counts_nobody_dead() {
+        let ear = ear();
+        advance(Duration::from_secs(60)).await;
+        assert_eq!(verdict(&ear), Verdict::Alive, "whoever asks first when it wakes");
+        awake(&ear, Duration::from_millis(DOWN_AFTER_MS)).await;
+        assert_eq!(verdict(&ear), Verdict::Down, "and somebody dead is found dead in the usual time");
     }
 }

@@ -175,7 +175,14 @@ impl Consensus {
 
     /// Offers `proposal` to this node's own log.
     pub(crate) async fn append_here(&self, proposal: Proposal, wait: Duration) -> ProposeReply {
-        if proposal.command.declares_dead()
+        let mut one_by_one = None;
+        if proposal.command.costs_a_node() {
+            let Ok(turn) = timeout(wait, self.removing().clone().lock_owned()).await else {
+                return ProposeReply::NotAppended { leader: None, why: "another node is being removed".to_owned() };
+            };
+            one_by_one = Some(turn);
+        }
+        if (proposal.command.declares_dead() || proposal.command.costs_a_node())
             && let Err(why) = self.caught_up(wait).await
         {
             return ProposeReply::NotAppended { leader: None, why };
@@ -186,10 +193,19 @@ impl Consensus {
             None => {}
         }
         let in_flight = self.in_flight().watch(proposal.id);
-        let written = timeout(wait, write(self.raft(), proposal)).await;
+        let raft = self.raft().clone();
+        // Also when nobody waits for its outcome any more: until it has one, no other removal is judged.
+        let writing = self.spawn(async move {
+            let written = write(&raft, proposal).await;
+            drop(one_by_one);
+            written
+        });
+        let written = timeout(wait, writing).await;
         let refused = match written {
-            Ok(Ok(applied)) => return ProposeReply::Applied(applied),
-            Ok(Err(refused)) => refused,
+            Ok(Ok(Some(Ok(applied)))) => return ProposeReply::Applied(applied),
+            Ok(Ok(Some(Err(refused)))) => refused,
+            Ok(Ok(None)) => return ProposeReply::Unknown { why: "this node stops".to_owned() },
+            Ok(Err(failed)) => return ProposeReply::Unknown { why: failed.to_string() },
             // openraft may still have it in its queue.
             Err(_) => return ProposeReply::Unknown { why: format!("not applied within {} ms", wait.as_millis()) },
         };

@@ -10,6 +10,7 @@ use pollux_state::{
     Command, Proposal,
     detector::{NodeHealth, Verdict},
     id::{Generation, NodeId, VmId},
+    limits::LOST_AFTER_MS,
     vm::Phase,
 };
 use tokio::time::timeout;
@@ -167,13 +168,15 @@ impl Consensus {
 
 fn verdict_against(vm: &str, node: &str, health: &NodeHealth) -> Option<Objection> {
     match health.verdict {
-        Verdict::Down => None,
+        Verdict::Down if health.silent_ms >= LOST_AFTER_MS => None,
         Verdict::Alive => Some(Objection::No(format!(
             "{node}, which has the right to run VM {vm}, is alive: stop the VM or migrate it instead"
         ))),
-        Verdict::Suspect => Some(Objection::No(format!(
-            "{node}, which has the right to run VM {vm}, was heard {} ms ago and is not counted dead yet: wait a few seconds",
-            health.silent_ms
+        Verdict::Suspect | Verdict::Down => Some(Objection::No(format!(
+            "{node}, which has the right to run VM {vm}, has been silent for {} s only, and its guests may still be heard: try \
+             again in {} s",
+            health.silent_ms / 1000,
+            LOST_AFTER_MS.saturating_sub(health.silent_ms).div_ceil(1000)
         ))),
     }
 }

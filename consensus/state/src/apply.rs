@@ -179,7 +179,7 @@ impl Step<'_> {
             Command::Cancel { op } => self.cancel(*op),
             Command::HeardAgain { op, silence_ms } => self.heard_again(*op, *silence_ms),
             Command::ReleaseLost { vm, expect, operator } => self.release_lost(*vm, *expect, operator),
-            Command::RemoveNode { node, after, heir } => self.remove_node(*node, *after, *heir),
+            Command::RemoveNode { node, after, heir, lost } => self.remove_node(*node, *after, *heir, *lost),
         }?;
         // Whatever it was, it may have made room, or ended what a waiting move was for.
         self.advance_queue();

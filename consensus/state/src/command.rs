@@ -216,6 +216,9 @@ pub enum Command {
         after: Incarnation,
         /// Where the stopped VMs whose home it is have theirs from then on.
         heir: NodeId,
+        /// An operator gave its host up: what was to be started there is wanted stopped, and waits for a person. Without
+        /// that, such a VM keeps the node.
+        lost: bool,
     },
 }
 
@@ -269,6 +272,12 @@ impl Command {
     #[must_use]
     pub fn declares_dead(&self) -> bool {
         matches!(self, Self::ReleaseLost { .. } | Self::TakeBack { .. })
+    }
+
+    /// A node leaves by it: the leader judges one after the other whether who is left can still decide.
+    #[must_use]
+    pub fn costs_a_node(&self) -> bool {
+        matches!(self, Self::RemoveNode { .. })
     }
 
     /// The move that it is a step of, if it is one.

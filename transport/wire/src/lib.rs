@@ -30,4 +30,4 @@ pub mod page;
 
 /// The protocol this build speaks. It goes up by one whenever an older build could misread a newer one; a build speaks
 /// this version and, once there is one, the version before it. 0 is no version.
-pub const VERSION: u8 = 3;
+pub const VERSION: u8 = 4;

@@ -46,7 +46,13 @@ impl Step<'_> {
     }
 
     /// Whatever life of it comes back: none of its numbers, keys and certificates is a member's any more.
-    pub(super) fn remove_node(&mut self, id: NodeId, after: Incarnation, heir: NodeId) -> Result<Outcome, Refusal> {
+    pub(super) fn remove_node(
+        &mut self,
+        id: NodeId,
+        after: Incarnation,
+        heir: NodeId,
+        lost: bool,
+    ) -> Result<Outcome, Refusal> {
         let node = self.node(id)?;
         let (name, key, current) = (node.name.clone(), node.key, node.incarnation);
         if current != after {
@@ -59,13 +65,18 @@ impl Step<'_> {
             return Err(Refusal::invalid("heir", format!("{name} leaves; its VMs need a home on another node")));
         }
         let heir_name = self.node(heir)?.name.clone();
-        if let Some(why) = self.state.vms.values().find_map(|vm| self.keeps(vm, id)) {
+        if let Some(why) = self.state.vms.values().find_map(|vm| self.keeps(vm, id, lost)) {
             return Err(Refusal::in_use(&name, why));
         }
         let homeless: Vec<VmId> = self.state.vms.values().filter(|vm| vm.home == id).map(|vm| vm.id).collect();
 
         for vm in &homeless {
-            self.vm_mut(*vm)?.home = heir;
+            let vm = self.vm_mut(*vm)?;
+            vm.home = heir;
+            if vm.desired == Desired::Running {
+                vm.desired = Desired::Stopped { force: false };
+                vm.failed_starts = 0;
+            }
         }
         self.state.nodes.remove(&id);
         let oldest = self.state.removed.iter().min_by_key(|(_, removed)| removed.index).map(|(id, _)| *id);
@@ -84,7 +95,7 @@ impl Step<'_> {
     }
 
     /// Why `vm` keeps `node` in the cluster, if it does.
-    fn keeps(&self, vm: &Vm, node: NodeId) -> Option<String> {
+    fn keeps(&self, vm: &Vm, node: NodeId, lost: bool) -> Option<String> {
         let name = &vm.spec.name;
         if vm.phase.moving().is_some_and(|(_, from, to)| from.node == node || to.node == node) {
             return Some(format!("VM {name} is moving from or to it; wait until that is over, or cancel it"));
@@ -95,7 +106,7 @@ impl Step<'_> {
                  operator can say so: --lost --operator WHO"
             ));
         }
-        let wanted = vm.home == node && vm.desired == Desired::Running;
+        let wanted = !lost && vm.home == node && vm.desired == Desired::Running;
         wanted.then(|| format!("VM {name} is to be started there; start it elsewhere (--node) or stop it first"))
     }
 }

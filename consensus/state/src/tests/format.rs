@@ -120,7 +120,7 @@ fn one_of_everything() -> ClusterState {
             key: bytes(NodeId(5)),
         },
     );
-    world.accept(N1, Command::RemoveNode { node: NodeId(4), after: Incarnation(0), heir: N1 });
+    world.accept(N1, Command::RemoveNode { node: NodeId(4), after: Incarnation(0), heir: N1, lost: false });
     let vm = create(&mut world, "lost");
     world.accept(N1, Command::Claim { vm, expect: Generation(0), incarnation: FIRST_LIFE });
     world.accept(N2, Command::ReleaseLost { vm, expect: Generation(1), operator: "carol".to_string() });

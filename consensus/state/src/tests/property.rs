@@ -168,7 +168,7 @@ impl Drive {
                 let after = self.state.nodes.get(&node).map_or(0, |node| node.incarnation.0);
                 let after = Incarnation(after.saturating_add_signed(deed.life));
                 let heir = NodeId(1 + (deed.node + u64::from(deed.variant)) % 4);
-                Command::RemoveNode { node, after, heir }
+                Command::RemoveNode { node, after, heir, lost: deed.variant.is_multiple_of(3) }
             }
             _ => match deed.variant % 3 {
                 0 => found(),

@@ -84,7 +84,7 @@ fn what_was_removed_stays_removed_through_a_snapshot() {
 fn a_node_that_never_started_can_be_removed() {
     let mut world = World::three_nodes();
     ghost(&mut world);
-    world.accept(N2, Command::RemoveNode { node: N4, after: Incarnation(0), heir: N1 });
+    world.accept(N2, Command::RemoveNode { node: N4, after: Incarnation(0), heir: N1, lost: false });
     assert_eq!(world.refuse(N4, start_incarnation(N4, Incarnation(0))), Refusal::Removed("n4".to_string()));
 }
 
@@ -93,7 +93,7 @@ fn a_node_that_started_meanwhile_is_not_the_one_that_was_meant() {
     let mut world = World::three_nodes();
     ghost(&mut world);
     world.restart(N4);
-    let refusal = world.refuse(N1, Command::RemoveNode { node: N4, after: Incarnation(0), heir: N1 });
+    let refusal = world.refuse(N1, Command::RemoveNode { node: N4, after: Incarnation(0), heir: N1, lost: false });
     assert!(matches!(refusal, Refusal::AnotherLife { current: Incarnation(1), .. }), "{refusal}");
 }
 
@@ -110,7 +110,7 @@ fn the_last_node_stays_and_nobody_inherits_from_itself() {
 
 #[test]
 fn a_node_with_a_vm_in_its_hands_stays() {
-    let inherit = Command::RemoveNode { node: N1, after: FIRST_LIFE, heir: N2 };
+    let inherit = Command::RemoveNode { node: N1, after: FIRST_LIFE, heir: N2, lost: false };
     assert_in_use(&World::with_web().refuse(N2, inherit.clone()), "VM web is to be started there");
     assert_in_use(&World::with_web_running().refuse(N2, inherit.clone()), "the right to run VM web");
     let (mut moving, _) = World::with_web_moving();
@@ -125,11 +125,23 @@ fn stopped_vms_have_their_home_with_the_heir_from_then_on() {
     let mut world = World::with_web_running();
     world.accept(N3, set_desired(Desired::Stopped { force: true }));
     world.accept(N1, release(1, FIRST_LIFE, StopCause::Operator));
-    world.accept(N3, Command::RemoveNode { node: N1, after: FIRST_LIFE, heir: N2 });
+    world.accept(N3, Command::RemoveNode { node: N1, after: FIRST_LIFE, heir: N2, lost: false });
     assert_eq!(world.web().home, N2);
     assert_eq!(world.last_event(), "n1 was removed from the cluster; one stopped VM has its home on n2 now");
     world.accept(N3, set_desired(Desired::Running));
     assert_eq!(world.accept(N2, claim(2, FIRST_LIFE)), Outcome::Owned(Generation(3)));
+}
+
+#[test]
+fn what_was_to_be_started_on_a_lost_node_waits_for_a_person() {
+    let mut world = World::with_web();
+    assert_eq!(world.web().desired, Desired::Running);
+    world.accept(N3, Command::RemoveNode { node: N1, after: FIRST_LIFE, heir: N2, lost: true });
+    assert_eq!((world.web().home, world.web().desired), (N2, Desired::Stopped { force: false }));
+
+    // Not even a lost node goes with something in its hands.
+    let lost = Command::RemoveNode { node: N1, after: FIRST_LIFE, heir: N2, lost: true };
+    assert_in_use(&World::with_web_running().refuse(N2, lost), "the right to run VM web");
 }
 
 #[test]
@@ -149,7 +161,7 @@ fn what_a_lost_host_owned_is_released_by_name_and_started_where_a_person_says() 
     let elsewhere = Command::SetDesired { vm: WEB, desired: Desired::Running, home: Some(N2) };
     world.accept(N3, elsewhere);
     assert_eq!(world.accept(N2, claim(2, FIRST_LIFE)), Outcome::Owned(Generation(3)));
-    world.accept(N2, Command::RemoveNode { node: N1, after: life, heir: N2 });
+    world.accept(N2, Command::RemoveNode { node: N1, after: life, heir: N2, lost: false });
 }
 
 #[test]
@@ -184,7 +196,7 @@ fn the_memory_of_removed_nodes_is_bounded_and_their_numbers_stay_refused() {
         let node = NodeId(number);
         world.accept(N1, token(node, world.now + 1));
         world.accept(N1, join(node));
-        world.accept(N1, Command::RemoveNode { node, after: Incarnation(0), heir: N1 });
+        world.accept(N1, Command::RemoveNode { node, after: Incarnation(0), heir: N1, lost: false });
         world.now += 2;
     }
     assert_eq!(world.state.removed.len(), REMOVED_MAX);

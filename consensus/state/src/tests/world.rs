@@ -299,7 +299,7 @@ pub(super) fn release_lost(expect: u64) -> Command {
 
 /// `node`, last seen in its first life, leaves its stopped VMs to n1.
 pub(super) fn remove(node: NodeId) -> Command {
-    Command::RemoveNode { node, after: FIRST_LIFE, heir: N1 }
+    Command::RemoveNode { node, after: FIRST_LIFE, heir: N1, lost: false }
 }
 
 pub(super) fn take_back(expect: u64) -> Command {

@@ -10,7 +10,7 @@ use pollux_state::{
     ClusterState, Command,
     id::{Generation, Incarnation, NodeId},
     node::Node,
-    vm::{Desired, Phase, Vm},
+    vm::{Phase, Vm},
 };
 
 use super::{
@@ -40,13 +40,14 @@ impl Api {
         let heir = heir(&state, node.id, self.0.identity.node())
             .ok_or_else(|| ApiError::conflict(format!("{name} is the last node; a cluster ends with its directory")))?;
         let mut view = RemovedView { node: node.name.clone(), id: node.id.0, ..RemovedView::default() };
+        let lost = request.lost.is_some();
         if let Some(lost) = request.lost {
-            self.clear(&state, node.id, heir, lost, &mut view).await.map_err(|error| after(&view, error))?;
+            self.clear(&state, node.id, lost, &mut view).await.map_err(|error| after(&view, error))?;
         }
         let inherited = state.vms.values().filter(|vm| vm.home == node.id).map(|vm| vm.spec.name.clone());
         view.inherited = inherited.collect();
         view.heir = state.name_of(heir).unwrap_or_default().to_owned();
-        let command = Command::RemoveNode { node: node.id, after: Incarnation(request.incarnation), heir };
+        let command = Command::RemoveNode { node: node.id, after: Incarnation(request.incarnation), heir, lost };
         self.propose(command).await.map_err(|error| after(&view, error))?;
         Ok(view)
     }
@@ -71,7 +72,6 @@ impl Api {
         &self,
         state: &ClusterState,
         node: NodeId,
-        heir: NodeId,
         lost: Lost,
         view: &mut RemovedView,
     ) -> Result<(), ApiError> {
@@ -95,13 +95,6 @@ impl Api {
                     view.released.push(name);
                 }
             }
-        }
-        // What was to be started there waits for a person, too.
-        let waits = |vm: &&Vm| vm.phase.owner().is_none() && vm.home == node && vm.desired == Desired::Running;
-        for vm in state.vms.values().filter(waits) {
-            let desired = Desired::Stopped { force: false };
-            self.propose(Command::SetDesired { vm: vm.id, desired, home: Some(heir) }).await?;
-            view.released.push(vm.spec.name.clone());
         }
         Ok(())
     }
