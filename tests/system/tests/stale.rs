@@ -18,6 +18,7 @@ fn without_a_quorum_only_stale_reads_answer_and_say_how_old_they_are() {
     for verb in [["node", "list"], ["vm", "list"], ["op", "list"]] {
         world.pollux("n3", &verb).refused(exit::UNAVAILABLE, &["no quorum", "n3"]);
     }
+    world.pollux("n3", &["vm", "why", "web"]).refused(exit::UNAVAILABLE, &["no quorum", "n3"]);
     let old: Vec<Value> = world.pollux("n3", &["node", "list", "--stale"]).json();
     assert_eq!(old.len(), 3);
     for node in &old {

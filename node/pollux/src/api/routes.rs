@@ -185,8 +185,10 @@ async fn take_back_vm(
     json(StatusCode::OK, &write(context.backend.take_back_vm(&name, request)).await?)
 }
 
-async fn why_vm(State(context): State<Context>, Path(name): Path<String>) -> Answer {
-    json(StatusCode::OK, &read(context.backend.why_vm(&name)).await?)
+async fn why_vm(State(context): State<Context>, Path(name): Path<String>, query: Waiting) -> Answer {
+    let query = query_of(query)?;
+    context.current(&query).await?;
+    context.aged(&query, json(StatusCode::OK, &read(context.backend.why_vm(&name)).await?))
 }
 
 async fn release_vm(

@@ -19,14 +19,14 @@ pub(super) fn check(noun: &Noun) -> Result<(), Failure> {
         noun,
         Noun::Cluster(cluster::Cluster::Status)
             | Noun::Node(node::Node::List | node::Node::Show { .. })
-            | Noun::Vm(vm::Vm::List | vm::Vm::Show { .. })
+            | Noun::Vm(vm::Vm::List | vm::Vm::Show { .. } | vm::Vm::Why { .. })
             | Noun::Op(op::Op::List | op::Op::Show { .. })
     );
     if reads {
         return Ok(());
     }
     Err(Failure::usage(
-        "--stale goes with `cluster status` and with `list` and `show` of nodes, VMs and operations only",
+        "--stale goes with `cluster status`, with `list` and `show` of nodes, VMs and operations, and with `vm why` only",
     )
     .todo("nothing is changed, and nothing waited for, on old knowledge"))
 }

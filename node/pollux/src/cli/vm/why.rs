@@ -10,7 +10,7 @@ use super::{
         Context,
         exit::Failure,
         follow::short,
-        output::{age, list, moment, now_ms, show, table},
+        output::{age, list, moment, now_ms, table},
         suggest,
     },
     view,
@@ -22,7 +22,7 @@ For each node it is asked whether the VM could run there, as it is now, and ever
 
 pub(crate) async fn run(context: &Context, name: &str) -> Result<(), Failure> {
     match context.client.why_vm(name).await {
-        Ok(why) => show(context.format, &why, |why| text(why, now_ms())),
+        Ok(why) => context.show_read(&why, |why| text(why, now_ms())),
         Err(error) => Err(suggest::for_vm(&context.client, name, error).await),
     }
 }
