@@ -200,6 +200,7 @@ impl Table {
         // between two attempts, makes the next one up to as long after the sleep as the sleep was.
         let sleeps = matches!(fault, Fault::SourceSleeps | Fault::TargetSleeps);
         let watch = self.world.watch_with(&self.guest, if sleeps { SLEEP * 4 } else { PATIENCE });
+        watch.is_under_way();
         let hold = Hold::make(&self.world, if place.at_source() { &roles.source } else { &roles.target }, place);
         let begun = self.world.begin_detached(&roles.leader, &roles.target);
         hold.is_reached(&self.world, &roles.leader, &begun);

@@ -8,7 +8,11 @@ use pollux_probe::{
     owners::{OwnersReport, Sampler, Watched},
 };
 
-use crate::{census::TAP_PREFIX, client::Client};
+use crate::{
+    census::TAP_PREFIX,
+    client::Client,
+    waiting::{SETTLE, until},
+};
 
 /// Connections at the same time.
 const CONNECTIONS: usize = 3;
@@ -42,6 +46,19 @@ impl Watch {
         let ledger = client.within(|| Ok(Ledger::start(options))).expect("clients can be started");
         let owners = Sampler::start(nodes, TAP_PREFIX, SAMPLE_EVERY).expect("the nodes' counters can be read");
         Self { ledger, owners }
+    }
+
+    /// Waits until the clients have acknowledgements, so that there is something to lose.
+    ///
+    /// # Panics
+    /// If the guest acknowledges nothing for long.
+    #[track_caller]
+    pub fn is_under_way(&self) {
+        let mut acked = 0;
+        until("the clients' first acknowledgements", SETTLE, || {
+            acked += self.ledger.mark("first").acked;
+            if acked >= CONNECTIONS as u64 { Ok(()) } else { Err(format!("{acked}")) }
+        });
     }
 
     /// Ends a window, and tells what was seen in it.
