@@ -39,6 +39,14 @@ counted!(
     VmId, "vm-"
 );
 counted!(
+    /// A virtual disk. 0 is no volume.
+    VolumeId, "volume-"
+);
+counted!(
+    /// One copy of a volume, in one pool. 0 is no replica.
+    ReplicaId, "replica-"
+);
+counted!(
     /// The fencing number of one VM: rises by one whenever the right to run changes hands. 0: never ran.
     Generation, "g"
 );

@@ -1,0 +1,384 @@
+//! The mirror where the guest runs: see the crate's text.
+
+mod copying;
+mod io;
+mod standing;
+
+use alloc::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    string::String,
+    vec::Vec,
+};
+use core::ops::Range;
+
+use pollux_wire::id::ReplicaId;
+
+use self::{
+    copying::Copy,
+    io::InFlight,
+    standing::{Peer, Standing, Step},
+};
+use crate::{
+    Millis,
+    conflict::Ranges,
+    grains::{Extents, Grains},
+    heat::Heat,
+    request::{Answer, Failure, Part, Request, RequestId, Tag},
+};
+
+/// What a mirror may take. Every wait and every number in it has a limit (DESIGN, rule 20).
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// A replica that has not done for so long what another of the set has done leaves the set.
+    pub lag_ms: Millis,
+    /// A request that cannot be answered for so long fails (DESIGN, rule 16): the device parks it and the VM is paused.
+    pub hold_ms: Millis,
+    /// Extents that may be active at once: what is copied at most after a crash, in units of [`crate::EXTENT_BYTES`].
+    pub hot_max: usize,
+    /// Copies under way at once.
+    pub copies_max: usize,
+    /// Bytes of one copy. While it is under way, writes to it wait.
+    pub copy_bytes: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { lag_ms: 5_000, hold_ms: 30_000, hot_max: 256, copies_max: 4, copy_bytes: 512 * 1024 }
+    }
+}
+
+/// What happened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// The guest's device asks for something.
+    Request(Request),
+    /// What a replica was asked has ended. Of a replica that was dropped since: ignored.
+    Done {
+        /// Of [`Effect::Ask`].
+        tag: Tag,
+        /// How.
+        outcome: Result<(), Failure>,
+    },
+    /// The way to a replica is broken: nothing that was asked of it will be told any more.
+    Lost {
+        /// Which.
+        replica: ReplicaId,
+        /// Why, for people.
+        why: String,
+    },
+    /// The log says who is in the set.
+    Decided {
+        /// The set's version, which rises with each entry about it.
+        version: u64,
+        /// Who.
+        members: BTreeSet<ReplicaId>,
+    },
+    /// A replica outside of the set can be reached, in a session in which nothing of an earlier one happens any more. What lacks
+    /// there was read from the logs of the set's members and its own, after this mirror began, and is noted by the members.
+    Catch {
+        /// Which.
+        replica: ReplicaId,
+        /// What.
+        lacks: Grains,
+    },
+    /// So many bytes more may be copied.
+    Credit(u64),
+    /// Time has passed.
+    Tick,
+}
+
+impl Eq for Grains {}
+impl Eq for Extents {}
+
+/// What is to be done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Effect {
+    /// Ask a replica for something; the answer is [`Event::Done`].
+    Ask {
+        /// Whom.
+        replica: ReplicaId,
+        /// Its number.
+        tag: Tag,
+        /// For whom, where the data comes from or goes to.
+        of: Option<RequestId>,
+        /// What.
+        part: Part,
+        /// Where, in bytes.
+        range: Range<u64>,
+    },
+    /// Tell the guest's device.
+    Answer {
+        /// Of which request.
+        request: RequestId,
+        /// What.
+        answer: Answer,
+    },
+    /// End the session with a replica. What it still does in it, it does to a copy that is out of the set.
+    Drop {
+        /// Which.
+        replica: ReplicaId,
+    },
+    /// Have the log take a replica out of the set, if its version is still this one; the version rises also when it was not in it.
+    Leave {
+        /// Which.
+        replica: ReplicaId,
+        /// The set's version.
+        version: u64,
+        /// Why, for people.
+        why: String,
+    },
+    /// Have the log take a replica into the set, if its version is still this one.
+    Join {
+        /// Which.
+        replica: ReplicaId,
+        /// The set's version.
+        version: u64,
+    },
+    /// A replica that was catching up has failed.
+    Behind {
+        /// Which.
+        replica: ReplicaId,
+        /// Why, for people.
+        why: String,
+    },
+    /// Another generation has replaced this one: nothing is asked, and nothing answered with success, from here on.
+    Over,
+}
+
+/// How a mirror is, for people.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Status {
+    /// Of each replica: whether it is in the set and has not failed, and what it lacks, in bytes.
+    pub replicas: Vec<(ReplicaId, bool, u64)>,
+    /// Requests without an answer.
+    pub open: usize,
+    /// Extents that may differ.
+    pub hot: usize,
+}
+
+/// One volume's mirror. Made when the VM's right to run here is committed, dropped when it goes.
+#[derive(Debug)]
+pub struct Mirror {
+    size: u64,
+    limits: Limits,
+    now: Millis,
+    version: u64,
+    members: BTreeSet<ReplicaId>,
+    peers: BTreeMap<ReplicaId, Peer>,
+    /// Whom to read from first.
+    prefer: Vec<ReplicaId>,
+
+    ranges: Ranges,
+    heat: Heat,
+    in_flight: BTreeMap<RequestId, InFlight>,
+    /// In the order in which they came.
+    waiting: VecDeque<(Request, Millis)>,
+    asked: BTreeMap<Tag, Asked>,
+    last_tag: Tag,
+    /// Members' notes of who is missing that are not on stable storage yet: by whom, about whom.
+    notes: BTreeMap<Tag, (ReplicaId, ReplicaId)>,
+    /// A change of the set was proposed and is not decided.
+    proposed: bool,
+    /// The mirror's own flush, to settle: what it covers, and whom it still waits for.
+    flush: Option<(u64, BTreeSet<Tag>)>,
+    /// What members are being told to have settled: a change that overtook that would be unmarked there.
+    settling: BTreeMap<Tag, Extents>,
+    copies: BTreeMap<u64, Copy>,
+    last_copy: u64,
+    credit: u64,
+    /// Requests about which something was heard.
+    touched: Vec<RequestId>,
+    review_all: bool,
+    /// What the last whole flush of the mirror's own covered, and when something last changed.
+    flush_covered: Option<u64>,
+    changed_at: Millis,
+    over: bool,
+}
+
+/// What was asked of a replica and has not ended.
+#[derive(Debug, Clone, Copy)]
+struct Asked {
+    replica: ReplicaId,
+    since: Millis,
+    purpose: Purpose,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Purpose {
+    Request(RequestId),
+    Note,
+    Copy(u64),
+    JoinFlush,
+    OwnFlush,
+    /// [`Part::Settled`]: until it has ended nothing is changed in what settles.
+    Settling,
+    /// [`Part::Welcome`]: until it has ended nothing else becomes hot.
+    Welcome,
+    /// Nobody waits for it.
+    Aside,
+}
+
+impl Mirror {
+    /// A mirror of a volume of `size` bytes whose replicas are those of `lacks`, each with what it lacks as far as the logs of all
+    /// that can be reached tell ([`crate::reunite`]); those of `members` are the set, at `version`. `active`: extents in which
+    /// replicas of the set may differ otherwise. `prefer`: whom to read from, the nearest first.
+    ///
+    /// # Panics
+    /// When the set is empty, or a member is not among the replicas.
+    #[must_use]
+    pub fn new(
+        size: u64,
+        limits: Limits,
+        (version, members): (u64, BTreeSet<ReplicaId>),
+        lacks: BTreeMap<ReplicaId, Grains>,
+        active: &Extents,
+        prefer: Vec<ReplicaId>,
+    ) -> Self {
+        assert!(!members.is_empty(), "a volume without a replica in its set has no content");
+        assert!(members.iter().all(|member| lacks.contains_key(member)), "the members are replicas");
+        assert!(lacks.iter().any(|(id, lacks)| members.contains(id) && lacks.is_empty()), "one of the set is whole");
+        let peer = |(id, lacks): (ReplicaId, Grains)| {
+            let standing = if members.contains(&id) { Standing::Member } else { Standing::Out };
+            (id, Peer::new(standing, lacks))
+        };
+        let mut heat = Heat::default();
+        heat.inherit(active);
+        Self {
+            size,
+            limits,
+            now: 0,
+            version,
+            peers: lacks.into_iter().map(peer).collect(),
+            members,
+            prefer,
+            ranges: Ranges::default(),
+            heat,
+            in_flight: BTreeMap::new(),
+            waiting: VecDeque::new(),
+            asked: BTreeMap::new(),
+            last_tag: Tag(0),
+            notes: BTreeMap::new(),
+            proposed: false,
+            flush: None,
+            settling: BTreeMap::new(),
+            copies: BTreeMap::new(),
+            last_copy: 0,
+            credit: 0,
+            touched: Vec::new(),
+            review_all: false,
+            flush_covered: None,
+            changed_at: 0,
+            over: false,
+        }
+    }
+
+    /// Applies one event. Total: whatever comes, in whatever order, has a meaning or none.
+    pub fn on(&mut self, now: Millis, event: Event) -> Vec<Effect> {
+        self.now = self.now.max(now);
+        let mut fx = Vec::new();
+        match event {
+            Event::Request(request) => self.request(request, &mut fx),
+            Event::Done { tag, outcome } => self.done(tag, outcome, &mut fx),
+            Event::Lost { replica, why } => self.lost(replica, &why, &mut fx),
+            Event::Decided { version, members } => self.decided(version, members, &mut fx),
+            Event::Catch { replica, lacks } => self.catch(replica, &lacks),
+            Event::Credit(bytes) => self.credit = self.credit.saturating_add(bytes),
+            Event::Tick => self.tick(&mut fx),
+        }
+        self.go_on(&mut fx);
+        self.check();
+        fx
+    }
+
+    /// How it is.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        let peer = |(id, peer): (&ReplicaId, &Peer)| (*id, peer.standing == Standing::Member, peer.lacks.bytes());
+        Status {
+            replicas: self.peers.iter().map(peer).collect(),
+            open: self.waiting.len() + self.in_flight.values().filter(|open| open.answer.is_none()).count(),
+            hot: self.heat.len(),
+        }
+    }
+
+    /// What has become possible, until nothing is left.
+    fn go_on(&mut self, fx: &mut Vec<Effect>) {
+        if self.over {
+            self.fail_everything(fx);
+            return;
+        }
+        self.review(fx);
+        self.admit(fx);
+        // A read that has just begun is asked of somebody.
+        self.review(fx);
+        self.start_copies(fx);
+        self.review_joins(fx);
+        self.propose(fx);
+    }
+
+    fn done(&mut self, tag: Tag, outcome: Result<(), Failure>, fx: &mut Vec<Effect>) {
+        let Some(Asked { replica, purpose, .. }) = self.asked.remove(&tag) else { return };
+        if outcome == Err(Failure::Fenced) {
+            self.over = true;
+            fx.push(Effect::Over);
+            return;
+        }
+        if let Purpose::Request(request) = purpose {
+            self.part_ended(request, replica, outcome.clone());
+        }
+        if let Err(failure) = &outcome {
+            self.failed(replica, failure, fx);
+        }
+        match (purpose, &outcome) {
+            (Purpose::Note, Ok(())) => drop(self.notes.remove(&tag)),
+            (Purpose::Copy(copy), _) => self.copy_goes_on(copy, tag, outcome.is_ok(), fx),
+            (Purpose::JoinFlush, Ok(())) => self.join_flushed(replica, tag),
+            (Purpose::OwnFlush, _) => self.own_flush_ended(tag, outcome.is_ok(), fx),
+            (Purpose::Settling, _) => drop(self.settling.remove(&tag)),
+            (Purpose::Note | Purpose::JoinFlush, Err(_))
+            | (Purpose::Request(_) | Purpose::Welcome | Purpose::Aside, _) => {}
+        }
+    }
+
+    fn ask(
+        &mut self,
+        replica: ReplicaId,
+        purpose: Purpose,
+        of: Option<RequestId>,
+        part: Part,
+        range: Range<u64>,
+        fx: &mut Vec<Effect>,
+    ) -> Tag {
+        self.last_tag.0 += 1;
+        let tag = self.last_tag;
+        self.asked.insert(tag, Asked { replica, since: self.now, purpose });
+        fx.push(Effect::Ask { replica, tag, of, part, range });
+        tag
+    }
+
+    /// Those whose word is needed before the guest is answered: the set, and whoever is in it perhaps.
+    fn needed(&self) -> BTreeSet<ReplicaId> {
+        let perhaps = |(id, peer): (&ReplicaId, &Peer)| {
+            matches!(peer.standing, Standing::Joining(_) | Standing::Failing { .. }).then_some(*id)
+        };
+        self.members.iter().copied().chain(self.peers.iter().filter_map(perhaps)).collect()
+    }
+
+    /// The members that have not failed, those to read from first in front.
+    fn sound(&self) -> Vec<ReplicaId> {
+        let sound = |id: &ReplicaId| self.peers.get(id).is_some_and(|peer| peer.standing == Standing::Member);
+        let preferred = self.prefer.iter().copied().filter(sound);
+        let others = self.peers.keys().copied().filter(|id| sound(id) && !self.prefer.contains(id));
+        preferred.chain(others).collect()
+    }
+
+    /// What must hold after every event (also in release).
+    fn check(&self) {
+        assert!(self.ranges.are_apart(), "two changes of the same place are under way");
+        assert!(!self.members.is_empty(), "the set is empty");
+        for (id, peer) in &self.peers {
+            let step = matches!(peer.standing, Standing::Joining(Step::Proposed));
+            assert!(!step || peer.lacks.is_empty(), "{id} joins and lacks {} bytes", peer.lacks.bytes());
+        }
+    }
+}

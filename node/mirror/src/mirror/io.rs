@@ -1,0 +1,359 @@
+//! Requests of the guest's device: from asking to the answer, and to the end of everything that was asked for them.
+
+use alloc::{
+    collections::{BTreeMap, BTreeSet},
+    vec::Vec,
+};
+use core::ops::Range;
+
+use pollux_wire::id::ReplicaId;
+
+use super::{Effect, Mirror, Purpose, standing::Standing};
+use crate::{
+    Millis,
+    grains::Extents,
+    request::{Answer, Failure, Kind, Part, Request, RequestId, Tag},
+};
+
+/// An extent is cold again when nothing was written anywhere for so long, in milliseconds, so that an idle guest's crash costs
+/// no copying.
+const IDLE_MS: Millis = 10_000;
+
+/// A request that has begun.
+#[derive(Debug)]
+pub(super) struct InFlight {
+    pub(super) request: Request,
+    pub(super) answer: Option<Answer>,
+    since: Millis,
+    parts: BTreeMap<ReplicaId, State>,
+    /// Whom it concerns: the set when it began, and whoever was asked. One that joins later has what it needs by its joining.
+    concerns: BTreeSet<ReplicaId>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum State {
+    Asked,
+    Done,
+    Failed(Failure),
+}
+
+impl Mirror {
+    pub(super) fn request(&mut self, request: Request, fx: &mut Vec<Effect>) {
+        if request.range.end > self.size || request.range.start > request.range.end {
+            let answer = Err(Failure::Io("there is no such place in the volume".into()));
+            fx.push(Effect::Answer { request: request.id, answer });
+            return;
+        }
+        self.waiting.push_back((request, self.now));
+    }
+
+    /// Begins whatever has to wait for nothing that is under way, or came before it.
+    pub(super) fn admit(&mut self, fx: &mut Vec<Effect>) {
+        let mut ahead: Vec<(Range<u64>, bool)> = Vec::new();
+        for _ in 0..self.waiting.len() {
+            let Some((request, since)) = self.waiting.pop_front() else { return };
+            let (range, changes) = (request.range.clone(), request.kind.changes());
+            let overtakes = ahead.iter().any(|(other, other_changes)| {
+                (changes || *other_changes) && other.start < range.end && range.start < other.end
+            });
+            let free = !overtakes && !self.ranges.conflicts(&range, changes);
+            if free && self.is_equal(&range, fx) && (!changes || self.has_room(&range, fx)) {
+                self.begin(request, since, fx);
+            } else {
+                ahead.push((range, changes));
+                self.waiting.push_back((request, since));
+            }
+        }
+    }
+
+    /// Nobody in the set lacks anything there; otherwise it is copied now.
+    fn is_equal(&mut self, range: &Range<u64>, fx: &mut Vec<Effect>) -> bool {
+        let lacks = |id: &ReplicaId| self.peers.get(id).is_some_and(|peer| peer.lacks.touches(range));
+        let unequal: Vec<ReplicaId> = self.sound().into_iter().filter(lacks).collect();
+        unequal.iter().for_each(|id| self.copy_at_once(*id, range, fx));
+        unequal.is_empty()
+    }
+
+    /// There is room for the extents that the change would make active; otherwise some have to settle first.
+    fn has_room(&mut self, range: &Range<u64>, fx: &mut Vec<Effect>) -> bool {
+        let cold = self.heat.cold(range);
+        if cold > 0 && self.marks_move(range) {
+            return false;
+        }
+        if cold == 0 || self.heat.len() + cold <= self.limits.hot_max {
+            return true;
+        }
+        if self.flush.is_none() && self.flush_covered != Some(self.heat.now()) {
+            self.own_flush(fx);
+        }
+        // What cannot settle at all stays beyond the limit rather than stop the guest for good.
+        self.flush.is_none() && !self.in_flight.values().any(|open| open.request.kind.changes())
+    }
+
+    /// A replica is being told what is not active any more, and what is to become active could be meant.
+    fn marks_move(&self, range: &Range<u64>) -> bool {
+        let touching = Extents::touching(range);
+        let settles = |extents: &Extents| touching.iter().any(|extent| extents.contains(extent));
+        self.settling.values().any(settles) || self.asked.values().any(|asked| asked.purpose == Purpose::Welcome)
+    }
+
+    fn begin(&mut self, request: Request, since: Millis, fx: &mut Vec<Effect>) {
+        let id = request.id;
+        let (kind, range) = (request.kind, request.range.clone());
+        self.ranges.enter(&range, kind.changes());
+        let mut open = InFlight {
+            request,
+            answer: None,
+            since,
+            parts: BTreeMap::new(),
+            concerns: if kind == Kind::Read { BTreeSet::new() } else { self.needed() },
+        };
+        match kind {
+            Kind::Read => {
+                self.in_flight.insert(id, open);
+                self.touched.push(id);
+                return;
+            }
+            Kind::Change { change, durable } => {
+                self.heat.begin(&range);
+                let mut asked = Vec::new();
+                for (replica, peer) in &mut self.peers {
+                    if peer.listens() && !peer.lacks.touches(&range) {
+                        asked.push(*replica);
+                    } else {
+                        peer.lacks.insert(&range);
+                    }
+                }
+                for replica in asked {
+                    let part = Part::Change { change, durable };
+                    self.ask(replica, Purpose::Request(id), Some(id), part, range.clone(), fx);
+                    open.parts.insert(replica, State::Asked);
+                    open.concerns.insert(replica);
+                }
+            }
+            Kind::Flush => {
+                let asks = |standing: &Standing| matches!(standing, Standing::Member | Standing::Joining(_));
+                let asked: Vec<ReplicaId> =
+                    self.peers.iter().filter(|(_, peer)| asks(&peer.standing)).map(|(id, _)| *id).collect();
+                for replica in asked {
+                    self.ask(replica, Purpose::Request(id), Some(id), Part::Flush, 0..0, fx);
+                    open.parts.insert(replica, State::Asked);
+                }
+            }
+        }
+        self.in_flight.insert(id, open);
+        self.touched.push(id);
+    }
+
+    /// What a replica was asked for a request has ended there.
+    pub(super) fn part_ended(&mut self, id: RequestId, replica: ReplicaId, outcome: Result<(), Failure>) {
+        let Some(open) = self.in_flight.get_mut(&id) else { return };
+        if outcome.is_err()
+            && open.request.kind.changes()
+            && let Some(peer) = self.peers.get_mut(&replica)
+            && peer.standing != Standing::Member
+        {
+            peer.lacks.insert(&open.request.range);
+        }
+        open.parts.insert(replica, outcome.map_or_else(State::Failed, |()| State::Done));
+        self.touched.push(id);
+    }
+
+    /// Answers what can be answered, and ends what has ended.
+    pub(super) fn review(&mut self, fx: &mut Vec<Effect>) {
+        let mut touched = core::mem::take(&mut self.touched);
+        if core::mem::take(&mut self.review_all) {
+            touched = self.in_flight.keys().copied().collect();
+        }
+        for id in touched {
+            let Some(open) = self.in_flight.get(&id) else { continue };
+            if open.answer.is_none() {
+                let answer = if open.request.kind == Kind::Read { self.read_goes_on(id, fx) } else { self.verdict(id) };
+                if let Some(answer) = answer {
+                    self.answer(id, answer, fx);
+                }
+            }
+            let Some(open) = self.in_flight.get(&id) else { continue };
+            if open.answer.is_some() && !open.parts.values().any(|state| *state == State::Asked) {
+                self.end(id);
+            }
+        }
+    }
+
+    /// What is to be told of a change or a flush, once it is known (DESIGN, rule 12).
+    fn verdict(&self, id: RequestId) -> Option<Answer> {
+        let open = self.in_flight.get(&id)?;
+        let needed = self.needed();
+        let mut needed = open.concerns.intersection(&needed);
+        let state = |id: &ReplicaId| open.parts.get(id);
+        if needed.clone().all(|id| state(id) == Some(&State::Done)) {
+            // Who is missing what, if anybody is, has to be known on stable storage first.
+            return self.notes.is_empty().then_some(Ok(()));
+        }
+        let hopeless = |id: &ReplicaId| !matches!(state(id), Some(State::Asked | State::Done));
+        if !needed.clone().all(hopeless) {
+            return None;
+        }
+        let why = needed.find_map(|id| match state(id) {
+            Some(State::Failed(failure)) => Some(failure.clone()),
+            _ => None,
+        });
+        Some(Err(why.unwrap_or_else(|| Failure::Io("no replica of the volume can be reached".into()))))
+    }
+
+    /// Reads where it has not been tried, until it was read.
+    fn read_goes_on(&mut self, id: RequestId, fx: &mut Vec<Effect>) -> Option<Answer> {
+        let open = self.in_flight.get(&id)?;
+        if open.parts.values().any(|state| *state == State::Done) {
+            return Some(Ok(()));
+        }
+        if open.parts.values().any(|state| *state == State::Asked) {
+            return None;
+        }
+        let range = open.request.range.clone();
+        let untried = |id: &ReplicaId| !open.parts.contains_key(id);
+        let Some(next) = self.sound().into_iter().find(untried) else {
+            let failures = open.parts.values().find_map(|state| match state {
+                State::Failed(failure) => Some(failure.clone()),
+                State::Asked | State::Done => None,
+            });
+            return Some(Err(failures.unwrap_or_else(|| Failure::Io("no replica can be read".into()))));
+        };
+        self.ask(next, Purpose::Request(id), Some(id), Part::Read, range, fx);
+        if let Some(open) = self.in_flight.get_mut(&id) {
+            open.parts.insert(next, State::Asked);
+        }
+        None
+    }
+
+    fn answer(&mut self, id: RequestId, answer: Answer, fx: &mut Vec<Effect>) {
+        let Some(open) = self.in_flight.get_mut(&id) else { return };
+        if answer.is_ok() && open.request.kind != Kind::Read {
+            let has =
+                |member: &ReplicaId| !open.concerns.contains(member) || open.parts.get(member) == Some(&State::Done);
+            assert!(
+                self.members.iter().all(has),
+                "{id:?} is acknowledged, and one of the set does not have it (rule 12)"
+            );
+        }
+        open.answer = Some(answer.clone());
+        fx.push(Effect::Answer { request: id, answer });
+    }
+
+    /// Nothing is under way for it any more.
+    fn end(&mut self, id: RequestId) {
+        let Some(open) = self.in_flight.remove(&id) else { return };
+        let changes = open.request.kind.changes();
+        self.ranges.leave(&open.request.range, changes);
+        if changes {
+            self.heat.end(&open.request.range, open.answer == Some(Ok(())));
+            self.changed_at = self.now;
+        }
+    }
+
+    pub(super) fn own_flush(&mut self, fx: &mut Vec<Effect>) {
+        let covers = self.heat.now();
+        let members = self.sound();
+        let ask = |id| self.ask(id, Purpose::OwnFlush, None, Part::Flush, 0..0, fx);
+        let tags: BTreeSet<Tag> = members.into_iter().map(ask).collect();
+        self.flush = Some((covers, tags));
+    }
+
+    pub(super) fn own_flush_ended(&mut self, tag: Tag, ok: bool, fx: &mut Vec<Effect>) {
+        let Some((covers, tags)) = &mut self.flush else { return };
+        if !tags.remove(&tag) {
+            return;
+        }
+        if !ok {
+            self.flush = None;
+            return;
+        }
+        if !tags.is_empty() {
+            return;
+        }
+        let covers = *covers;
+        self.flush = None;
+        self.flush_covered = Some(covers);
+        // One that fails is in the set until the log has said otherwise, and may not have what was flushed elsewhere.
+        let failing = |id: &ReplicaId| self.peers.get(id).is_none_or(|peer| peer.standing != Standing::Member);
+        if self.members.iter().any(failing) {
+            return;
+        }
+        let unequal: Vec<_> = self.peers.values().filter(|peer| peer.standing == Standing::Member).collect();
+        let lacks = |extent: u32| {
+            let start = u64::from(extent) * crate::EXTENT_BYTES;
+            unequal.iter().any(|peer| peer.lacks.touches(&(start..start + crate::EXTENT_BYTES)))
+        };
+        let settled = self.heat.settle(covers, lacks);
+        if settled.is_empty() {
+            return;
+        }
+        for member in self.sound() {
+            let tag = self.ask(member, Purpose::Settling, None, Part::Settled(settled.clone()), 0..0, fx);
+            self.settling.insert(tag, settled.clone());
+        }
+    }
+
+    pub(super) fn tick(&mut self, fx: &mut Vec<Effect>) {
+        for (replica, waited) in self.laggards() {
+            self.failed(replica, &Failure::Silent(waited), fx);
+        }
+        let held = |since: Millis| self.now.saturating_sub(since) >= self.limits.hold_ms;
+        let open = self.in_flight.iter().filter(|(_, open)| open.answer.is_none() && held(open.since));
+        let late: Vec<RequestId> = open.map(|(id, _)| *id).collect();
+        for id in late {
+            self.answer(id, Err(Failure::Silent(self.limits.hold_ms)), fx);
+            self.touched.push(id);
+        }
+        let hold_ms = self.limits.hold_ms;
+        self.waiting.retain(|(request, since)| {
+            let late = self.now.saturating_sub(*since) >= hold_ms;
+            if late {
+                fx.push(Effect::Answer { request: request.id, answer: Err(Failure::Silent(hold_ms)) });
+            }
+            !late
+        });
+        let idle = self.now.saturating_sub(self.changed_at) >= IDLE_MS;
+        if idle && self.heat.len() > 0 && self.flush.is_none() && self.flush_covered != Some(self.heat.now()) {
+            self.own_flush(fx);
+        }
+    }
+
+    /// Replicas that have not done for long what others have, or that nobody else has been asked.
+    fn laggards(&self) -> Vec<(ReplicaId, Millis)> {
+        let mut late: BTreeMap<ReplicaId, Millis> = BTreeMap::new();
+        for asked in self.asked.values() {
+            let waited = self.now.saturating_sub(asked.since);
+            if waited < self.limits.lag_ms {
+                continue;
+            }
+            let behind = match (asked.purpose, self.peers.get(&asked.replica).map(|peer| &peer.standing)) {
+                (_, None | Some(Standing::Failing { .. } | Standing::Out)) => false,
+                (_, Some(Standing::Catching | Standing::Joining(_))) => true,
+                (Purpose::Request(id), Some(Standing::Member)) => self.in_flight.get(&id).is_some_and(|open| {
+                    open.request.kind == Kind::Read || open.parts.values().any(|state| *state == State::Done)
+                }),
+                (_, Some(Standing::Member)) => true,
+            };
+            if behind {
+                let longest = late.entry(asked.replica).or_default();
+                *longest = waited.max(*longest);
+            }
+        }
+        late.into_iter().collect()
+    }
+
+    /// Nothing succeeds any more.
+    pub(super) fn fail_everything(&mut self, fx: &mut Vec<Effect>) {
+        let open = core::mem::take(&mut self.in_flight);
+        let begun = open.into_values().filter(|open| open.answer.is_none()).map(|open| open.request.id);
+        let waiting = core::mem::take(&mut self.waiting);
+        for request in begun.chain(waiting.into_iter().map(|(request, _)| request.id)) {
+            fx.push(Effect::Answer { request, answer: Err(Failure::Fenced) });
+        }
+        self.asked.clear();
+        self.copies.clear();
+        self.notes.clear();
+        self.flush = None;
+    }
+}

@@ -1,0 +1,236 @@
+//! How each replica stands: who is in the set, who fails, who catches up.
+
+use alloc::{
+    collections::BTreeSet,
+    string::{String, ToString as _},
+    vec::Vec,
+};
+
+use pollux_wire::id::ReplicaId;
+
+use super::{Effect, Mirror, Purpose};
+use crate::{
+    grains::Grains,
+    request::{Failure, Part, Tag},
+};
+
+/// A replica, as the mirror sees it.
+#[derive(Debug)]
+pub(super) struct Peer {
+    pub(super) standing: Standing,
+    /// What it does not have. Of a member: what is copied before anybody reads or writes it.
+    pub(super) lacks: Grains,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Standing {
+    /// In the set.
+    Member,
+    /// In the set, or perhaps; nothing is asked of it any more, and the log is to take it out.
+    Failing {
+        /// For people.
+        why: String,
+    },
+    /// Outside, and nothing is asked of it.
+    Out,
+    /// Outside; it is sent what is written, and what it lacks is copied.
+    Catching,
+    /// It lacks nothing, and its word is needed: the log is to take it in.
+    Joining(Step),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Step {
+    /// What it was asked before its word was needed has to end first, for a flush to cover it.
+    Draining(BTreeSet<Tag>),
+    /// Whatever it was sent is being put on stable storage.
+    Flushing(Tag),
+    /// The log has been asked, or will be.
+    Proposed,
+}
+
+impl Peer {
+    pub(super) fn new(standing: Standing, lacks: Grains) -> Self {
+        Self { standing, lacks }
+    }
+
+    /// Changes are sent there.
+    pub(super) fn listens(&self) -> bool {
+        matches!(self.standing, Standing::Member | Standing::Catching | Standing::Joining(_))
+    }
+}
+
+impl Mirror {
+    pub(super) fn lost(&mut self, replica: ReplicaId, why: &str, fx: &mut Vec<Effect>) {
+        let failure = Failure::Io(why.to_string());
+        self.failed(replica, &failure, fx);
+        // Of the last one, too, which stays.
+        self.forget(replica, &failure, fx);
+    }
+
+    /// A replica has not done what it was asked.
+    pub(super) fn failed(&mut self, replica: ReplicaId, failure: &Failure, fx: &mut Vec<Effect>) {
+        let survivors: Vec<ReplicaId> = self.sound().into_iter().filter(|id| *id != replica).collect();
+        let whole = |id: &ReplicaId| self.peers.get(id).is_some_and(|peer| peer.lacks.is_empty());
+        let survived = survivors.iter().any(whole);
+        let hot = Grains::from(&self.heat.extents());
+        let Some(peer) = self.peers.get_mut(&replica) else { return };
+        let why = failure.to_string();
+        match peer.standing {
+            // The last whole one stays: there is nobody to go on with. The request fails, and is tried again later.
+            Standing::Member if !survived => return,
+            Standing::Member => {
+                peer.lacks.union(&hot);
+                peer.standing = Standing::Failing { why };
+                fx.push(Effect::Drop { replica });
+                for survivor in survivors {
+                    let tag = self.ask(survivor, Purpose::Note, None, Part::Miss(replica), 0..0, fx);
+                    self.notes.insert(tag, (survivor, replica));
+                }
+            }
+            // The log may have taken it in, or will: another entry has to take it out. The members' notes about it are kept
+            // until they hear that it has returned.
+            Standing::Joining(Step::Proposed) => {
+                peer.standing = Standing::Failing { why };
+                fx.push(Effect::Drop { replica });
+            }
+            Standing::Catching | Standing::Joining(_) => {
+                peer.standing = Standing::Out;
+                fx.push(Effect::Drop { replica });
+                fx.push(Effect::Behind { replica, why });
+            }
+            Standing::Failing { .. } | Standing::Out => return,
+        }
+        self.forget(replica, failure, fx);
+    }
+
+    /// What was asked of a replica has failed, as far as this mirror is concerned. What it lacks by that is noted.
+    pub(super) fn forget(&mut self, replica: ReplicaId, failure: &Failure, fx: &mut Vec<Effect>) {
+        let of_it = self.asked.iter().filter(|(_, asked)| asked.replica == replica);
+        let tags: Vec<(Tag, Purpose)> = of_it.map(|(tag, asked)| (*tag, asked.purpose)).collect();
+        for (tag, purpose) in tags {
+            self.asked.remove(&tag);
+            match purpose {
+                Purpose::Request(request) => self.part_ended(request, replica, Err(failure.clone())),
+                // Whether it has noted anything does not matter any more once it has left, too.
+                Purpose::Note => drop(self.notes.remove(&tag)),
+                Purpose::Copy(copy) => self.copy_goes_on(copy, tag, false, fx),
+                Purpose::OwnFlush => self.own_flush_ended(tag, false, fx),
+                Purpose::Settling => drop(self.settling.remove(&tag)),
+                Purpose::JoinFlush | Purpose::Welcome | Purpose::Aside => {}
+            }
+        }
+        self.end_copies(replica);
+    }
+
+    pub(super) fn decided(&mut self, version: u64, members: BTreeSet<ReplicaId>, fx: &mut Vec<Effect>) {
+        if version <= self.version || members.is_empty() {
+            return;
+        }
+        (self.version, self.members) = (version, members);
+        self.proposed = false;
+        self.review_all = true;
+        let hot = Grains::from(&self.heat.extents());
+        let all: Vec<ReplicaId> = self.peers.keys().copied().collect();
+        for replica in all {
+            let inside = self.members.contains(&replica);
+            let Some(peer) = self.peers.get_mut(&replica) else { continue };
+            match (&peer.standing, inside) {
+                (Standing::Joining(Step::Proposed), true) => {
+                    peer.standing = Standing::Member;
+                    self.welcome(replica, fx);
+                }
+                (Standing::Failing { .. }, false) => peer.standing = Standing::Out,
+                // Somebody else took it out.
+                (Standing::Member, false) => {
+                    peer.standing = Standing::Out;
+                    peer.lacks.union(&hot);
+                    fx.push(Effect::Drop { replica });
+                    self.forget(replica, &Failure::Io("it was taken out of the set".into()), fx);
+                }
+                // Somebody else took it in, and it is not whole.
+                (Standing::Out | Standing::Catching | Standing::Joining(_), true) => {
+                    let why = "it was taken in before it had everything";
+                    peer.standing = Standing::Failing { why: why.into() };
+                    fx.push(Effect::Drop { replica });
+                    self.forget(replica, &Failure::Io(why.into()), fx);
+                }
+                (Standing::Member | Standing::Failing { .. }, true)
+                | (Standing::Out | Standing::Catching | Standing::Joining(_), false) => {}
+            }
+        }
+    }
+
+    fn welcome(&mut self, replica: ReplicaId, fx: &mut Vec<Effect>) {
+        let hot = self.heat.extents();
+        self.ask(replica, Purpose::Welcome, None, Part::Welcome(hot), 0..0, fx);
+        for member in self.sound().into_iter().filter(|id| *id != replica) {
+            self.ask(member, Purpose::Aside, None, Part::Returned(replica), 0..0, fx);
+        }
+    }
+
+    pub(super) fn catch(&mut self, replica: ReplicaId, lacks: &Grains) {
+        if let Some(peer) = self.peers.get_mut(&replica)
+            && peer.standing == Standing::Out
+        {
+            // Whatever was written since this mirror began, or since it left, is in its own count already.
+            peer.lacks.union(lacks);
+            peer.standing = Standing::Catching;
+        }
+    }
+
+    /// Who catches up and lacks nothing any more joins, step by step.
+    pub(super) fn review_joins(&mut self, fx: &mut Vec<Effect>) {
+        let all: Vec<ReplicaId> = self.peers.keys().copied().collect();
+        for replica in all {
+            let Some(peer) = self.peers.get_mut(&replica) else { continue };
+            let copying = self.copies.values().any(|copy| copy.to == replica);
+            if peer.standing == Standing::Catching && peer.lacks.is_empty() && !copying {
+                let mine = self.asked.iter().filter(|(_, asked)| asked.replica == replica);
+                peer.standing = Standing::Joining(Step::Draining(mine.map(|(tag, _)| *tag).collect()));
+            }
+            if let Standing::Joining(Step::Draining(before)) = &peer.standing
+                && !before.iter().any(|tag| self.asked.contains_key(tag))
+            {
+                let tag = self.ask(replica, Purpose::JoinFlush, None, Part::Flush, 0..0, fx);
+                if let Some(peer) = self.peers.get_mut(&replica) {
+                    peer.standing = Standing::Joining(Step::Flushing(tag));
+                }
+            }
+        }
+    }
+
+    pub(super) fn join_flushed(&mut self, replica: ReplicaId, tag: Tag) {
+        if let Some(peer) = self.peers.get_mut(&replica)
+            && peer.standing == Standing::Joining(Step::Flushing(tag))
+        {
+            peer.standing = Standing::Joining(Step::Proposed);
+        }
+    }
+
+    /// One change of the set at a time: each compares the version that the one before made.
+    pub(super) fn propose(&mut self, fx: &mut Vec<Effect>) {
+        if self.proposed {
+            return;
+        }
+        let noted = |id: &ReplicaId| !self.notes.values().any(|(_, missing)| missing == id);
+        let leaving = self.peers.iter().find_map(|(id, peer)| match &peer.standing {
+            // First the survivors know what it lacks, on stable storage.
+            Standing::Failing { why } if noted(id) => Some((*id, why.clone())),
+            Standing::Failing { .. } | Standing::Member | Standing::Out | Standing::Catching | Standing::Joining(_) => {
+                None
+            }
+        });
+        if let Some((replica, why)) = leaving {
+            self.proposed = true;
+            fx.push(Effect::Leave { replica, version: self.version, why });
+            return;
+        }
+        let joins =
+            |(id, peer): (&ReplicaId, &Peer)| (peer.standing == Standing::Joining(Step::Proposed)).then_some(*id);
+        if let Some(replica) = self.peers.iter().find_map(joins) {
+            self.proposed = true;
+            fx.push(Effect::Join { replica, version: self.version });
+        }
+    }
+}
