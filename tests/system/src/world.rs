@@ -500,6 +500,14 @@ impl Drop for World {
                 if let Ok(host) = self.lab.host(node) {
                     eprintln!("--- the daemon of {node} logged last:\n{}", host.log_tail(TAIL_LINES));
                 }
+                // Whoever runs it knows what it wrote; a daemon that is dead or paused does not answer.
+                let asked = self.command(node, &["vm", "log", "web"]).output();
+                if let Some(log) = asked.ok().filter(|log| log.status.success() && !log.stdout.is_empty()) {
+                    let text = String::from_utf8_lossy(&log.stdout).into_owned();
+                    let lines: Vec<&str> = text.lines().collect();
+                    let last = &lines[lines.len().saturating_sub(TAIL_LINES)..];
+                    eprintln!("--- the guest wrote last, says {node}:\n{}", last.join("\n"));
+                }
             }
         }
         let name = self.lab.name().clone();
