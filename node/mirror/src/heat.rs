@@ -1,24 +1,18 @@
 //! Which extents may differ between the replicas of the set, and which have settled (DESIGN, rule 14).
 //!
 //! An extent becomes hot with its first change and settles when every replica of the set has all of its changes on stable
-//! storage: nothing of it is under way, and a flush that was begun after the last of them ended has reached them all. What was
-//! answered with an error may be on some replicas and not on others; it stays until something whole has been written over it.
+//! storage: nothing of it is under way, and a flush that was begun after the last of them ended has reached them all.
 
-use alloc::{collections::BTreeMap, vec::Vec};
+use alloc::collections::BTreeMap;
 use core::ops::Range;
 
 use crate::grains::Extents;
-
-/// Failed changes remembered by their range; more are remembered by their extents, for good.
-const SUSPECTS_MAX: usize = 64;
 
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Heat {
     hot: BTreeMap<u32, Extent>,
     /// Changes ended so far.
     clock: u64,
-    suspects: Vec<Range<u64>>,
-    doubtful: Extents,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -46,25 +40,27 @@ impl Heat {
         }
     }
 
-    /// It has ended everywhere; `done`: every replica of the set has it.
-    pub(crate) fn end(&mut self, range: &Range<u64>, done: bool) {
-        self.clock += 1;
+    /// It has ended everywhere.
+    pub(crate) fn end(&mut self, range: &Range<u64>) {
         for extent in Extents::touching(range).iter() {
             if let Some(hot) = self.hot.get_mut(&extent) {
                 hot.under_way = hot.under_way.saturating_sub(1);
+            }
+        }
+        self.changed(range);
+    }
+
+    /// Something there is not on stable storage everywhere.
+    pub(crate) fn changed(&mut self, range: &Range<u64>) {
+        self.clock += 1;
+        for extent in Extents::touching(range).iter() {
+            if let Some(hot) = self.hot.get_mut(&extent) {
                 hot.changed = self.clock;
             }
         }
-        if done {
-            self.suspects.retain(|suspect| !(range.start <= suspect.start && suspect.end <= range.end));
-        } else if self.suspects.len() < SUSPECTS_MAX {
-            self.suspects.push(range.clone());
-        } else {
-            self.doubtful.union(&Extents::touching(range));
-        }
     }
 
-    /// Extents that may differ when this mirror begins, until they were copied.
+    /// Extents that may differ though nothing was changed in them here.
     pub(crate) fn inherit(&mut self, extents: &Extents) {
         for extent in extents.iter() {
             self.hot.entry(extent).or_default();
@@ -76,19 +72,20 @@ impl Heat {
         self.clock
     }
 
-    /// A flush that began at `covers` has reached every replica of the set: what has settled by it, and is hot no more.
-    pub(crate) fn settle(&mut self, covers: u64, keep: impl Fn(u32) -> bool) -> Extents {
-        let mut suspect = self.doubtful.clone();
-        self.suspects.iter().for_each(|range| suspect.union(&Extents::touching(range)));
-        let mut settled = Extents::default();
-        self.hot.retain(|extent, hot| {
-            let settles = hot.under_way == 0 && hot.changed <= covers && !suspect.contains(*extent) && !keep(*extent);
-            if settles {
-                settled.insert(*extent);
+    /// What settles by a flush that began at `covers` and has reached every replica of the set, except where they are `unequal`.
+    pub(crate) fn settling(&self, covers: u64, unequal: impl Fn(u32) -> bool) -> Extents {
+        let mut settling = Extents::default();
+        for (extent, hot) in &self.hot {
+            if hot.under_way == 0 && hot.changed <= covers && !unequal(*extent) {
+                settling.insert(*extent);
             }
-            !settles
-        });
-        settled
+        }
+        settling
+    }
+
+    /// They have settled.
+    pub(crate) fn settle(&mut self, extents: &Extents) {
+        self.hot.retain(|extent, _| !extents.contains(*extent));
     }
 
     /// All that may differ.
@@ -101,47 +98,29 @@ impl Heat {
 
 #[cfg(test)]
 mod tests {
+    use std::vec::Vec;
+
     use super::*;
     use crate::grains::EXTENT_BYTES as E;
+
+    fn settling(heat: &Heat, covers: u64) -> Vec<u32> {
+        heat.settling(covers, |_| false).iter().collect()
+    }
 
     #[test]
     fn an_extent_settles_by_a_flush_that_began_after_its_last_change_ended() {
         let mut heat = Heat::default();
-        let never = |_| false;
         heat.begin(&(0..10));
         heat.begin(&(E..E + 10));
-        heat.end(&(0..10), true);
+        heat.end(&(0..10));
         let flush = heat.now();
-        assert_eq!(heat.settle(flush, never).iter().collect::<Vec<_>>(), [0], "the other is under way");
+        assert_eq!(settling(&heat, flush), [0], "the other is under way");
 
-        heat.end(&(E..E + 10), true);
-        assert!(heat.settle(flush, never).is_empty(), "it ended after the flush began");
-        assert!(heat.settle(heat.now(), |extent| extent == 1).is_empty());
-        assert_eq!(heat.settle(heat.now(), never).len(), 1);
-        assert_eq!(heat.len(), 0);
-    }
-
-    #[test]
-    fn what_failed_settles_when_it_was_written_over_whole() {
-        let mut heat = Heat::default();
-        let never = |_| false;
-        heat.begin(&(0..100));
-        heat.end(&(0..100), false);
-        heat.begin(&(0..99));
-        heat.end(&(0..99), true);
-        assert!(heat.settle(heat.now(), never).is_empty(), "a byte of it may still differ");
-        heat.begin(&(0..100));
-        heat.end(&(0..100), true);
-        assert_eq!(heat.settle(heat.now(), never).len(), 1);
-
-        for number in 0..=SUSPECTS_MAX as u64 {
-            let range = number * E..number * E + 1;
-            heat.begin(&range);
-            heat.end(&range, false);
-        }
-        let last = SUSPECTS_MAX as u64 * E;
-        heat.begin(&(last..last + E));
-        heat.end(&(last..last + E), true);
-        assert!(heat.settle(heat.now(), never).is_empty(), "there are too many to know them by their range");
+        heat.end(&(E..E + 10));
+        assert_eq!(settling(&heat, flush), [0], "it ended after the flush began");
+        assert_eq!(heat.settling(heat.now(), |extent| extent == 1).iter().collect::<Vec<_>>(), [0]);
+        assert_eq!(settling(&heat, heat.now()), [0, 1]);
+        heat.settle(&Extents::touching(&(0..1)));
+        assert_eq!((heat.len(), heat.cold(&(0..2 * E))), (1, 1));
     }
 }

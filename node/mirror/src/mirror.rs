@@ -16,7 +16,7 @@ use pollux_wire::id::ReplicaId;
 use self::{
     copying::Copy,
     io::InFlight,
-    standing::{Peer, Standing, Step},
+    standing::{Peer, Standing},
 };
 use crate::{
     Millis,
@@ -65,6 +65,12 @@ pub enum Event {
         replica: ReplicaId,
         /// Why, for people.
         why: String,
+    },
+    /// A replica's host was started anew since it was last asked for anything: what it had taken and not put on stable storage is
+    /// lost. Before anything else in the new session.
+    Forgot {
+        /// Which.
+        replica: ReplicaId,
     },
     /// The log says who is in the set.
     Decided {
@@ -141,8 +147,12 @@ pub enum Effect {
         /// Why, for people.
         why: String,
     },
-    /// Another generation has replaced this one: nothing is asked, and nothing answered with success, from here on.
-    Over,
+    /// Nothing is asked, and nothing answered with success, from here on: another generation has replaced this one, or the last
+    /// replica has lost what the guest was told that it has. As after a power failure, the guest has to be started anew.
+    Over {
+        /// Why, for people.
+        why: &'static str,
+    },
 }
 
 /// How a mirror is, for people.
@@ -177,6 +187,8 @@ pub struct Mirror {
     last_tag: Tag,
     /// Members' notes of who is missing that are not on stable storage yet: by whom, about whom.
     notes: BTreeMap<Tag, (ReplicaId, ReplicaId)>,
+    /// Those that the last member could not note when it was out of reach: asked again with time.
+    notes_again: BTreeSet<(ReplicaId, ReplicaId)>,
     /// A change of the set was proposed and is not decided.
     proposed: bool,
     /// The mirror's own flush, to settle: what it covers, and whom it still waits for.
@@ -191,7 +203,12 @@ pub struct Mirror {
     review_all: bool,
     /// What the last whole flush of the mirror's own covered, and when something last changed.
     flush_covered: Option<u64>,
+    /// When the mirror's own flush began last.
+    flushed_at: Millis,
+    /// What is on stable storage on every replica of the set: changes that ended before this.
+    stable: u64,
     changed_at: Millis,
+    begun: bool,
     over: bool,
 }
 
@@ -221,7 +238,7 @@ enum Purpose {
 impl Mirror {
     /// A mirror of a volume of `size` bytes whose replicas are those of `lacks`, each with what it lacks as far as the logs of all
     /// that can be reached tell ([`crate::reunite`]); those of `members` are the set, at `version`. `active`: extents in which
-    /// replicas of the set may differ otherwise. `prefer`: whom to read from, the nearest first.
+    /// replicas of the set may differ otherwise. Members that lack something leave the set, first of all, and catch up. `prefer`: whom to read from, the nearest first.
     ///
     /// # Panics
     /// When the set is empty, or a member is not among the replicas.
@@ -258,6 +275,7 @@ impl Mirror {
             asked: BTreeMap::new(),
             last_tag: Tag(0),
             notes: BTreeMap::new(),
+            notes_again: BTreeSet::new(),
             proposed: false,
             flush: None,
             settling: BTreeMap::new(),
@@ -267,7 +285,10 @@ impl Mirror {
             touched: Vec::new(),
             review_all: false,
             flush_covered: None,
+            flushed_at: 0,
+            stable: 0,
             changed_at: 0,
+            begun: false,
             over: false,
         }
     }
@@ -276,10 +297,14 @@ impl Mirror {
     pub fn on(&mut self, now: Millis, event: Event) -> Vec<Effect> {
         self.now = self.now.max(now);
         let mut fx = Vec::new();
+        if !core::mem::replace(&mut self.begun, true) {
+            self.let_go_of_who_differs(&mut fx);
+        }
         match event {
             Event::Request(request) => self.request(request, &mut fx),
             Event::Done { tag, outcome } => self.done(tag, outcome, &mut fx),
             Event::Lost { replica, why } => self.lost(replica, &why, &mut fx),
+            Event::Forgot { replica } => self.forgot(replica, &mut fx),
             Event::Decided { version, members } => self.decided(version, members, &mut fx),
             Event::Catch { replica, lacks } => self.catch(replica, &lacks),
             Event::Credit(bytes) => self.credit = self.credit.saturating_add(bytes),
@@ -301,6 +326,18 @@ impl Mirror {
         }
     }
 
+    /// A replica outside of the set of which nothing is asked: it may be caught up.
+    #[must_use]
+    pub fn is_outside(&self, replica: ReplicaId) -> bool {
+        self.peers.get(&replica).is_some_and(|peer| peer.standing == Standing::Out)
+    }
+
+    /// A replica in the set that has not failed.
+    #[must_use]
+    pub fn is_sound(&self, replica: ReplicaId) -> bool {
+        self.peers.get(&replica).is_some_and(|peer| peer.standing == Standing::Member)
+    }
+
     /// What has become possible, until nothing is left.
     fn go_on(&mut self, fx: &mut Vec<Effect>) {
         if self.over {
@@ -319,8 +356,7 @@ impl Mirror {
     fn done(&mut self, tag: Tag, outcome: Result<(), Failure>, fx: &mut Vec<Effect>) {
         let Some(Asked { replica, purpose, .. }) = self.asked.remove(&tag) else { return };
         if outcome == Err(Failure::Fenced) {
-            self.over = true;
-            fx.push(Effect::Over);
+            self.end_for_good("the right to write went elsewhere", fx);
             return;
         }
         if let Purpose::Request(request) = purpose {
@@ -334,9 +370,16 @@ impl Mirror {
             (Purpose::Copy(copy), _) => self.copy_goes_on(copy, tag, outcome.is_ok(), fx),
             (Purpose::JoinFlush, Ok(())) => self.join_flushed(replica, tag),
             (Purpose::OwnFlush, _) => self.own_flush_ended(tag, outcome.is_ok(), fx),
-            (Purpose::Settling, _) => drop(self.settling.remove(&tag)),
-            (Purpose::Note | Purpose::JoinFlush, Err(_))
-            | (Purpose::Request(_) | Purpose::Welcome | Purpose::Aside, _) => {}
+            (Purpose::Note, Err(_)) => self.note_failed(tag),
+            (Purpose::Settling, Ok(())) => drop(self.settling.remove(&tag)),
+            (Purpose::Settling, Err(_)) => self.settling_failed(tag),
+            (Purpose::JoinFlush, Err(_)) | (Purpose::Request(_) | Purpose::Welcome | Purpose::Aside, _) => {}
+        }
+    }
+
+    fn end_for_good(&mut self, why: &'static str, fx: &mut Vec<Effect>) {
+        if !core::mem::replace(&mut self.over, true) {
+            fx.push(Effect::Over { why });
         }
     }
 
@@ -376,9 +419,5 @@ impl Mirror {
     fn check(&self) {
         assert!(self.ranges.are_apart(), "two changes of the same place are under way");
         assert!(!self.members.is_empty(), "the set is empty");
-        for (id, peer) in &self.peers {
-            let step = matches!(peer.standing, Standing::Joining(Step::Proposed));
-            assert!(!step || peer.lacks.is_empty(), "{id} joins and lacks {} bytes", peer.lacks.bytes());
-        }
     }
 }

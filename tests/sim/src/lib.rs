@@ -5,14 +5,19 @@
 //!
 //! - [`protocol`]: the migration protocol. The real state machine and the real VM cores, around model guests, links, a model
 //!   of the replicated log, and a model of the shell.
+//! - [`volume`]: a mirrored volume. The real mirror and the real marks of its replicas, around a model guest and disks that lose
+//!   what was not synced.
 //! - [`cluster`]: whole daemons. The real consensus over the real link and the real VM actors, around a simulated network,
 //!   simulated disks and model machines.
 
+mod agenda;
 pub mod cluster;
 mod failure;
 mod panics;
 pub mod protocol;
 mod rng;
+mod trace;
+pub mod volume;
 
 pub use failure::Failure;
 pub use rng::Rng;

@@ -12,6 +12,7 @@ use clap::{Args, Parser, Subcommand};
 use pollux_sim::{
     cluster,
     protocol::{self, Control, Settings},
+    volume,
 };
 use tracing_subscriber::EnvFilter;
 
@@ -35,6 +36,8 @@ struct Cli {
 enum Simulation {
     /// The migration protocol: real state machine and VM cores, model guests, links and log.
     Protocol(Protocol),
+    /// A mirrored volume: the real mirror and marks, model disks, links, log and guest.
+    Volume(Volume),
     /// Whole nodes: real consensus, link and VM actors, on a simulated network with simulated disks and machines.
     Cluster(Cluster),
 }
@@ -68,6 +71,18 @@ struct Protocol {
 }
 
 #[derive(Args)]
+struct Volume {
+    #[command(flatten)]
+    seeds: Seeds,
+    /// Events with faults, before the replicas must come together.
+    #[arg(long, default_value_t = volume::Settings::default().steps)]
+    steps: u64,
+    /// Put a defect in, to see that it is found.
+    #[arg(long)]
+    control: Option<volume::Control>,
+}
+
+#[derive(Args)]
 struct Cluster {
     #[command(flatten)]
     seeds: Seeds,
@@ -83,14 +98,16 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let good = match cli.simulation {
         Some(Simulation::Protocol(args)) => simulate_protocol(&args),
+        Some(Simulation::Volume(args)) => simulate_volume(&args),
         Some(Simulation::Cluster(args)) => simulate_cluster(&args),
         None => {
             let seeds = Seeds { seeds: cli.seeds, from: cli.from, seed: None, trace: false };
             let protocol = Protocol { seeds, steps: Settings::default().steps, control: None };
+            let volume = Volume { seeds, steps: volume::Settings::default().steps, control: None };
             let seeds = Seeds { seeds: cli.seeds.div_ceil(NODES_COST), ..seeds };
             let cluster = Cluster { seeds, seconds: cluster::Settings::default().faults.as_secs(), control: None };
-            // Both, whatever comes of the first.
-            simulate_protocol(&protocol) & simulate_cluster(&cluster)
+            // All, whatever comes of the first.
+            simulate_protocol(&protocol) & simulate_volume(&volume) & simulate_cluster(&cluster)
         }
     };
     if good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
@@ -104,6 +121,17 @@ fn simulate_protocol(args: &Protocol) -> bool {
         seeds,
         |seed| protocol::run(seed, &settings).map_err(|failure| (failure.what.clone(), failure.to_string())),
         protocol::Outcome::add,
+    )
+}
+
+fn simulate_volume(args: &Volume) -> bool {
+    let Volume { seeds, steps, control } = *args;
+    let settings = volume::Settings { steps, control, print: seeds.trace };
+    simulate(
+        "volume",
+        seeds,
+        |seed| volume::run(seed, &settings).map_err(|failure| (failure.what.clone(), failure.to_string())),
+        volume::Outcome::add,
     )
 }
 

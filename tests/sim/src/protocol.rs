@@ -32,7 +32,6 @@ mod log;
 mod oracle;
 mod run;
 mod shell;
-mod trace;
 mod transfer;
 mod user;
 mod world;

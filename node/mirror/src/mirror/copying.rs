@@ -44,7 +44,7 @@ impl Mirror {
                 if self.credit == 0 || self.copies.len() >= self.limits.copies_max {
                     return;
                 }
-                let Some(run) = self.lacking(to, from) else { break };
+                let Some(run) = self.lacking(to, from).filter(|run| run.end > from) else { break };
                 from = run.end;
                 if self.copy(to, &run, fx) {
                     self.credit = self.credit.saturating_sub(run.end - run.start);
@@ -56,7 +56,7 @@ impl Mirror {
     /// What lacks of `range` on a member, before anybody reads or writes there: whatever else is under way, and without credit.
     pub(super) fn copy_at_once(&mut self, to: ReplicaId, range: &Range<u64>, fx: &mut Vec<Effect>) {
         let mut from = range.start;
-        while let Some(run) = self.lacking(to, from).filter(|run| run.start < range.end) {
+        while let Some(run) = self.lacking(to, from).filter(|run| run.start < range.end && from < range.end) {
             from = run.end;
             self.copy(to, &run, fx);
         }
@@ -119,6 +119,8 @@ impl Mirror {
             let range = self.end_copy(number);
             if let (Some(range), Some(peer)) = (range, self.peers.get_mut(&to)) {
                 peer.lacks.remove(&range);
+                // What was copied within the set has to be on stable storage before the extent settles.
+                self.heat.changed(&range);
             }
         }
     }
@@ -140,5 +142,5 @@ impl Mirror {
 }
 
 fn copies_to(standing: &Standing) -> bool {
-    matches!(standing, Standing::Catching | Standing::Member)
+    matches!(standing, Standing::Catching | Standing::Member | Standing::Joining(_))
 }

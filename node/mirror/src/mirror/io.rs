@@ -8,7 +8,10 @@ use core::ops::Range;
 
 use pollux_wire::id::ReplicaId;
 
-use super::{Effect, Mirror, Purpose, standing::Standing};
+use super::{
+    Effect, Mirror, Purpose,
+    standing::{Peer, Standing, Step},
+};
 use crate::{
     Millis,
     grains::Extents,
@@ -18,6 +21,8 @@ use crate::{
 /// An extent is cold again when nothing was written anywhere for so long, in milliseconds, so that an idle guest's crash costs
 /// no copying.
 const IDLE_MS: Millis = 10_000;
+/// A flush to make room is not repeated within this, in milliseconds.
+const FLUSH_AGAIN_MS: Millis = 20;
 
 /// A request that has begun.
 #[derive(Debug)]
@@ -28,6 +33,8 @@ pub(super) struct InFlight {
     parts: BTreeMap<ReplicaId, State>,
     /// Whom it concerns: the set when it began, and whoever was asked. One that joins later has what it needs by its joining.
     concerns: BTreeSet<ReplicaId>,
+    /// Of a flush: the changes that had ended when it began.
+    covers: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -83,7 +90,7 @@ impl Mirror {
         if cold == 0 || self.heat.len() + cold <= self.limits.hot_max {
             return true;
         }
-        if self.flush.is_none() && self.flush_covered != Some(self.heat.now()) {
+        if self.flush_may_settle(FLUSH_AGAIN_MS) {
             self.own_flush(fx);
         }
         // What cannot settle at all stays beyond the limit rather than stop the guest for good.
@@ -106,6 +113,7 @@ impl Mirror {
             answer: None,
             since,
             parts: BTreeMap::new(),
+            covers: self.heat.now(),
             concerns: if kind == Kind::Read { BTreeSet::new() } else { self.needed() },
         };
         match kind {
@@ -159,6 +167,19 @@ impl Mirror {
         self.touched.push(id);
     }
 
+    /// What a replica has done of changes under way it has done in vain. `false`: the guest was told so of one.
+    pub(super) fn unsay(&mut self, replica: ReplicaId) -> bool {
+        let mut in_time = true;
+        for (id, open) in &mut self.in_flight {
+            if open.request.kind.changes() && open.parts.get(&replica) == Some(&State::Done) {
+                in_time &= open.answer != Some(Ok(()));
+                open.parts.insert(replica, State::Failed(Failure::Io("its host was started anew".into())));
+                self.touched.push(*id);
+            }
+        }
+        in_time
+    }
+
     /// Answers what can be answered, and ends what has ended.
     pub(super) fn review(&mut self, fx: &mut Vec<Effect>) {
         let mut touched = core::mem::take(&mut self.touched);
@@ -188,7 +209,7 @@ impl Mirror {
         let state = |id: &ReplicaId| open.parts.get(id);
         if needed.clone().all(|id| state(id) == Some(&State::Done)) {
             // Who is missing what, if anybody is, has to be known on stable storage first.
-            return self.notes.is_empty().then_some(Ok(()));
+            return (self.notes.is_empty() && self.notes_again.is_empty()).then_some(Ok(()));
         }
         let hopeless = |id: &ReplicaId| !matches!(state(id), Some(State::Asked | State::Done));
         if !needed.clone().all(hopeless) {
@@ -236,6 +257,9 @@ impl Mirror {
                 "{id:?} is acknowledged, and one of the set does not have it (rule 12)"
             );
         }
+        if answer.is_ok() && open.request.kind == Kind::Flush {
+            self.stable = self.stable.max(open.covers);
+        }
         open.answer = Some(answer.clone());
         fx.push(Effect::Answer { request: id, answer });
     }
@@ -246,12 +270,44 @@ impl Mirror {
         let changes = open.request.kind.changes();
         self.ranges.leave(&open.request.range, changes);
         if changes {
-            self.heat.end(&open.request.range, open.answer == Some(Ok(())));
+            if open.answer != Some(Ok(())) {
+                self.differs(&open);
+            }
+            self.heat.end(&open.request.range);
             self.changed_at = self.now;
         }
     }
 
+    /// A change that failed is on some replicas and not on others, or half. One of them counts, one that has all of it if there is
+    /// any, and the others lack the place: it is copied before anybody reads there, so that what is seen once stays seen.
+    fn differs(&mut self, open: &InFlight) {
+        let range = &open.request.range;
+        let whole = |id: &ReplicaId| self.peers.get(id).is_some_and(|peer| !peer.lacks.touches(range));
+        let done = |id: &ReplicaId| open.parts.get(id) == Some(&State::Done);
+        let candidates: Vec<ReplicaId> = self.sound().into_iter().filter(whole).collect();
+        let counts = candidates.iter().find(|id| done(id)).or(candidates.first()).copied();
+        let same = |id: &ReplicaId| Some(*id) == counts || (counts.is_some_and(|it| done(&it)) && done(id));
+        for (id, peer) in &mut self.peers {
+            if peer.listens() && !same(id) {
+                peer.lacks.insert(range);
+                if matches!(peer.standing, Standing::Joining(Step::Draining(_) | Step::Flushing(_))) {
+                    peer.standing = Standing::Catching;
+                }
+            }
+        }
+    }
+
+    /// Extents in which a member lacks something.
+    fn unequal(&self, extent: u32) -> bool {
+        let start = u64::from(extent) * crate::EXTENT_BYTES;
+        let lacks = |peer: &Peer| {
+            peer.standing == Standing::Member && peer.lacks.touches(&(start..start + crate::EXTENT_BYTES))
+        };
+        self.peers.values().any(lacks)
+    }
+
     pub(super) fn own_flush(&mut self, fx: &mut Vec<Effect>) {
+        self.flushed_at = self.now;
         let covers = self.heat.now();
         let members = self.sound();
         let ask = |id| self.ask(id, Purpose::OwnFlush, None, Part::Flush, 0..0, fx);
@@ -273,18 +329,20 @@ impl Mirror {
         }
         let covers = *covers;
         self.flush = None;
-        self.flush_covered = Some(covers);
+        // What a replica that joins is told to be hot must not settle on its way there.
+        if self.asked.values().any(|asked| asked.purpose == Purpose::Welcome) {
+            return;
+        }
         // One that fails is in the set until the log has said otherwise, and may not have what was flushed elsewhere.
         let failing = |id: &ReplicaId| self.peers.get(id).is_none_or(|peer| peer.standing != Standing::Member);
         if self.members.iter().any(failing) {
             return;
         }
-        let unequal: Vec<_> = self.peers.values().filter(|peer| peer.standing == Standing::Member).collect();
-        let lacks = |extent: u32| {
-            let start = u64::from(extent) * crate::EXTENT_BYTES;
-            unequal.iter().any(|peer| peer.lacks.touches(&(start..start + crate::EXTENT_BYTES)))
-        };
-        let settled = self.heat.settle(covers, lacks);
+        self.flush_covered = Some(covers);
+        self.stable = self.stable.max(covers);
+        let settling = self.heat.settling(covers, |extent| self.unequal(extent));
+        self.heat.settle(&settling);
+        let settled = settling;
         if settled.is_empty() {
             return;
         }
@@ -313,10 +371,18 @@ impl Mirror {
             }
             !late
         });
+        self.note_again(fx);
         let idle = self.now.saturating_sub(self.changed_at) >= IDLE_MS;
-        if idle && self.heat.len() > 0 && self.flush.is_none() && self.flush_covered != Some(self.heat.now()) {
+        if idle && self.heat.len() > 0 && self.flush_may_settle(IDLE_MS) {
             self.own_flush(fx);
         }
+    }
+
+    /// None is under way, and something has changed since the last that reached everybody, or that was a while ago.
+    fn flush_may_settle(&self, pause_ms: Millis) -> bool {
+        let paused = self.flushed_at == 0 || self.now.saturating_sub(self.flushed_at) >= pause_ms;
+        let settles = || !self.heat.settling(self.heat.now(), |extent| self.unequal(extent)).is_empty();
+        self.flush.is_none() && paused && self.flush_covered != Some(self.heat.now()) && settles()
     }
 
     /// Replicas that have not done for long what others have, or that nobody else has been asked.

@@ -68,6 +68,26 @@ impl Mirror {
         self.forget(replica, &failure, fx);
     }
 
+    /// Members that may differ from the one whose content counts: what is flushed from here on would not be there, and if that one
+    /// was lost they would stand for the volume all the same.
+    pub(super) fn let_go_of_who_differs(&mut self, fx: &mut Vec<Effect>) {
+        let differs = |peer: &Peer| peer.standing == Standing::Member && !peer.lacks.is_empty();
+        let differing = self.peers.iter().filter(|(_, peer)| differs(peer));
+        let differing: Vec<ReplicaId> = differing.map(|(id, _)| *id).collect();
+        for replica in differing {
+            self.failed(replica, &Failure::Io("requests were under way when the volume was last in use".into()), fx);
+        }
+    }
+
+    /// The host of a replica was started anew. One that is in the set and has not failed is the last that is whole: the others
+    /// went on without it when its session broke.
+    pub(super) fn forgot(&mut self, replica: ReplicaId, fx: &mut Vec<Effect>) {
+        let sound = self.peers.get(&replica).is_some_and(|peer| peer.standing == Standing::Member);
+        if sound && (self.stable < self.heat.now() || !self.unsay(replica)) {
+            self.end_for_good("the last replica's host was started anew, and has lost what was not flushed", fx);
+        }
+    }
+
     /// A replica has not done what it was asked.
     pub(super) fn failed(&mut self, replica: ReplicaId, failure: &Failure, fx: &mut Vec<Effect>) {
         let survivors: Vec<ReplicaId> = self.sound().into_iter().filter(|id| *id != replica).collect();
@@ -112,15 +132,41 @@ impl Mirror {
             self.asked.remove(&tag);
             match purpose {
                 Purpose::Request(request) => self.part_ended(request, replica, Err(failure.clone())),
-                // Whether it has noted anything does not matter any more once it has left, too.
-                Purpose::Note => drop(self.notes.remove(&tag)),
+                Purpose::Note => self.note_failed(tag),
                 Purpose::Copy(copy) => self.copy_goes_on(copy, tag, false, fx),
                 Purpose::OwnFlush => self.own_flush_ended(tag, false, fx),
-                Purpose::Settling => drop(self.settling.remove(&tag)),
+                Purpose::Settling => self.settling_failed(tag),
                 Purpose::JoinFlush | Purpose::Welcome | Purpose::Aside => {}
             }
         }
         self.end_copies(replica);
+    }
+
+    /// A member has not noted who is missing. If it leaves itself that does not matter; if it stays it is asked again.
+    pub(super) fn note_failed(&mut self, tag: Tag) {
+        if let Some((noter, missing)) = self.notes.remove(&tag)
+            && self.is_sound(noter)
+        {
+            self.notes_again.insert((noter, missing));
+        }
+    }
+
+    /// With time.
+    pub(super) fn note_again(&mut self, fx: &mut Vec<Effect>) {
+        for (noter, missing) in core::mem::take(&mut self.notes_again) {
+            if self.is_sound(noter) {
+                let tag = self.ask(noter, Purpose::Note, None, Part::Miss(missing), 0..0, fx);
+                self.notes.insert(tag, (noter, missing));
+            }
+        }
+    }
+
+    /// Nobody knows whether a replica heard that these have settled: they are hot, until it has.
+    pub(super) fn settling_failed(&mut self, tag: Tag) {
+        if let Some(extents) = self.settling.remove(&tag) {
+            self.heat.inherit(&extents);
+            self.flush_covered = None;
+        }
     }
 
     pub(super) fn decided(&mut self, version: u64, members: BTreeSet<ReplicaId>, fx: &mut Vec<Effect>) {
@@ -213,7 +259,8 @@ impl Mirror {
         if self.proposed {
             return;
         }
-        let noted = |id: &ReplicaId| !self.notes.values().any(|(_, missing)| missing == id);
+        let noting = self.notes.values().chain(&self.notes_again).map(|(_, missing)| missing);
+        let noted = |id: &ReplicaId| !noting.clone().any(|missing| missing == id);
         let leaving = self.peers.iter().find_map(|(id, peer)| match &peer.standing {
             // First the survivors know what it lacks, on stable storage.
             Standing::Failing { why } if noted(id) => Some((*id, why.clone())),

@@ -1,6 +1,4 @@
-//! What is going to happen, in order of model time. Of things due at the same moment chance decides which comes first.
-
-use std::{cmp::Ordering, collections::BinaryHeap};
+//! What can happen in this simulation.
 
 use pollux_state::{
     Applied, Proposal,
@@ -116,50 +114,5 @@ pub(super) enum Work {
     Impatient,
 }
 
-/// See the module.
-pub(super) struct Agenda {
-    heap: BinaryHeap<Entry>,
-    entries: u64,
-}
-
-struct Entry {
-    key: (Time, u64, u64),
-    what: Happening,
-}
-
-impl Agenda {
-    pub(super) fn new() -> Self {
-        Self { heap: BinaryHeap::new(), entries: 0 }
-    }
-
-    /// `tie` decides among things due at the same time.
-    pub(super) fn put(&mut self, at: Time, tie: u64, what: Happening) {
-        self.entries += 1;
-        self.heap.push(Entry { key: (at, tie, self.entries), what });
-    }
-
-    pub(super) fn next(&mut self) -> Option<(Time, Happening)> {
-        self.heap.pop().map(|entry| (entry.key.0, entry.what))
-    }
-}
-
-impl PartialEq for Entry {
-    fn eq(&self, other: &Self) -> bool {
-        self.key == other.key
-    }
-}
-
-impl Eq for Entry {}
-
-impl PartialOrd for Entry {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl Ord for Entry {
-    /// The earliest is the greatest, for the heap gives the greatest first.
-    fn cmp(&self, other: &Self) -> Ordering {
-        other.key.cmp(&self.key)
-    }
-}
+/// What is going to happen.
+pub(super) type Agenda = crate::agenda::Agenda<Happening>;

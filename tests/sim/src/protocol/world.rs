@@ -19,9 +19,8 @@ use super::{
     link::Session,
     log::Log,
     oracle::Oracle,
-    trace::Trace,
 };
-use crate::Rng;
+use crate::{Rng, trace::Trace};
 
 /// Nodes of the cluster.
 pub(super) const NODES: usize = 3;

@@ -3,24 +3,22 @@
 
 use std::{collections::VecDeque, fmt};
 
-use super::Time;
-
 /// Lines of a failure's report.
 const KEPT: usize = 200;
 
 /// See the module.
-pub(super) struct Trace {
+pub(crate) struct Trace {
     lines: VecDeque<String>,
     hash: u64,
     print: bool,
 }
 
 impl Trace {
-    pub(super) fn new(print: bool) -> Self {
+    pub(crate) fn new(print: bool) -> Self {
         Self { lines: VecDeque::with_capacity(KEPT), hash: 0xCBF2_9CE4_8422_2325, print }
     }
 
-    pub(super) fn line(&mut self, now: Time, text: fmt::Arguments<'_>) {
+    pub(crate) fn line(&mut self, now: u64, text: fmt::Arguments<'_>) {
         let line = format!("{now:>7} {text}");
         // FNV-1a.
         for byte in line.bytes() {
@@ -35,11 +33,11 @@ impl Trace {
         self.lines.push_back(line);
     }
 
-    pub(super) fn hash(&self) -> u64 {
+    pub(crate) fn hash(&self) -> u64 {
         self.hash
     }
 
-    pub(super) fn tail(&self) -> Vec<String> {
+    pub(crate) fn tail(&self) -> Vec<String> {
         self.lines.iter().cloned().collect()
     }
 }

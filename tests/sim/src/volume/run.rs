@@ -1,0 +1,159 @@
+//! One run: the safety phase, the liveness phase, the verdict.
+
+use std::panic::{self, AssertUnwindSafe};
+
+use super::{
+    Control, REPLICAS, SIZE, Time, UNIT_BYTES,
+    world::{World, replica},
+};
+use crate::{Failure, panics};
+
+/// Steps of the liveness phase, at most.
+const CALM_STEPS_MAX: u64 = 60_000;
+/// All must be equal within this time.
+const CALM_MS_MAX: Time = 120_000;
+
+/// What to simulate.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Steps of the safety phase.
+    pub steps: u64,
+    /// A defect put in on purpose.
+    pub control: Option<Control>,
+    /// Print every line of the trace.
+    pub print: bool,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { steps: 4_000, control: None, print: false }
+    }
+}
+
+/// How a run went that broke no rule.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Outcome {
+    /// Of the whole trace: the same for the same seed and settings.
+    pub trace_hash: u64,
+    /// Events.
+    pub steps: u64,
+    /// Requests that were acknowledged.
+    pub acknowledged: u64,
+    /// Requests that failed, and were asked again.
+    pub parked: u64,
+    /// Mirrors that began.
+    pub hosts: u64,
+    /// Replicas that left the set.
+    pub left: u64,
+    /// Replicas that joined it.
+    pub joined: u64,
+}
+
+impl Outcome {
+    /// Adds the counts of another run.
+    pub fn add(&mut self, other: &Self) {
+        self.steps += other.steps;
+        self.acknowledged += other.acknowledged;
+        self.parked += other.parked;
+        self.hosts += other.hosts;
+        self.left += other.left;
+        self.joined += other.joined;
+    }
+}
+
+/// Runs one seed.
+///
+/// # Errors
+/// The first rule that was broken, be it seen by the oracle or by an assertion of the code under test.
+pub fn run(seed: u64, settings: &Settings) -> Result<Outcome, Box<Failure>> {
+    panics::begin();
+    let mut world = World::new(seed, settings.clone());
+    let mut steps = 0;
+    let result = panic::catch_unwind(AssertUnwindSafe(|| play(&mut world, &mut steps)));
+    let what = match (panics::end(), result) {
+        (Some(panic), _) => Some(panic),
+        (None, Ok(played)) => played.err(),
+        (None, Err(_)) => Some("a panic without a word".into()),
+    };
+    match what {
+        Some(what) => Err(Box::new(Failure {
+            simulation: "volume",
+            seed,
+            what,
+            tail: world.trace.tail(),
+            options: options(settings),
+        })),
+        None => Ok(Outcome {
+            trace_hash: world.trace.hash(),
+            steps,
+            acknowledged: world.guest.acknowledged,
+            parked: world.guest.parked,
+            hosts: world.hosts,
+            left: world.left,
+            joined: world.joined,
+        }),
+    }
+}
+
+fn options(settings: &Settings) -> String {
+    let mut options = String::new();
+    if settings.steps != Settings::default().steps {
+        options += &format!(" --steps {}", settings.steps);
+    }
+    if let Some(control) = settings.control {
+        options += &format!(" --control {}", control.name());
+    }
+    options
+}
+
+fn play(world: &mut World, steps: &mut u64) -> Result<(), String> {
+    while *steps < world.settings.steps {
+        step(world, steps)?;
+    }
+    world.calm_down();
+    let (until, most) = (world.now + CALM_MS_MAX, *steps + CALM_STEPS_MAX);
+    loop {
+        step(world, steps)?;
+        let Some(unrest) = world.unrest() else { break };
+        if world.now > until || *steps > most {
+            return Err(format!("the replicas do not come together: {unrest}"));
+        }
+    }
+    world.check_end()
+}
+
+fn step(world: &mut World, steps: &mut u64) -> Result<(), String> {
+    *steps += 1;
+    world.step();
+    world.violation.clone().map_or(Ok(()), Err)
+}
+
+impl World {
+    /// Why the volume is not whole and at rest, if it is not.
+    fn unrest(&self) -> Option<String> {
+        let Some(host) = &self.host else { return Some("no guest runs".into()) };
+        let status = host.mirror.status();
+        if self.log.members.len() < REPLICAS {
+            return Some(format!("the set is {:?}; {status:?}", self.log.members));
+        }
+        if status.hot > 0 || status.replicas.iter().any(|(_, sound, lacks)| !sound || *lacks > 0) {
+            return Some(format!("{status:?}"));
+        }
+        let active = |store: &usize| !self.stores[*store].marks().active().is_empty();
+        if let Some(store) = (0..REPLICAS).find(active) {
+            return Some(format!("{} has active extents", replica(store)));
+        }
+        self.guest.open.values().any(|open| open.kind.changes()).then(|| "writes are under way".into())
+    }
+
+    fn check_end(&self) -> Result<(), String> {
+        for unit in 0..SIZE / UNIT_BYTES {
+            let held: Vec<u64> = self.stores.iter().map(|store| store.get(unit)).collect();
+            if held.iter().any(|it| *it != held[0]) {
+                return Err(format!("the replicas differ in unit {unit}: {held:?}"));
+            }
+            self.oracle.check_end(unit, held[0])?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,444 @@
+//! Everything there is, and what happens next.
+
+use std::{collections::BTreeSet, ops::Range};
+
+use pollux_mirror::{Failure, Part, RequestId, Tag};
+use pollux_wire::id::ReplicaId;
+
+use super::{
+    Control, REPLICAS, Settings, Time,
+    guest::Guest,
+    host::Host,
+    oracle::{Oracle, Stamp},
+    store::{Store, units},
+};
+use crate::{Rng, agenda::Agenda, trace::Trace};
+
+/// How often the mirror is told the time, and may copy more.
+const TICK_MS: Time = 40;
+/// How often the host tries to reach what it does not.
+const RECONNECT_MS: Time = 150;
+
+/// Something that a replica is asked, on its way.
+#[derive(Debug, Clone)]
+pub(super) struct Asked {
+    pub(super) host: u64,
+    pub(super) generation: u64,
+    pub(super) session: u64,
+    pub(super) store: usize,
+    pub(super) tag: Tag,
+    pub(super) part: Part,
+    pub(super) range: Range<u64>,
+    /// What is to be written, by unit.
+    pub(super) data: Vec<(u64, Stamp)>,
+}
+
+/// Something that happens.
+#[derive(Debug, Clone)]
+pub(super) enum Happening {
+    /// A part reaches its replica.
+    Arrive(Asked),
+    /// The record before a change is on stable storage there.
+    Marked {
+        life: u64,
+        asked: Asked,
+    },
+    /// So many of its units are written.
+    Write {
+        life: u64,
+        asked: Asked,
+        done: usize,
+    },
+    /// An answer reaches the mirror.
+    Reply {
+        host: u64,
+        session: u64,
+        store: usize,
+        tag: Tag,
+        outcome: Result<(), Failure>,
+        data: Vec<(u64, Stamp)>,
+    },
+    /// The mirror sees that the way to a replica is broken.
+    Detect {
+        host: u64,
+        store: usize,
+        session: u64,
+    },
+    /// A change of the set reaches the log.
+    Append {
+        host: u64,
+        generation: u64,
+        version: u64,
+        replica: ReplicaId,
+        join: bool,
+    },
+    /// The mirror learns what the log says.
+    Decided {
+        host: u64,
+        version: u64,
+        members: BTreeSet<ReplicaId>,
+    },
+    Tick(u64),
+    Reconnect(u64),
+    /// A guest begins, where a mirror can.
+    Start,
+    /// The guest asks for something.
+    Act(u64),
+    /// What was parked is asked again.
+    Again {
+        host: u64,
+        request: RequestId,
+    },
+    Fault,
+    Heal(Healing),
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Healing {
+    Store(usize),
+    Link(usize),
+    Room(usize),
+    Speed(usize),
+    Quorum,
+}
+
+/// The log: who is in the set.
+#[derive(Debug)]
+pub(super) struct Log {
+    pub(super) generation: u64,
+    pub(super) version: u64,
+    pub(super) members: BTreeSet<ReplicaId>,
+    pub(super) works: bool,
+}
+
+pub(super) struct World {
+    pub(super) settings: Settings,
+    pub(super) rng: Rng,
+    pub(super) now: Time,
+    pub(super) agenda: Agenda<Happening>,
+    pub(super) trace: Trace,
+    pub(super) stores: Vec<Store>,
+    pub(super) links: [bool; REPLICAS],
+    pub(super) log: Log,
+    pub(super) host: Option<Host>,
+    pub(super) hosts: u64,
+    pub(super) sessions: u64,
+    pub(super) guest: Guest,
+    pub(super) oracle: Oracle,
+    pub(super) calm: bool,
+    pub(super) violation: Option<String>,
+    pub(super) left: u64,
+    pub(super) joined: u64,
+}
+
+pub(super) fn replica(store: usize) -> ReplicaId {
+    ReplicaId(store as u64 + 1)
+}
+
+pub(super) fn store_of(replica: ReplicaId) -> usize {
+    usize::try_from(replica.0 - 1).expect("a replica of this volume")
+}
+
+impl World {
+    pub(super) fn new(seed: u64, settings: Settings) -> Self {
+        let mut world = Self {
+            trace: Trace::new(settings.print),
+            settings,
+            rng: Rng::new(seed),
+            now: 0,
+            agenda: Agenda::new(),
+            stores: (0..REPLICAS).map(|_| Store::new()).collect(),
+            links: [true; REPLICAS],
+            log: Log { generation: 0, version: 1, members: (0..REPLICAS).map(replica).collect(), works: true },
+            host: None,
+            hosts: 0,
+            sessions: 0,
+            guest: Guest::default(),
+            oracle: Oracle::default(),
+            calm: false,
+            violation: None,
+            left: 0,
+            joined: 0,
+        };
+        world.put(1, Happening::Start);
+        world.put(100, Happening::Fault);
+        world
+    }
+
+    pub(super) fn put(&mut self, after: Time, what: Happening) {
+        let tie = self.rng.bits();
+        self.agenda.put(self.now + after, tie, what);
+    }
+
+    pub(super) fn is_host(&self, life: u64) -> bool {
+        self.host.as_ref().is_some_and(|host| host.life == life)
+    }
+
+    pub(super) fn step(&mut self) {
+        let Some((at, what)) = self.agenda.next() else {
+            self.violation = Some("nothing is left to happen".into());
+            return;
+        };
+        self.now = at;
+        match what {
+            Happening::Arrive(asked) => self.arrive(asked),
+            Happening::Marked { life, asked } => self.marked(life, asked),
+            Happening::Write { life, asked, done } => self.write(life, asked, done),
+            Happening::Reply { host, session, store, tag, outcome, data } => {
+                self.reply(host, session, store, tag, outcome, data);
+            }
+            Happening::Detect { host, store, session } => self.detect(host, store, session),
+            Happening::Append { host, generation, version, replica, join } => {
+                self.append(host, generation, version, replica, join);
+            }
+            Happening::Decided { host, version, members } => self.decided(host, version, members),
+            Happening::Tick(host) if self.is_host(host) => {
+                self.tick();
+                self.put(TICK_MS, Happening::Tick(host));
+            }
+            Happening::Reconnect(host) if self.is_host(host) => {
+                self.reconnect();
+                self.put(RECONNECT_MS, Happening::Reconnect(host));
+            }
+            Happening::Tick(_) | Happening::Reconnect(_) => {}
+            Happening::Start => self.start(),
+            Happening::Act(host) => self.act(host),
+            Happening::Again { host, request } => self.again(host, request),
+            Happening::Fault => self.fault(),
+            Happening::Heal(healing) => self.heal(healing),
+        }
+    }
+
+    fn delay(&mut self, store: usize) -> Time {
+        let slow = if self.stores[store].slow { 40 } else { 1 };
+        self.rng.between(1, 6) * slow
+    }
+
+    /// A part reaches its replica.
+    fn arrive(&mut self, asked: Asked) {
+        let store = asked.store;
+        let old = self.settings.control == Some(Control::AcceptOlder);
+        let it = &mut self.stores[store];
+        if !it.up {
+            return;
+        }
+        if asked.generation < it.generation && !old {
+            return self.answer(&asked, Err(Failure::Fenced), Vec::new());
+        }
+        if asked.session != it.session && !(old && asked.generation < it.generation) {
+            return;
+        }
+        let control = self.settings.control;
+        let delay = self.delay(store);
+        let it = &mut self.stores[store];
+        match &asked.part {
+            Part::Read => {
+                let data = units(&asked.range).map(|unit| (unit, it.get(unit))).collect();
+                self.answer(&asked, Ok(()), data);
+            }
+            Part::Change { .. } | Part::Copy { .. } => match it.before_change(&asked.range) {
+                Some(record) => {
+                    let life = it.life;
+                    if control == Some(Control::NoActivityLog) {
+                        it.record(record, control);
+                    }
+                    self.put(delay, Happening::Marked { life, asked });
+                }
+                None => self.begin_write(asked),
+            },
+            Part::Flush => {
+                if control != Some(Control::FlushInVain) {
+                    it.flush();
+                }
+                self.answer(&asked, Ok(()), Vec::new());
+            }
+            Part::Miss(missing) => {
+                it.miss(*missing, None);
+                self.answer(&asked, Ok(()), Vec::new());
+            }
+            Part::Regained(id) => {
+                it.record(pollux_mirror::Record::Regained(*id, asked.range.clone()), control);
+                self.answer(&asked, Ok(()), Vec::new());
+            }
+            Part::Returned(id) => {
+                it.record(pollux_mirror::Record::Returned(*id), control);
+                self.answer(&asked, Ok(()), Vec::new());
+            }
+            Part::Welcome(hot) => {
+                it.record(pollux_mirror::Record::Welcome(hot.clone()), control);
+                it.lossy = false;
+                self.answer(&asked, Ok(()), Vec::new());
+            }
+            Part::Settled(extents) => {
+                it.settle(extents);
+                self.answer(&asked, Ok(()), Vec::new());
+            }
+        }
+    }
+
+    /// It goes on only while the process lives and nobody has opened a newer session.
+    fn goes_on(&self, life: u64, asked: &Asked) -> bool {
+        let it = &self.stores[asked.store];
+        let old = self.settings.control == Some(Control::AcceptOlder);
+        it.up && it.life == life && (it.session == asked.session || old)
+    }
+
+    fn marked(&mut self, life: u64, asked: Asked) {
+        if !self.goes_on(life, &asked) {
+            return;
+        }
+        let control = self.settings.control;
+        let it = &mut self.stores[asked.store];
+        if let Some(record) = it.before_change(&asked.range) {
+            it.record(record, control);
+        }
+        it.sync_log();
+        self.begin_write(asked);
+    }
+
+    fn begin_write(&mut self, asked: Asked) {
+        let control = self.settings.control;
+        let it = &mut self.stores[asked.store];
+        it.changes(&asked.range, control);
+        let life = it.life;
+        let delay = self.delay(asked.store);
+        self.put(delay, Happening::Write { life, asked, done: 0 });
+    }
+
+    /// A unit at a time, so that an end can come between any two.
+    fn write(&mut self, life: u64, asked: Asked, done: usize) {
+        if !self.goes_on(life, &asked) {
+            return;
+        }
+        let full = self.stores[asked.store].full;
+        let it = &mut self.stores[asked.store];
+        if let Some((unit, stamp)) = asked.data.get(done) {
+            if full && it.get(*unit) == 0 {
+                return self.answer(&asked, Err(Failure::NoSpace), Vec::new());
+            }
+            it.put(*unit, *stamp);
+            let delay = self.rng.below(2);
+            return self.put(delay, Happening::Write { life, asked, done: done + 1 });
+        }
+        if matches!(asked.part, Part::Change { durable: true, .. })
+            && self.settings.control != Some(Control::FlushInVain)
+        {
+            it.sync_units(units(&asked.range));
+        }
+        self.answer(&asked, Ok(()), Vec::new());
+    }
+
+    fn answer(&mut self, asked: &Asked, outcome: Result<(), Failure>, data: Vec<(u64, Stamp)>) {
+        let (host, session, store, tag) = (asked.host, asked.session, asked.store, asked.tag);
+        if !self.links[store] {
+            return;
+        }
+        let delay = self.delay(store);
+        self.put(delay, Happening::Reply { host, session, store, tag, outcome, data });
+    }
+
+    fn append(&mut self, host: u64, generation: u64, version: u64, replica: ReplicaId, join: bool) {
+        if !self.log.works {
+            // Whoever proposes repeats it.
+            return self.put(30, Happening::Append { host, generation, version, replica, join });
+        }
+        if generation != self.log.generation || version != self.log.version {
+            return self.tell_decision(host);
+        }
+        self.log.version += 1;
+        if join {
+            self.log.members.insert(replica);
+            self.joined += 1;
+        } else if self.log.members.len() > 1 || !self.log.members.contains(&replica) {
+            self.left += u64::from(self.log.members.remove(&replica));
+        } else {
+            self.violation = Some(format!("{replica}, the last of the set, was to leave it"));
+        }
+        let Log { version, members, .. } = &self.log;
+        self.trace.line(self.now, format_args!("log: version {version}: {members:?}"));
+        self.tell_decision(host);
+    }
+
+    pub(super) fn tell_decision(&mut self, host: u64) {
+        let (version, members) = (self.log.version, self.log.members.clone());
+        let delay = self.rng.between(1, 20);
+        self.put(delay, Happening::Decided { host, version, members });
+    }
+
+    fn fault(&mut self) {
+        if self.calm {
+            return;
+        }
+        let next = self.rng.between(20, 600);
+        self.put(next, Happening::Fault);
+        let store = self.rng.index(REPLICAS);
+        let while_ms = self.rng.between(20, 2_000);
+        let kind = self.rng.below(10);
+        self.trace.line(self.now, format_args!("fault {kind} of store {store} for {while_ms} ms"));
+        match kind {
+            0 | 1 if self.stores[store].up => {
+                self.stores[store].dies();
+                self.broken(store);
+                self.put(while_ms, Happening::Heal(Healing::Store(store)));
+            }
+            2 | 3 if self.stores[store].up => {
+                let rng = &mut self.rng;
+                self.stores[store].loses_power(rng);
+                self.broken(store);
+                self.put(while_ms, Happening::Heal(Healing::Store(store)));
+            }
+            4 | 5 if self.links[store] => {
+                self.links[store] = false;
+                self.broken(store);
+                self.put(while_ms, Happening::Heal(Healing::Link(store)));
+            }
+            6 => self.host_dies(),
+            7 => {
+                self.stores[store].full = true;
+                self.put(while_ms, Happening::Heal(Healing::Room(store)));
+            }
+            8 => {
+                self.stores[store].slow = true;
+                self.put(while_ms, Happening::Heal(Healing::Speed(store)));
+            }
+            9 if self.rng.chance(300) => {
+                // Everything at once.
+                self.host_dies();
+                for store in 0..REPLICAS {
+                    if self.stores[store].up {
+                        let rng = &mut self.rng;
+                        self.stores[store].loses_power(rng);
+                        self.put(while_ms, Happening::Heal(Healing::Store(store)));
+                    }
+                }
+            }
+            9 => {
+                self.log.works = false;
+                self.put(while_ms, Happening::Heal(Healing::Quorum));
+            }
+            _ => {}
+        }
+    }
+
+    fn heal(&mut self, healing: Healing) {
+        match healing {
+            Healing::Store(store) if !self.stores[store].up => self.stores[store].starts(),
+            Healing::Store(_) => {}
+            Healing::Link(store) => self.links[store] = true,
+            Healing::Room(store) => self.stores[store].full = false,
+            Healing::Speed(store) => self.stores[store].slow = false,
+            Healing::Quorum => self.log.works = true,
+        }
+    }
+
+    /// No further faults; those there are end.
+    pub(super) fn calm_down(&mut self) {
+        self.calm = true;
+        for store in 0..REPLICAS {
+            for healing in [Healing::Store(store), Healing::Link(store), Healing::Room(store), Healing::Speed(store)] {
+                self.heal(healing);
+            }
+        }
+        self.heal(Healing::Quorum);
+    }
+}
