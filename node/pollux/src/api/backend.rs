@@ -1,17 +1,14 @@
 //! What the API asks of the daemon.
 
 use async_trait::async_trait;
+use pollux_api::{
+    ApiError, ClusterView, CreateVm, EventsView, MigrateVm, NodeView, OperationView, Preflight, PreflightView,
+    ReleaseVm, RemoveNode, RemovedView, StartVm, StopVm, TakeBack, TokenRequest, TokenView, VmLog, VmView, WhyView,
+    console::Start,
+};
 use tokio::sync::watch;
 
-use super::{
-    ApiError,
-    console::{Duplex, Start},
-    placement::WhyView,
-    types::{
-        ClusterView, CreateVm, EventsView, MigrateVm, NodeView, OperationView, Preflight, PreflightView, ReleaseVm,
-        RemoveNode, RemovedView, StartVm, StopVm, TakeBack, TokenRequest, TokenView, VmLog, VmView,
-    },
-};
+use super::console::Duplex;
 
 /// The daemon, as the API server sees it. One method per verb, names for arguments. Each returns within
 /// [`super::REQUEST_MS_MAX`]: a change returns when it is committed, not when its effect is there. Waiting is the server's

@@ -16,6 +16,13 @@ use futures::StreamExt;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::{HeaderMap, Method, Request, StatusCode, client::conn::http1, header, upgrade::Upgraded};
 use hyper_util::rt::TokioIo;
+use pollux_api::{
+    AGE_HEADER, ANSWER_BYTES_MAX, ApiError, ClusterView, CreateVm, ErrorKind, EventsView, LOG_NEXT_HEADER, MigrateVm,
+    NodeView, OperationView, Preflight, PreflightView, REQUEST_MS_MAX, ReleaseVm, RemoveNode, RemovedView, StartVm,
+    StopVm, TakeBack, TokenRequest, TokenView, VmLog, VmView, WAIT_MS_MAX, WhyView,
+    console::{Heard, PROTOCOL, Start},
+    request::segment,
+};
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::{
     io::{AsyncWriteExt, ReadHalf, WriteHalf},
@@ -24,15 +31,7 @@ use tokio::{
 };
 use tokio_util::codec::{FramedRead, LengthDelimitedCodec};
 
-use super::{
-    AGE_HEADER, ANSWER_BYTES_MAX, ApiError, ErrorKind, LOG_NEXT_HEADER, REQUEST_MS_MAX, WAIT_MS_MAX,
-    console::{self, Heard, Start},
-    placement::WhyView,
-    types::{
-        ClusterView, CreateVm, EventsView, MigrateVm, NodeView, OperationView, Preflight, PreflightView, ReleaseVm,
-        RemoveNode, RemovedView, StartVm, StopVm, TakeBack, TokenRequest, TokenView, VmLog, VmView,
-    },
-};
+use super::console;
 
 /// What a request may take longer than the server's own limit before the client gives up on it, in milliseconds.
 const PATIENCE_MS: u64 = 5_000;
@@ -279,7 +278,7 @@ impl Client {
         let request = Request::get(&path)
             .header(header::HOST, HOST)
             .header(header::CONNECTION, "upgrade")
-            .header(header::UPGRADE, console::PROTOCOL)
+            .header(header::UPGRADE, PROTOCOL)
             .body(Full::new(Bytes::new()))
             .map_err(|error| ApiError::invalid(format!("the request {path} cannot be made: {error}")))?;
         let stream = UnixStream::connect(&self.socket).await.map_err(|error| self.no_daemon(&error))?;
@@ -507,21 +506,6 @@ fn parse<T: DeserializeOwned>(reply: &Reply) -> Result<T, ApiError> {
 fn not_ours(why: &str) -> ApiError {
     ApiError::internal(format!("the daemon's answer is not one of this version: {why}"))
         .todo("use the `pollux` of the same version as the daemon")
-}
-
-/// A name as one segment of a path: whatever the user typed must not become another path or a query.
-fn segment(name: &str) -> String {
-    use std::fmt::Write as _;
-    let mut text = String::with_capacity(name.len());
-    for byte in name.bytes() {
-        if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_') {
-            text.push(char::from(byte));
-        } else {
-            // Writing to a string cannot fail.
-            let _ = write!(text, "%{byte:02X}");
-        }
-    }
-    text
 }
 
 fn wait_ms(wait: Duration) -> u64 {

@@ -9,21 +9,20 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::SinkExt;
+use pollux_api::{
+    ApiError, ClusterView, CreateVm, Desired, EventView, EventsView, Health, MigrateVm, NicView, NodeRole, NodeView,
+    Obstacle, OperationKind, OperationResult, OperationView, Phase, Preflight, PreflightView, ReleaseVm, RemoveNode,
+    RemovedView, Runtime, StartVm, StopVm, TakeBack, TargetView, TokenRequest, TokenView, VmLog, VmView, WhyView,
+    console::{Heard, News, Start},
+};
 use tokio::{io::AsyncReadExt, sync::watch};
 use tokio_util::{codec::FramedWrite, sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    ApiError, Backend,
+    Backend,
     client::Client,
-    console::{self, Duplex, Heard, News, Start},
-    placement::WhyView,
+    console::{self, Duplex},
     server,
-    types::{
-        ClusterView, CreateVm, Desired, EventView, EventsView, Health, MigrateVm, NicView, NodeRole, NodeView,
-        Obstacle, OperationKind, OperationResult, OperationView, Phase, Preflight, PreflightView, ReleaseVm,
-        RemoveNode, RemovedView, Runtime, StartVm, StopVm, TakeBack, TargetView, TokenRequest, TokenView, VmLog,
-        VmView,
-    },
 };
 
 /// The id of the one operation there can be.

@@ -17,20 +17,20 @@ use axum::{
     routing::{get, post},
 };
 use hyper_util::rt::TokioIo;
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use pollux_api::{
+    AGE_HEADER, AGE_UNKNOWN, ApiError, BODY_BYTES_MAX, CONSOLES_MAX, CreateVm, LOG_NEXT_HEADER, MigrateVm, Preflight,
+    REQUEST_MS_MAX, ReleaseVm, RemoveNode, StartVm, StopVm, TakeBack, TokenRequest, WAIT_MS_MAX,
+    console::PROTOCOL,
+    request::{self, ConsoleQuery, ReadQuery},
+};
+use serde::{Serialize, de::DeserializeOwned};
 use tokio::{
     sync::Semaphore,
     time::{self, Instant},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{
-    AGE_HEADER, AGE_UNKNOWN, ApiError, BODY_BYTES_MAX, Backend, CONSOLES_MAX, LOG_NEXT_HEADER, METRICS_TYPE,
-    REQUEST_MS_MAX, WAIT_MS_MAX,
-    console::{PROTOCOL, Start},
-    server::REREAD_MS,
-    types::{CreateVm, MigrateVm, Preflight, ReleaseVm, RemoveNode, StartVm, StopVm, TakeBack, TokenRequest},
-};
+use super::{Backend, METRICS_TYPE, server::REREAD_MS};
 
 #[derive(Clone)]
 struct Context {
@@ -41,22 +41,11 @@ struct Context {
     consoles: Arc<Semaphore>,
 }
 
-type Answer = Result<Response, ApiError>;
-type Waiting = Result<Query<WaitQuery>, QueryRejection>;
+/// An error as an answer.
+struct Refused(ApiError);
 
-/// What a read that can wait takes in its query.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-struct WaitQuery {
-    /// How long to wait for a change, in milliseconds.
-    wait_ms: u64,
-    /// Events: those after this number.
-    after: Option<u64>,
-    /// Log: from this position on.
-    from: u64,
-    /// Show what this node knew last rather than fail without a quorum.
-    stale: bool,
-}
+type Answer = Result<Response, Refused>;
+type Waiting = Result<Query<ReadQuery>, QueryRejection>;
 
 /// All of the API.
 pub(crate) fn router(backend: Arc<dyn Backend>, stop: CancellationToken, tasks: TaskTracker) -> Router {
@@ -92,7 +81,7 @@ pub(crate) fn router(backend: Arc<dyn Backend>, stop: CancellationToken, tasks: 
 pub(crate) fn metrics_only(backend: Arc<dyn Backend>, stop: CancellationToken, tasks: TaskTracker) -> Router {
     Router::new()
         .route("/metrics", get(metrics))
-        .fallback(async || ApiError::not_found("only /metrics is served here"))
+        .fallback(async || Refused(ApiError::not_found("only /metrics is served here")))
         .method_not_allowed_fallback(no_such_method)
         .with_state(Context { backend, stop, tasks, consoles: Arc::new(Semaphore::new(0)) })
 }
@@ -109,7 +98,7 @@ async fn cluster(State(context): State<Context>, query: Waiting) -> Answer {
 
 async fn events(State(context): State<Context>, query: Waiting) -> Answer {
     let query = query_of(query)?;
-    let nothing_new = |found: &super::types::EventsView| found.events.is_empty();
+    let nothing_new = |found: &pollux_api::EventsView| found.events.is_empty();
     let found = context.until(&query, nothing_new, || context.backend.events(query.after)).await?;
     json(StatusCode::OK, &found)
 }
@@ -209,23 +198,13 @@ async fn remove_node(
 
 async fn vm_log(State(context): State<Context>, Path(name): Path<String>, query: Waiting) -> Answer {
     let query = query_of(query)?;
-    let nothing_new = |log: &super::types::VmLog| log.bytes.is_empty();
+    let nothing_new = |log: &pollux_api::VmLog| log.bytes.is_empty();
     let log = context.until(&query, nothing_new, || context.backend.vm_log(&name, query.from)).await?;
     let headers = [
         (header::CONTENT_TYPE, HeaderValue::from_static("text/plain")),
         (HeaderName::from_static(LOG_NEXT_HEADER), HeaderValue::from(log.next)),
     ];
     Ok((headers, log.bytes).into_response())
-}
-
-/// Which part of a console a client begins with; without either, with what comes next.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-struct ConsoleQuery {
-    /// So many bytes before its end.
-    last: u64,
-    /// At this place.
-    at: Option<u64>,
 }
 
 async fn console(
@@ -237,14 +216,13 @@ async fn console(
     let Query(query) = query.map_err(|error| ApiError::invalid(error.body_text()))?;
     let protocol = HeaderValue::from_static(PROTOCOL);
     if request.headers().get(header::UPGRADE) != Some(&protocol) {
-        return Err(ApiError::invalid(format!("a console is asked for with `Upgrade: {PROTOCOL}`")));
+        return Err(ApiError::invalid(format!("a console is asked for with `Upgrade: {PROTOCOL}`")).into());
     }
     let place = Arc::clone(&context.consoles).try_acquire_owned().map_err(|_| {
         ApiError::unavailable(format!("{CONSOLES_MAX} consoles are attached through this daemon already"))
             .todo("detach one of them, or ask another node")
     })?;
-    let start = query.at.map_or(Start::Last(query.last), Start::At);
-    let mut console = read(context.backend.console(&name, start)).await?;
+    let mut console = read(context.backend.console(&name, query.start())).await?;
     let upgraded = hyper::upgrade::on(&mut request);
     context.tasks.spawn(context.stop.run_until_cancelled_owned(async move {
         // A client that went away before it had its answer wants no console.
@@ -282,28 +260,28 @@ async fn cancel_operation(State(context): State<Context>, Path(id): Path<String>
     json(StatusCode::ACCEPTED, &write(context.backend.cancel_operation(&id)).await?)
 }
 
-async fn no_such_path(request: Request) -> ApiError {
+async fn no_such_path(request: Request) -> Refused {
     let path = request.uri().path();
-    if path.starts_with("/v1/") {
+    Refused(if path.starts_with("/v1/") {
         ApiError::not_found(format!("the API has no {path}"))
     } else {
         ApiError::not_found(format!("this daemon speaks version 1 of the API (/v1/...), not {path}"))
             .todo("use the `pollux` of the same version as the daemon")
-    }
+    })
 }
 
-async fn no_such_method(method: Method, request: Request) -> ApiError {
-    ApiError::invalid(format!("{method} does not go with {}", request.uri().path()))
+async fn no_such_method(method: Method, request: Request) -> Refused {
+    Refused(ApiError::invalid(format!("{method} does not go with {}", request.uri().path())))
 }
 
 impl Context {
     /// What is read next is current, unless the client is content with less.
-    async fn current(&self, query: &WaitQuery) -> Result<(), ApiError> {
+    async fn current(&self, query: &ReadQuery) -> Result<(), ApiError> {
         if query.stale { Ok(()) } else { read(self.backend.current()).await }
     }
 
     /// Says beside an answer that may be old how old it may be.
-    fn aged(&self, query: &WaitQuery, answer: Answer) -> Answer {
+    fn aged(&self, query: &ReadQuery, answer: Answer) -> Answer {
         let mut answer = answer?;
         if query.stale {
             let age = self.backend.age_ms().map_or(HeaderValue::from_static(AGE_UNKNOWN), HeaderValue::from);
@@ -315,7 +293,7 @@ impl Context {
     /// Read until `idle` says no or the query's time is over, and answer with the last that was read.
     async fn until<T, F>(
         &self,
-        query: &WaitQuery,
+        query: &ReadQuery,
         idle: impl Fn(&T) -> bool,
         look: impl Fn() -> F,
     ) -> Result<T, ApiError>
@@ -341,7 +319,7 @@ impl Context {
     }
 
     /// Answer with what `look` finds, once it differs from what the client has seen; `304` if it does not in time.
-    async fn unless_same<T, F>(&self, headers: &HeaderMap, query: &WaitQuery, look: impl Fn() -> F) -> Answer
+    async fn unless_same<T, F>(&self, headers: &HeaderMap, query: &ReadQuery, look: impl Fn() -> F) -> Answer
     where
         T: Serialize,
         F: Future<Output = Result<T, ApiError>>,
@@ -381,7 +359,7 @@ async fn write<T>(work: impl Future<Output = Result<T, ApiError>>) -> Result<T, 
     })
 }
 
-fn query_of(query: Waiting) -> Result<WaitQuery, ApiError> {
+fn query_of(query: Waiting) -> Result<ReadQuery, ApiError> {
     query.map(|Query(query)| query).map_err(|error| ApiError::invalid(error.body_text()))
 }
 
@@ -401,28 +379,31 @@ fn json<T: Serialize>(status: StatusCode, value: &T) -> Answer {
     Ok((status, content, encode(value)?).into_response())
 }
 
-impl IntoResponse for ApiError {
-    fn into_response(self) -> Response {
-        let status = StatusCode::from_u16(self.kind.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        json(status, &self).unwrap_or_else(|_| status.into_response())
+impl From<ApiError> for Refused {
+    fn from(error: ApiError) -> Self {
+        Self(error)
     }
 }
 
-/// A JSON body. Empty stands for `{}`, so that verbs without options need no body.
+impl IntoResponse for Refused {
+    fn into_response(self) -> Response {
+        let status = StatusCode::from_u16(self.0.kind.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        json(status, &self.0).unwrap_or_else(|_| status.into_response())
+    }
+}
+
+/// A JSON body, as [`request::body`] reads it.
 struct Body<T>(T);
 
 impl<T: DeserializeOwned> FromRequest<Context> for Body<T> {
-    type Rejection = ApiError;
+    type Rejection = Refused;
 
-    async fn from_request(request: Request, context: &Context) -> Result<Self, ApiError> {
+    async fn from_request(request: Request, context: &Context) -> Result<Self, Refused> {
         let read = Bytes::from_request(request, context);
         let bytes = time::timeout(Duration::from_millis(REQUEST_MS_MAX), read)
             .await
             .map_err(|_| ApiError::invalid("the request's body did not come in time"))?
             .map_err(|error| ApiError::invalid(format!("the request's body: {}", error.body_text())))?;
-        let text: &[u8] = if bytes.is_empty() { b"{}" } else { &bytes };
-        let value = serde_json::from_slice(text)
-            .map_err(|error| ApiError::invalid(format!("the request's body is not what this needs: {error}")))?;
-        Ok(Self(value))
+        Ok(Self(request::body(&bytes)?))
     }
 }

@@ -6,6 +6,11 @@ use std::{
     time::Duration,
 };
 
+use pollux_api::{
+    ApiError, BODY_BYTES_MAX, Desired, ErrorKind, EventView, Health, MigrateVm, OperationResult, Phase, ProgressView,
+    Runtime, StartVm, StopVm, TakeBack, WAIT_MS_MAX,
+    console::{Heard, News, Start},
+};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{UnixListener, UnixStream},
@@ -14,14 +19,10 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    ApiError, BODY_BYTES_MAX, Backend, ErrorKind, WAIT_MS_MAX,
+    Backend,
     client::{Age, Client},
-    console::{Heard, News, Start},
     fake::{Fake, OPERATION, Served, web},
     server::{self, ServeError},
-    types::{
-        Desired, EventView, Health, MigrateVm, OperationResult, Phase, ProgressView, Runtime, StartVm, StopVm, TakeBack,
-    },
 };
 
 /// Far longer than anything here takes, and shorter than the longest wait.

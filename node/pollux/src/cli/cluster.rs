@@ -3,12 +3,10 @@
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, Subcommand};
+use pollux_api::{ClusterView, TokenRequest, TokenView};
 
 use crate::{
-    api::{
-        DEFAULT_DIR,
-        types::{ClusterView, TokenRequest, TokenView},
-    },
+    api::DEFAULT_DIR,
     daemon::{self, InitError, InitReport},
 };
 
@@ -133,7 +131,7 @@ fn status_text(cluster: &ClusterView) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::types::{Health, NodeRole, NodeView, Problem};
+    use pollux_api::{Health, NodeRole, NodeView, Problem};
 
     fn node(name: &str, health: Health, silent_ms: u64) -> NodeView {
         NodeView {

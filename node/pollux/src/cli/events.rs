@@ -7,11 +7,7 @@
 use std::time::Duration;
 
 use clap::Args;
-
-use crate::api::{
-    ErrorKind,
-    types::{EventView, EventsView},
-};
+use pollux_api::{ErrorKind, EventView, EventsView};
 
 use super::{
     Context,

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use crate::api::{ApiError, ErrorKind};
+use pollux_api::{ApiError, ErrorKind};
 
 /// Every exit code there is. The table in `pollux help exit-codes` is made from it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -9,13 +9,10 @@ use std::{
 };
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use pollux_api::{ErrorKind, OperationResult, OperationView, PauseView, ProgressView};
 use tokio::time::{self, Instant};
 
-use crate::api::{
-    ErrorKind,
-    client::{Client, Tagged},
-    types::{OperationResult, OperationView, PauseView, ProgressView},
-};
+use crate::api::client::{Client, Tagged};
 
 use super::{
     exit::{Exit, Failure},

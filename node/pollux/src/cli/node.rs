@@ -7,13 +7,11 @@ use std::{
 };
 
 use clap::{Args, Subcommand};
+use pollux_api::{Health, NodeRole, NodeView, Refused};
 use pollux_link::JoinError;
 
 use crate::{
-    api::{
-        DEFAULT_DIR,
-        types::{Health, NodeRole, NodeView, Refused},
-    },
+    api::DEFAULT_DIR,
     daemon::{self, JoinRefused, JoinReport, RunConfig, RunError},
     vm::qemu::Users,
 };

@@ -1,8 +1,7 @@
 //! `pollux op`: operations, which go on whether or not somebody watches.
 
 use clap::Subcommand;
-
-use crate::api::types::{OperationResult, OperationView};
+use pollux_api::{OperationResult, OperationView};
 
 use super::{
     Context,
@@ -80,7 +79,7 @@ fn state(operation: &OperationView) -> String {
 
 fn kind(operation: &OperationView) -> &'static str {
     match operation.kind {
-        crate::api::types::OperationKind::Migrate => "migrate",
+        pollux_api::OperationKind::Migrate => "migrate",
     }
 }
 

@@ -3,8 +3,7 @@
 use std::collections::BTreeMap;
 
 use clap::Args;
-
-use crate::api::types::{Health, Lost, NodeView, Phase, RemoveNode, RemovedView, VmView};
+use pollux_api::{Health, Lost, NodeView, Phase, RemoveNode, RemovedView, VmView};
 
 use super::{
     Context,

@@ -1,6 +1,8 @@
 //! "Did you mean": the name nearest to one that does not exist.
 
-use crate::api::{ApiError, ErrorKind, client::Client};
+use pollux_api::{ApiError, ErrorKind};
+
+use crate::api::client::Client;
 
 use super::exit::Failure;
 

@@ -3,13 +3,10 @@
 use std::time::Duration;
 
 use clap::{CommandFactory, Parser, error::ErrorKind as ClapErrorKind};
+use pollux_api::{ApiError, OperationResult, Phase, ProgressView, ReportView, Runtime, StartVm};
 
 use super::{Cli, Exit, Failure, dispatch, follow};
-use crate::api::{
-    ApiError,
-    fake::{OPERATION, Served, web},
-    types::{OperationResult, Phase, ProgressView, ReportView, Runtime, StartVm},
-};
+use crate::api::fake::{OPERATION, Served, web};
 
 /// What `pollux` does when it is called like this.
 async fn pollux(served: &Served, words: &str) -> Result<(), Failure> {

@@ -7,6 +7,11 @@ use std::{
 };
 
 use async_trait::async_trait;
+use pollux_api::{
+    ApiError, ClusterView, CreateVm, ErrorKind, EventView, EventsView, LATELY_MAX, MigrateVm, NodeView, OperationView,
+    Preflight, PreflightView, Problem, ReleaseVm, RemoveNode, RemovedView, Runtime, StartVm, StopVm, TakeBack,
+    TokenRequest, TokenView, VmLog, VmView, WhyView, console::Start,
+};
 use pollux_link::Token;
 use pollux_raft::{Consensus, NodeHealth, ProposeError};
 use pollux_state::{
@@ -25,16 +30,7 @@ use super::{
     why,
 };
 use crate::{
-    api::{
-        ApiError, Backend, ErrorKind,
-        console::{Duplex, Start},
-        placement::{LATELY_MAX, WhyView},
-        types::{
-            ClusterView, CreateVm, EventView, EventsView, MigrateVm, NodeView, OperationView, Preflight, PreflightView,
-            Problem, ReleaseVm, RemoveNode, RemovedView, Runtime, StartVm, StopVm, TakeBack, TokenRequest, TokenView,
-            VmLog, VmView,
-        },
-    },
+    api::{Backend, console::Duplex},
     metrics::{self, Proposed},
     vm::wall_ms,
 };

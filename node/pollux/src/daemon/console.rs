@@ -17,6 +17,10 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures::SinkExt;
+use pollux_api::{
+    ApiError,
+    console::{Heard, News, OUTPUT_BYTES_MAX, Start},
+};
 use pollux_link::{OpenError, RecvStream, SendStream, To};
 use pollux_state::{ClusterState, id::VmId, vm::Vm};
 use pollux_wire::{codec, limits::Limit, method};
@@ -29,10 +33,7 @@ use tokio_util::codec::FramedWrite;
 
 use super::run::Daemon;
 use crate::{
-    api::{
-        ApiError,
-        console::{self, Duplex, Heard, News, OUTPUT_BYTES_MAX, Start},
-    },
+    api::console::{self, Duplex},
     vm::{CONSOLES_MAX, ConsolePort, host::Typed},
 };
 

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use pollux_api::{Obstacle, Refused};
 use pollux_link::{CallError, Class, Fault, To};
 use pollux_state::{
     ClusterState,
@@ -15,10 +16,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use super::{run::Daemon, views};
-use crate::{
-    api::types::{self, Obstacle, Refused},
-    vm::host::Log,
-};
+use crate::vm::host::Log;
 
 /// How long another daemon may take to answer, in milliseconds. A user waits for it.
 const ANSWER_MS_MAX: u64 = 1_000;
@@ -45,8 +43,8 @@ pub(super) enum Question {
 /// What a node does with a VM. The API's own JSON travels inside, so that both change together.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(super) struct Doing {
-    pub(super) runtime: Option<types::Runtime>,
-    pub(super) progress: Option<types::ProgressView>,
+    pub(super) runtime: Option<pollux_api::Runtime>,
+    pub(super) progress: Option<pollux_api::ProgressView>,
 }
 
 /// Answers another daemon.

@@ -2,15 +2,13 @@
 
 use std::{sync::Arc, time::Duration};
 
+use pollux_api::Runtime;
 use pollux_link::Class;
 use pollux_raft::Role;
 use pollux_state::vm::{Desired, Phase, StopCause, Vm};
 
 use super::{run::Daemon, views};
-use crate::{
-    api::types::Runtime,
-    metrics::{self, KnownMoves, PHASES, RUNTIMES, Raft, Sample},
-};
+use crate::metrics::{self, KnownMoves, PHASES, RUNTIMES, Raft, Sample};
 
 /// How often what was recorded is summed up although nobody asks, in milliseconds.
 const UPKEEP_MS: u64 = 10_000;

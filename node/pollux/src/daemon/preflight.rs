@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 
+use pollux_api::{ApiError, ForecastView, Obstacle, TargetView};
 use pollux_raft::{NodeHealth, Verdict};
 use pollux_state::{
     ClusterState,
@@ -18,10 +19,6 @@ use pollux_vm::{
 };
 
 use super::{forward, run::Daemon};
-use crate::api::{
-    ApiError,
-    types::{ForecastView, Obstacle, TargetView},
-};
 
 /// What the leader thinks of the nodes; `None`: it could not be asked.
 pub(super) type Health = Option<BTreeMap<NodeId, NodeHealth>>;

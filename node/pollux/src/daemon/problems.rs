@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use pollux_api::{Health, NodeRole, NodeView, Problem};
 use pollux_raft::Status;
 use pollux_state::{
     ClusterState,
@@ -10,7 +11,6 @@ use pollux_state::{
 };
 
 use super::backend::problem;
-use crate::api::types::{Health, NodeRole, NodeView, Problem};
 
 /// Fewer voters than this do not survive the loss of one.
 const SAFE_VOTERS: usize = 3;

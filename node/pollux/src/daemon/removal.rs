@@ -5,6 +5,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use pollux_api::{ApiError, Lost, ReleaseVm, RemoveNode, RemovedView, VmView};
 use pollux_raft::Removal;
 use pollux_state::{
     ClusterState, Command,
@@ -16,10 +17,6 @@ use pollux_state::{
 use super::{
     backend::{Api, node_named, vm_named},
     run::{Daemon, RunError},
-};
-use crate::api::{
-    ApiError,
-    types::{Lost, ReleaseVm, RemoveNode, RemovedView, VmView},
 };
 
 /// How long a node that was removed waits until the log does not need its vote any more, in milliseconds.

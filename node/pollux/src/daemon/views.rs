@@ -13,7 +13,7 @@ use pollux_state::{
 };
 use pollux_vm::event::{MovePhase, Progress};
 
-use crate::{api::types, vm::Status};
+use crate::vm::Status;
 
 /// What a view is made from.
 pub(super) struct Sight<'a> {
@@ -24,22 +24,22 @@ pub(super) struct Sight<'a> {
 }
 
 impl Sight<'_> {
-    pub(super) fn node(&self, node: &Node) -> types::NodeView {
+    pub(super) fn node(&self, node: &Node) -> pollux_api::NodeView {
         let facts = &node.facts;
         let health = self.health.and_then(|health| health.get(&node.id));
         let voter = self.consensus.voters.contains(&node.id);
-        types::NodeView {
+        pollux_api::NodeView {
             id: node.id.0,
             name: node.name.clone(),
             address: node.address.to_string(),
             incarnation: node.incarnation.0,
-            role: if voter { types::NodeRole::Voter } else { types::NodeRole::Learner },
+            role: if voter { pollux_api::NodeRole::Voter } else { pollux_api::NodeRole::Learner },
             leader: self.consensus.leader == Some(node.id),
             health: match health.map(|health| health.verdict) {
-                Some(Verdict::Alive) => types::Health::Alive,
-                Some(Verdict::Suspect) => types::Health::Suspect,
-                Some(Verdict::Down) => types::Health::Down,
-                None => types::Health::Unknown,
+                Some(Verdict::Alive) => pollux_api::Health::Alive,
+                Some(Verdict::Suspect) => pollux_api::Health::Suspect,
+                Some(Verdict::Down) => pollux_api::Health::Down,
+                None => pollux_api::Health::Unknown,
             },
             silent_ms: health.map(|health| health.silent_ms),
             version: facts.version.clone(),
@@ -63,25 +63,25 @@ impl Sight<'_> {
         self.state.vms.get(&vm).map_or_else(|| vm.to_string(), |vm| vm.spec.name.clone())
     }
 
-    pub(super) fn vm(&self, vm: &Vm, runtime: types::Runtime) -> types::VmView {
+    pub(super) fn vm(&self, vm: &Vm, runtime: pollux_api::Runtime) -> pollux_api::VmView {
         let spec = &vm.spec;
         let peer = match &vm.phase {
             vm::Phase::Moving { to, .. } => Some(to.node),
             vm::Phase::Arriving { from, .. } => Some(from.node),
             vm::Phase::Stopped { .. } | vm::Phase::Running { .. } => None,
         };
-        types::VmView {
+        pollux_api::VmView {
             id: vm.id.0,
             name: spec.name.clone(),
             desired: match vm.desired {
-                vm::Desired::Running => types::Desired::Running,
-                vm::Desired::Stopped { .. } => types::Desired::Stopped,
+                vm::Desired::Running => pollux_api::Desired::Running,
+                vm::Desired::Stopped { .. } => pollux_api::Desired::Stopped,
             },
             phase: match vm.phase {
-                vm::Phase::Stopped { .. } => types::Phase::Stopped,
-                vm::Phase::Running { .. } => types::Phase::Running,
-                vm::Phase::Moving { .. } => types::Phase::Moving,
-                vm::Phase::Arriving { .. } => types::Phase::Arriving,
+                vm::Phase::Stopped { .. } => pollux_api::Phase::Stopped,
+                vm::Phase::Running { .. } => pollux_api::Phase::Running,
+                vm::Phase::Moving { .. } => pollux_api::Phase::Moving,
+                vm::Phase::Arriving { .. } => pollux_api::Phase::Arriving,
             },
             node: vm.phase.owner().map(|owner| self.node_name(owner.node)),
             peer: peer.map(|node| self.node_name(node)),
@@ -93,7 +93,7 @@ impl Sight<'_> {
             nics: spec
                 .nics
                 .iter()
-                .map(|nic| types::NicView { mac: nic.mac.to_string(), bridge: nic.bridge.clone() })
+                .map(|nic| pollux_api::NicView { mac: nic.mac.to_string(), bridge: nic.bridge.clone() })
                 .collect(),
             kernel: spec.kernel.clone(),
             initrd: spec.initrd.clone(),
@@ -115,8 +115,8 @@ impl Sight<'_> {
     pub(super) fn operation(
         &self,
         operation: &Operation,
-        progress: Option<types::ProgressView>,
-    ) -> types::OperationView {
+        progress: Option<pollux_api::ProgressView>,
+    ) -> pollux_api::OperationView {
         let OperationKind::Migrate { vm, vm_name, from, to, wishes, .. } = &operation.kind;
         let arriving = self
             .state
@@ -132,16 +132,16 @@ impl Sight<'_> {
         let (result, reason, report) = match operation.ended.as_ref().map(|(_, result)| result) {
             None => (None, None, None),
             Some(OperationResult::Succeeded(report)) => {
-                (Some(types::OperationResult::Succeeded), None, Some(report_view(report)))
+                (Some(pollux_api::OperationResult::Succeeded), None, Some(report_view(report)))
             }
             Some(OperationResult::Failed { reason }) => {
-                (Some(types::OperationResult::Failed), Some(reason.clone()), None)
+                (Some(pollux_api::OperationResult::Failed), Some(reason.clone()), None)
             }
-            Some(OperationResult::Cancelled) => (Some(types::OperationResult::Cancelled), None, None),
+            Some(OperationResult::Cancelled) => (Some(pollux_api::OperationResult::Cancelled), None, None),
         };
-        types::OperationView {
+        pollux_api::OperationView {
             id: operation.id.to_string(),
-            kind: types::OperationKind::Migrate,
+            kind: pollux_api::OperationKind::Migrate,
             vm: vm_name.clone(),
             from: self.node_name(*from),
             to: self.node_name(*to),
@@ -159,8 +159,8 @@ impl Sight<'_> {
         }
     }
 
-    pub(super) fn event(&self, event: &Event) -> types::EventView {
-        types::EventView {
+    pub(super) fn event(&self, event: &Event) -> pollux_api::EventView {
+        pollux_api::EventView {
             number: event.number,
             at: event.at,
             node: event.node.map(|node| self.node_name(node)),
@@ -172,26 +172,26 @@ impl Sight<'_> {
 }
 
 /// What the owning node's actor is doing, in the API's words.
-pub(super) fn runtime(status: Option<&Status>) -> types::Runtime {
+pub(super) fn runtime(status: Option<&Status>) -> pollux_api::Runtime {
     match status.map(|status| (status.doing, status.progress.is_some())) {
-        None | Some(("idle", _)) => types::Runtime::None,
-        Some(("starting", _)) => types::Runtime::Starting,
-        Some(("running", true)) => types::Runtime::Sending,
-        Some(("running", false)) => types::Runtime::Running,
-        Some(("fenced", _)) => types::Runtime::Fenced,
-        Some(("handing over", _)) => types::Runtime::Saving,
-        Some(("handed over" | "resuming", _)) => types::Runtime::Paused,
-        Some(("receiving" | "loading" | "deciding", _)) => types::Runtime::Receiving,
-        Some(("stopping" | "ending", _)) => types::Runtime::Stopping,
-        Some(_) => types::Runtime::Unknown,
+        None | Some(("idle", _)) => pollux_api::Runtime::None,
+        Some(("starting", _)) => pollux_api::Runtime::Starting,
+        Some(("running", true)) => pollux_api::Runtime::Sending,
+        Some(("running", false)) => pollux_api::Runtime::Running,
+        Some(("fenced", _)) => pollux_api::Runtime::Fenced,
+        Some(("handing over", _)) => pollux_api::Runtime::Saving,
+        Some(("handed over" | "resuming", _)) => pollux_api::Runtime::Paused,
+        Some(("receiving" | "loading" | "deciding", _)) => pollux_api::Runtime::Receiving,
+        Some(("stopping" | "ending", _)) => pollux_api::Runtime::Stopping,
+        Some(_) => pollux_api::Runtime::Unknown,
     }
 }
 
 /// `since`: when it became so. Not when it is looked at, or whoever waits for news would find some every time.
-pub(super) fn progress_view(progress: &Progress, since: UnixMs) -> types::ProgressView {
+pub(super) fn progress_view(progress: &Progress, since: UnixMs) -> pollux_api::ProgressView {
     #[expect(clippy::cast_precision_loss, reason = "a speed for people")]
     let mib_per_s = progress.bytes_per_s as f64 / f64::from(1 << 20);
-    types::ProgressView {
+    pollux_api::ProgressView {
         phase: match progress.phase {
             MovePhase::Preparing => "preparing",
             MovePhase::Copying => "copying",
@@ -219,15 +219,15 @@ fn eta_s(progress: &Progress) -> Option<u64> {
     progress.pending_pages.saturating_mul(page).checked_div(gains)
 }
 
-fn report_view(report: &MoveReport) -> types::ReportView {
-    types::ReportView {
+fn report_view(report: &MoveReport) -> pollux_api::ReportView {
+    pollux_api::ReportView {
         rounds: report.rounds,
         wire_bytes: report.wire_bytes,
         pages: report.pages,
         zero_pages: report.zero_pages,
         pause_ms: report.pause_ms,
         total_ms: report.total_ms,
-        parts: types::PauseView {
+        parts: pollux_api::PauseView {
             stop_us: report.parts.stop_us,
             pages_us: report.parts.pages_us,
             save_us: report.parts.save_us,

@@ -1,5 +1,6 @@
 //! Why a VM is where it is, and why not elsewhere: what the log remembers of it, and what each node says now.
 
+use pollux_api::{Obstacle, PlaceView};
 use pollux_state::{
     ClusterState,
     event::Event,
@@ -12,7 +13,6 @@ use super::{
     preflight::{self, Health},
     run::Daemon,
 };
-use crate::api::{placement::PlaceView, types::Obstacle};
 
 /// What [`preflight`] says about the VM itself and not about a node.
 const PHASE: &str = "phase";

@@ -2,12 +2,12 @@
 
 use std::{collections::HashMap, path::Path, time::SystemTime};
 
+use pollux_api::Obstacle;
 use pollux_qemu::{AskError, Lack, what_is_missing};
 use pollux_state::vm::VmSpec;
 use tokio::sync::Mutex;
 
 use super::qemu::QemuHost;
-use crate::api::types::Obstacle;
 
 /// Memory that a VM needs beside its guest's: QEMU's own, and what the daemon keeps for it, in MiB.
 const OVERHEAD_MIB: u64 = 128;

@@ -12,17 +12,17 @@
 use std::{collections::VecDeque, io::IsTerminal, time::Duration};
 
 use clap::Args;
+use pollux_api::{
+    ErrorKind,
+    console::{Heard, News, Start},
+};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::mpsc,
     time::{self, Instant},
 };
 
-use crate::api::{
-    ErrorKind,
-    client::{Attachment, Client},
-    console::{Heard, News, Start},
-};
+use crate::api::client::{Attachment, Client};
 
 use super::super::{
     Context,

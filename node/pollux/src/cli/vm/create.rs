@@ -7,9 +7,11 @@ use std::{
 };
 
 use clap::Args;
+use pollux_api::{
+    CPU_DEFAULT, CreateNic, CreateVm, MACHINE_DEFAULT, MEMORY_MIB_DEFAULT, VCPUS_DEFAULT,
+    file::{VmFile, memory_mib},
+};
 use pollux_wire::id::MacAddr;
-
-use crate::api::types::{CPU_DEFAULT, CreateNic, CreateVm, MACHINE_DEFAULT, MEMORY_MIB_DEFAULT, VCPUS_DEFAULT};
 
 use super::{
     super::{
@@ -18,8 +20,7 @@ use super::{
         output::show,
         suggest,
     },
-    spec::{self, VmFile},
-    view, wait,
+    spec, view, wait,
 };
 
 pub(crate) const EXAMPLES: &str = "Examples:
@@ -49,7 +50,7 @@ pub(crate) struct Create {
     #[arg(long, value_name = "FILE")]
     file: Option<PathBuf>,
     /// Guest memory, in MiB or with a unit [default: 256M].
-    #[arg(long, value_name = "SIZE", value_parser = spec::memory_mib)]
+    #[arg(long, value_name = "SIZE", value_parser = memory_mib)]
     memory: Option<u64>,
     /// Processors [default: 1].
     #[arg(long, value_name = "COUNT")]
@@ -91,7 +92,7 @@ pub(crate) struct Create {
 
 pub(crate) async fn run(context: &Context, verb: Create) -> Result<(), Failure> {
     let (must_run, timeout) = (verb.wait, verb.timeout);
-    let file = verb.file.as_deref().map(VmFile::load).transpose()?.unwrap_or_default();
+    let file = verb.file.as_deref().map(spec::load).transpose()?.unwrap_or_default();
     let here = std::env::current_dir()
         .map_err(|error| Failure::new(Exit::Internal, format!("cannot tell the current directory: {error}")))?;
     let request = request(verb, file, &here)?;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::api::ErrorKind;
+use pollux_api::ErrorKind;
 
 use super::super::{
     Context,

@@ -3,8 +3,7 @@
 use std::time::Duration;
 
 use clap::Args;
-
-use crate::api::types::{ForecastView, MigrateVm, Preflight, PreflightView, TargetView};
+use pollux_api::{ForecastView, MigrateVm, Preflight, PreflightView, TargetView};
 
 use super::super::{
     Context,
@@ -200,7 +199,7 @@ mod tests {
         let target = |node: &str, reasons: &[&str]| TargetView {
             node: node.into(),
             fits: reasons.is_empty(),
-            obstacles: reasons.iter().map(|what| crate::api::types::Obstacle::new("memory", *what)).collect(),
+            obstacles: reasons.iter().map(|what| pollux_api::Obstacle::new("memory", *what)).collect(),
             forecast: None,
             no_forecast: None,
         };

@@ -14,11 +14,7 @@ mod why;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
-
-use crate::api::{
-    ApiError, ErrorKind,
-    types::{StartVm, StopVm},
-};
+use pollux_api::{ApiError, ErrorKind, StartVm, StopVm};
 
 use super::{
     Context,

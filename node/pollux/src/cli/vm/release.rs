@@ -1,8 +1,7 @@
 //! `pollux vm release`: a VM whose host is lost for good becomes nobody's, on a person's word (DESIGN, rule 17).
 
 use clap::Args;
-
-use crate::api::types::{Phase, ReleaseVm, VmView};
+use pollux_api::{Phase, ReleaseVm, VmView};
 
 use super::super::{
     Context,

@@ -1,8 +1,7 @@
 //! `pollux vm takeback`: the override for a move whose target won and fell silent, which no program can decide (DESIGN, rule 17).
 
 use clap::Args;
-
-use crate::api::types::{Phase, TakeBack, VmView};
+use pollux_api::{Phase, TakeBack, VmView};
 
 use super::super::{
     Context,

@@ -1,6 +1,6 @@
 //! VMs as tables.
 
-use crate::api::types::{Desired, Phase, Runtime, VmView};
+use pollux_api::{Desired, Phase, Runtime, VmView};
 
 use super::super::output::{age, list, mib, moment, table};
 
@@ -105,7 +105,7 @@ pub(crate) fn runs(vm: &VmView) -> String {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::api::types::NicView;
+    use pollux_api::NicView;
 
     /// A VM that runs on n1 for 90 s.
     pub(crate) fn web() -> VmView {

@@ -2,13 +2,10 @@
 
 use std::time::Duration;
 
+use pollux_api::{Desired, ErrorKind, Phase, Runtime, VmView};
 use tokio::time::{self, Instant};
 
-use crate::api::{
-    ErrorKind,
-    client::{Client, Tagged},
-    types::{Desired, Phase, Runtime, VmView},
-};
+use crate::api::client::{Client, Tagged};
 
 use super::super::{
     exit::{Exit, Failure},

@@ -1,9 +1,6 @@
 //! `pollux vm why`: why a VM is where it is, and why not elsewhere.
 
-use crate::api::{
-    placement::{PlaceView, WhyView},
-    types::{EventView, OperationResult, OperationView},
-};
+use pollux_api::{EventView, OperationResult, OperationView, PlaceView, WhyView};
 
 use super::{
     super::{
@@ -98,7 +95,7 @@ fn told(event: &EventView) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::types::{Obstacle, VmView};
+    use pollux_api::{Obstacle, VmView};
 
     const NOW: u64 = 1_700_000_090_000;
 

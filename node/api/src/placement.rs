@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::types::{EventView, Obstacle, OperationView, VmView};
+use crate::{EventView, Obstacle, OperationView, VmView};
 
 /// Events about a VM that are told beside the one that put it where it is.
 pub const LATELY_MAX: usize = 5;
