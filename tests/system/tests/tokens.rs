@@ -51,17 +51,18 @@ fn only_a_token_of_this_cluster_admits_and_only_once_in_time_and_by_its_name() {
     join(&text[..text.len() - 3]).refused(exit::USAGE, &["token", "checksum"]);
 
     // Made for another name.
-    let renamed = Token { node_name: "helena".to_owned(), ..good.clone() };
+    let mut renamed = good.clone();
+    renamed.0.node_name = "helena".to_owned();
     join(&renamed.to_string()).refused(exit::CONFLICT, &["leda"]);
 
     // Of another cluster: the secret is not sent.
     let mut stranger = good.clone();
-    stranger.ca_fingerprint.0[0] ^= 1;
+    stranger.0.ca_fingerprint[0] ^= 1;
     join(&stranger.to_string()).refused(exit::CONFLICT, &["authority", "not sent"]);
 
     // Of no cluster at all.
     let mut forged = good.clone();
-    forged.secret[0] ^= 1;
+    forged.0.secret[0] ^= 1;
     join(&forged.to_string()).refused(exit::CONFLICT, &["token"]);
 
     // Too late.

@@ -10,10 +10,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use pollux_wire::{
-    id::{ClusterId, NodeId},
-    limits,
-};
+use pollux_wire::id::{ClusterId, NodeId, is_node_name};
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, ExtendedKeyUsagePurpose, IsCa,
     Issuer, KeyUsagePurpose, SanType, SerialNumber,
@@ -223,15 +220,6 @@ impl Authority {
         always_valid(&mut params);
         Ok(params)
     }
-}
-
-/// Whether this can be the name of a node: one DNS label.
-#[must_use]
-pub fn is_node_name(name: &str) -> bool {
-    (1..=limits::NODE_NAME_BYTES_MAX).contains(&name.len())
-        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
-        && !name.starts_with('-')
-        && !name.ends_with('-')
 }
 
 /// Each authority has a name of its own, so that "another cluster" and "a forged signature" are different errors.

@@ -249,7 +249,7 @@ async fn dial(token: &Token, address: SocketAddr, tasks: &TaskTracker) -> Result
     let runtime = Arc::new(TrackedRuntime { tasks: tasks.clone() });
     let endpoint = quinn::Endpoint::new(transport::plain_endpoint(&rand::random(), None), None, socket, runtime)
         .map_err(|error| broken(error.to_string()))?;
-    let crypto = tls::joining(token.ca_fingerprint, record).map_err(|error| broken(error.to_string()))?;
+    let crypto = tls::joining(token.authority(), record).map_err(|error| broken(error.to_string()))?;
     let mut config = quinn::ClientConfig::new(Arc::new(crypto));
     config.transport_config(transport::dialling(Closing::default(), Class::Bulk));
     let connection = endpoint
@@ -271,7 +271,7 @@ async fn dial(token: &Token, address: SocketAddr, tasks: &TaskTracker) -> Result
 }
 
 fn admitted(token: &Token, name: &str, key: &NodeKey, reply: JoinReply) -> Result<Joined, JoinError> {
-    if Fingerprint::of(&reply.ca) != token.ca_fingerprint {
+    if Fingerprint::of(&reply.ca) != token.authority() {
         return Err(JoinError::BadReply("it names another authority than the token"));
     }
     let identity = Identity::new(reply.certificate, reply.ca, key.clone())?;

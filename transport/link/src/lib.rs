@@ -42,7 +42,7 @@ mod tls;
 mod token;
 mod transport;
 
-pub use authority::{AUTHORITY_FILE, Authority, AuthorityError, is_node_name};
+pub use authority::{AUTHORITY_FILE, Authority, AuthorityError};
 pub use certificate::{CertificateError, Fingerprint};
 pub use counters::Counters;
 pub use dial::{PathStats, To};

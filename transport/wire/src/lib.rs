@@ -11,6 +11,7 @@
 //! | [`handshake`] | the first bytes on every connection |
 //! | [`frame`] | the header in front of each call, session and answer |
 //! | [`join`] | what a new node asks and what it is told |
+//! | [`token`] | the text that a new node is given |
 //! | [`page`] | a batch of guest memory pages |
 #![no_std]
 
@@ -27,6 +28,7 @@ pub mod join;
 pub mod limits;
 pub mod method;
 pub mod page;
+pub mod token;
 
 /// The protocol this build speaks. It goes up by one whenever an older build could misread a newer one; a build speaks
 /// this version and, once there is one, the version before it. 0 is no version.

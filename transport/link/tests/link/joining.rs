@@ -56,7 +56,7 @@ async fn an_expired_or_foreign_token_is_refused_and_counted() {
     let key = NodeKey::generate().unwrap();
 
     let mut forged = token.clone();
-    forged.secret[0] ^= 1;
+    forged.0.secret[0] ^= 1;
     let error = join(&forged, "leda", loopback(), &key, SOON).await.unwrap_err();
     assert!(matches!(error, JoinError::TokenUnknown), "{error}");
 
@@ -119,7 +119,7 @@ async fn a_thief_that_shows_the_right_authority_but_lacks_its_signature_learns_n
 async fn the_next_address_is_tried_when_one_leads_nowhere() {
     let (gate, mut token) = gatekeeper(1, HOUR);
     let silent = std::net::UdpSocket::bind(loopback()).unwrap();
-    token.addresses.insert(0, silent.local_addr().unwrap());
+    token.0.addresses.insert(0, silent.local_addr().unwrap());
     let joined = join(&token, "leda", loopback(), &NodeKey::generate().unwrap(), Duration::from_secs(4)).await.unwrap();
     assert_eq!(joined.identity.node(), NodeId(9));
     assert_eq!(gate.endpoint.counters().joins_served, 1);
