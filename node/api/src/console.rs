@@ -86,7 +86,7 @@ pub enum News {
 }
 
 /// Bytes that mean nothing.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the console's frame of {0} bytes means nothing to this version")]
 pub struct BadFrame(usize);
 
@@ -120,7 +120,10 @@ impl Heard {
         match frame.split_first() {
             Some((&OUTPUT, body)) => {
                 let (at, bytes) = body.split_first_chunk().ok_or(bad)?;
-                Ok(Self::Output { at: u64::from_be_bytes(*at), bytes: Bytes::copy_from_slice(bytes) })
+                let at = u64::from_be_bytes(*at);
+                // Readers count on from there.
+                at.checked_add(bytes.len() as u64).ok_or(bad)?;
+                Ok(Self::Output { at, bytes: Bytes::copy_from_slice(bytes) })
             }
             Some((&NEWS, body)) => serde_json::from_slice(body).map(Self::News).map_err(|_| bad),
             Some(_) | None => Err(bad),
@@ -141,7 +144,9 @@ mod tests {
         for heard in [output, over, Heard::News(News::Taken { bytes: 7 })] {
             assert_eq!(Heard::decode(&heard.encode().unwrap()), Ok(heard));
         }
-        for nonsense in [&b""[..], b"\x01short", b"\x02{}", b"\x03", b"\x02\xff"] {
+        for nonsense in
+            [&b""[..], b"\x01short", b"\x01\xff\xff\xff\xff\xff\xff\xff\xffx", b"\x02{}", b"\x03", b"\x02\xff"]
+        {
             assert_eq!(Heard::decode(nonsense), Err(BadFrame(nonsense.len())), "{nonsense:?}");
         }
         let newer = [b"\x02".as_slice(), br#"{"news":"resized","columns":80}"#].concat();

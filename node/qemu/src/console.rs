@@ -4,8 +4,9 @@
 //! and reads on from the place where it was. A reader that does not keep up misses bytes, and sees so by their place; the guest
 //! never waits.
 
+pub(crate) mod ring;
+
 use std::{
-    collections::VecDeque,
     io,
     os::unix::net::UnixStream,
     sync::{Arc, Mutex},
@@ -15,8 +16,9 @@ use rustix::net::RecvFlags;
 use tokio::{io::Interest, sync::watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-/// How much of the serial port's output is kept, in bytes.
-pub const CONSOLE_RING_BYTES: usize = 64 * 1024;
+use ring::Ring;
+
+pub use ring::CONSOLE_RING_BYTES;
 
 /// Bytes read at once.
 const CHUNK_BYTES: usize = 4096;
@@ -35,23 +37,6 @@ pub struct Console {
     written: watch::Sender<u64>,
     serial: Arc<tokio::net::UnixStream>,
     over: CancellationToken,
-}
-
-/// The end of what was ever written.
-#[derive(Debug, Default)]
-struct Ring {
-    bytes: VecDeque<u8>,
-    /// Bytes written since the beginning.
-    written: u64,
-}
-
-impl Ring {
-    fn add(&mut self, bytes: &[u8]) {
-        self.bytes.extend(bytes);
-        self.written += bytes.len() as u64;
-        let excess = self.bytes.len().saturating_sub(CONSOLE_RING_BYTES);
-        self.bytes.drain(..excess);
-    }
 }
 
 impl Console {
@@ -130,19 +115,14 @@ impl Console {
     /// The same, with the place of its first byte in all that was ever written.
     #[must_use]
     pub fn placed_log(&self) -> (u64, Vec<u8>) {
-        let ring = self.ring.lock().expect("no holder panics");
-        (ring.written - ring.bytes.len() as u64, ring.bytes.iter().copied().collect())
+        self.ring.lock().expect("no holder panics").placed()
     }
 
     /// Puts what the guest wrote elsewhere, or in an earlier life, before what it writes here: `bytes` of which the first
     /// stands at `position`. What does not continue what is known takes its place. For a guest that does not run yet.
     pub fn remember(&self, position: u64, bytes: &[u8]) {
         let mut ring = self.ring.lock().expect("no holder panics");
-        if ring.written != position {
-            ring.bytes.clear();
-            ring.written = position;
-        }
-        ring.add(bytes);
+        ring.remember(position, bytes);
         self.written.send_replace(ring.written);
     }
 }

@@ -98,7 +98,9 @@ pub(super) async fn doing(daemon: &Daemon, state: &ClusterState, node: NodeId, v
 /// Asks `node` what a guest wrote to its console from place `from` on.
 pub(super) async fn log(daemon: &Daemon, state: &ClusterState, node: NodeId, (vm, from): (VmId, u64)) -> Option<Log> {
     let body = ask(daemon, state, node, Question::Log(vm, from)).await?;
-    let (start, bytes) = codec::decode(&body, Limit::Control).ok()?;
+    let (start, bytes): (u64, Vec<u8>) = codec::decode(&body, Limit::Control).ok()?;
+    // A log that ends nowhere is no answer.
+    start.checked_add(bytes.len() as u64)?;
     Some(Log { start, bytes })
 }
 
