@@ -1,0 +1,152 @@
+//! One copy of a volume on this node: a sparse file in a pool's directory, and what is done with it.
+//!
+//! [`Pool`] is the directory: it makes, finds, grows and removes replicas, each in whole steps that a crash cannot leave half done.
+//! [`Replica`] is one that is open: a [`Disk`], with its file locked against every other opener. Its owner is whoever serves or
+//! mirrors the volume; it ends when dropped, and the lock is free when the last write that was under way has ended.
+//!
+//! The file is written through the page cache, and a sync makes it durable. Direct I/O was measured and left: see
+//! `docs/performance.md`.
+
+mod core;
+mod home;
+mod pool;
+mod refusals;
+mod scan;
+mod syncs;
+
+use std::{
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use rustix::io::Errno;
+
+use self::{core::Core, home::Home};
+pub use self::{
+    pool::{Found, Pool, Usage, VOLUME_BYTES_MAX},
+    refusals::{CreateError, DeleteError, GrowError, OpenError, PoolError},
+};
+use crate::{
+    buffers::Buffers,
+    disk::{Completion, Disk, Operation, Tag},
+    engine::{self, AtOnce, DataFile, Engine, EngineKind, Finished, Job, Work, at_once},
+    map::DataMap,
+};
+
+/// Reads of at most so many bytes are tried at once, on the thread that asks: what is in memory is copied in less time than
+/// it takes to have another thread do it. Longer ones would keep the runtime's thread from other things.
+const AT_ONCE_BYTES_MAX: usize = 128 << 10;
+
+/// An open replica. See the module's text.
+pub struct Replica {
+    core: Core,
+    engine: Box<dyn Engine>,
+    file: Arc<DataFile>,
+    home: Home,
+    size: u64,
+    /// Whether the file system can say what is in memory.
+    tries_at_once: bool,
+    told_of_failure: bool,
+    finished: Vec<Finished>,
+}
+
+impl Replica {
+    /// Takes over an opened file; inside a tokio runtime with I/O.
+    fn start(home: Home, file: DataFile, size: u64, map: DataMap, kind: EngineKind) -> std::io::Result<Self> {
+        let file = Arc::new(file);
+        let engine = engine::start(kind, Arc::clone(&file))?;
+        Ok(Self {
+            core: Core::new(map, size, Buffers::default()),
+            engine,
+            file,
+            home,
+            size,
+            tries_at_once: true,
+            told_of_failure: false,
+            finished: Vec::new(),
+        })
+    }
+
+    /// Hands to the engine what the core wants done, except what can be done at once.
+    fn start_jobs(&mut self) {
+        self.core.sync();
+        while let Some(job) = self.core.todo.pop_front() {
+            match self.read_at_once(job) {
+                Ok(finished) => self.core.finished(finished),
+                Err(job) => self.engine.push(job),
+            }
+            self.core.sync();
+        }
+    }
+
+    fn read_at_once(&mut self, job: Job) -> Result<Finished, Job> {
+        let Job { id, work: Work::Read { offset, mut buffer } } = job else { return Err(job) };
+        if self.tries_at_once && buffer.len() <= AT_ONCE_BYTES_MAX {
+            match at_once(&self.file.data, offset, &mut buffer) {
+                AtOnce::Read => return Ok(Finished { id, result: Ok(()), buffer: Some(buffer) }),
+                AtOnce::NotThere => {}
+                AtOnce::Unable => self.tries_at_once = false,
+            }
+        }
+        Err(Job { id, work: Work::Read { offset, buffer } })
+    }
+
+    /// Writes down, once, that this replica is out of use, so that it stays so when it is opened again.
+    fn tell_of_failure(&mut self, errno: Errno) {
+        self.told_of_failure = true;
+        tracing::error!(replica = %self.home, error = %errno, "storage lost writes that it had taken; the replica is out of use");
+        let (home, file) = (self.home.clone(), Arc::clone(&self.file));
+        let marking = std::thread::Builder::new().name("disk-failed".to_owned()).spawn(move || {
+            if let Err(error) = home.mark_failed(&file, errno) {
+                tracing::error!(replica = %home, %error, "that could not be written down; it holds until this replica is closed");
+            }
+        });
+        if let Err(error) = marking {
+            tracing::error!(replica = %self.home, %error, "that could not be written down; it holds until this replica is closed");
+        }
+    }
+}
+
+impl Disk for Replica {
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn fast_zeroes(&self) -> bool {
+        // A pool whose file system makes no holes is not taken.
+        true
+    }
+
+    fn submit(&mut self, tag: Tag, operation: Operation) {
+        self.core.submit(tag, operation);
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>, done: &mut Vec<Completion>) -> Poll<()> {
+        loop {
+            self.start_jobs();
+            let polled = self.engine.poll(cx, &mut self.finished);
+            for finished in self.finished.drain(..) {
+                self.core.finished(finished);
+            }
+            if polled.is_pending() {
+                break;
+            }
+        }
+        if let Some(errno) = self.core.failed()
+            && !self.told_of_failure
+        {
+            self.tell_of_failure(errno);
+        }
+        if self.core.done.is_empty() {
+            return Poll::Pending;
+        }
+        done.append(&mut self.core.done);
+        Poll::Ready(())
+    }
+}
+
+impl std::fmt::Debug for Replica {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Replica").field("home", &self.home).field("size", &self.size).finish_non_exhaustive()
+    }
+}
