@@ -42,7 +42,7 @@ mod reunite;
 
 pub use grains::{EXTENT_BYTES, Extents, GRAIN_BYTES, Grains};
 pub use marks::{Marks, MarksError, Record};
-pub use mirror::{Effect, Event, Limits, Mirror, Status};
+pub use mirror::{Effect, Event, Limits, Mirror, ReplicaStatus, Status};
 pub use request::{Answer, Change, Failure, Kind, Part, Request, RequestId, Tag};
 pub use reunite::{Plan, Report, reunite};
 

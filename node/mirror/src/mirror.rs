@@ -158,12 +158,23 @@ pub enum Effect {
 /// How a mirror is, for people.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Status {
-    /// Of each replica: whether it is in the set and has not failed, and what it lacks, in bytes.
-    pub replicas: Vec<(ReplicaId, bool, u64)>,
+    /// Of each replica.
+    pub replicas: Vec<ReplicaStatus>,
     /// Requests without an answer.
     pub open: usize,
     /// Extents that may differ.
     pub hot: usize,
+}
+
+/// How a replica is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ReplicaStatus {
+    /// Which.
+    pub replica: ReplicaId,
+    /// It is in the set, and has not failed.
+    pub sound: bool,
+    /// What it lacks, in bytes.
+    pub lacks: u64,
 }
 
 /// One volume's mirror. Made when the VM's right to run here is committed, dropped when it goes.
@@ -318,7 +329,11 @@ impl Mirror {
     /// How it is.
     #[must_use]
     pub fn status(&self) -> Status {
-        let peer = |(id, peer): (&ReplicaId, &Peer)| (*id, peer.standing == Standing::Member, peer.lacks.bytes());
+        let peer = |(id, peer): (&ReplicaId, &Peer)| ReplicaStatus {
+            replica: *id,
+            sound: peer.standing == Standing::Member,
+            lacks: peer.lacks.bytes(),
+        };
         Status {
             replicas: self.peers.iter().map(peer).collect(),
             open: self.waiting.len() + self.in_flight.values().filter(|open| open.answer.is_none()).count(),

@@ -114,9 +114,9 @@ impl World {
         // Whoever has everything has lost nothing.
         let Some(host) = &self.host else { return };
         let status = host.mirror.status();
-        for (id, sound, lacks) in status.replicas {
-            let (number, store) = (store_of(id), &mut self.stores[store_of(id)]);
-            if sound && lacks == 0 && host.sessions[number].is_some() && host.boots[number] == store.boot {
+        for it in status.replicas {
+            let (number, store) = (store_of(it.replica), &mut self.stores[store_of(it.replica)]);
+            if it.sound && it.lacks == 0 && host.sessions[number].is_some() && host.boots[number] == store.boot {
                 store.lossy = false;
             }
         }

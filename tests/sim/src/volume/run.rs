@@ -136,7 +136,7 @@ impl World {
         if self.log.members.len() < REPLICAS {
             return Some(format!("the set is {:?}; {status:?}", self.log.members));
         }
-        if status.hot > 0 || status.replicas.iter().any(|(_, sound, lacks)| !sound || *lacks > 0) {
+        if status.hot > 0 || status.replicas.iter().any(|it| !it.sound || it.lacks > 0) {
             return Some(format!("{status:?}"));
         }
         let active = |store: &usize| !self.stores[*store].marks().active().is_empty();

@@ -1,0 +1,223 @@
+//! The mirror's promises, one by one. All of them together, under faults: `tests/sim`, `volume`.
+#![allow(missing_docs)]
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Range,
+};
+
+use pollux_mirror::{
+    Answer, Change, EXTENT_BYTES, Effect, Event, Extents, Failure, GRAIN_BYTES, Grains, Kind, Limits, Mirror, Part,
+    Request, RequestId, Tag,
+};
+use pollux_wire::id::ReplicaId;
+
+const SIZE: u64 = 4 * EXTENT_BYTES;
+const R1: ReplicaId = ReplicaId(1);
+const R2: ReplicaId = ReplicaId(2);
+const R3: ReplicaId = ReplicaId(3);
+
+/// A mirror, and what it wants that has not been done.
+struct World {
+    mirror: Mirror,
+    now: u64,
+    requests: u64,
+    asked: Vec<(ReplicaId, Tag, Part, Range<u64>)>,
+    answers: BTreeMap<RequestId, Answer>,
+    others: Vec<Effect>,
+}
+
+impl World {
+    fn new(members: &[ReplicaId], lacks: &[(ReplicaId, Grains)]) -> Self {
+        let mut all: BTreeMap<ReplicaId, Grains> = members.iter().map(|id| (*id, Grains::default())).collect();
+        all.extend(lacks.iter().cloned());
+        let set = (1, members.iter().copied().collect());
+        let mirror = Mirror::new(SIZE, Limits::default(), set, all, &Extents::default(), Vec::new());
+        let (asked, answers, others) = (Vec::new(), BTreeMap::new(), Vec::new());
+        Self { mirror, now: 0, requests: 0, asked, answers, others }
+    }
+
+    fn tell(&mut self, event: Event) {
+        for effect in self.mirror.on(self.now, event) {
+            match effect {
+                Effect::Ask { replica, tag, part, range, .. } => self.asked.push((replica, tag, part, range)),
+                Effect::Answer { request, answer } => {
+                    assert!(self.answers.insert(request, answer).is_none(), "{request:?} is answered twice");
+                }
+                Effect::Drop { .. }
+                | Effect::Leave { .. }
+                | Effect::Join { .. }
+                | Effect::Behind { .. }
+                | Effect::Over { .. } => self.others.push(effect),
+            }
+        }
+    }
+
+    fn request(&mut self, kind: Kind, range: Range<u64>) -> RequestId {
+        self.requests += 1;
+        let id = RequestId(self.requests);
+        self.tell(Event::Request(Request { id, kind, range }));
+        id
+    }
+
+    fn write(&mut self, range: Range<u64>) -> RequestId {
+        self.request(Kind::Change { change: Change::Write, durable: false }, range)
+    }
+
+    /// Everything asked of `replica` ends so, what that leads to as well.
+    fn does(&mut self, replica: ReplicaId, outcome: &Result<(), Failure>) {
+        while let Some(at) = self.asked.iter().position(|(whom, ..)| *whom == replica) {
+            let (_, tag, ..) = self.asked.remove(at);
+            self.tell(Event::Done { tag, outcome: outcome.clone() });
+        }
+    }
+
+    fn is_asked(&self, replica: ReplicaId, what: impl Fn(&Part) -> bool) -> bool {
+        self.asked.iter().any(|(whom, _, part, _)| *whom == replica && what(part))
+    }
+
+    fn decided(&mut self, version: u64, members: &[ReplicaId]) {
+        self.tell(Event::Decided { version, members: members.iter().copied().collect::<BTreeSet<_>>() });
+    }
+}
+
+fn broken() -> Result<(), Failure> {
+    Err(Failure::Io("the disk is broken".into()))
+}
+
+#[test]
+fn a_write_is_acknowledged_when_all_of_the_set_have_it() {
+    let mut world = World::new(&[R1, R2], &[]);
+    let write = world.write(0..4_096);
+    world.does(R1, &Ok(()));
+    assert!(world.answers.is_empty(), "the other does not have it");
+    world.does(R2, &Ok(()));
+    assert_eq!(world.answers[&write], Ok(()));
+}
+
+#[test]
+fn who_fails_is_noted_then_taken_out_and_only_then_is_the_write_acknowledged() {
+    let mut world = World::new(&[R1, R2, R3], &[]);
+    let write = world.write(0..4_096);
+    world.does(R2, &broken());
+    assert!(world.others.contains(&Effect::Drop { replica: R2 }));
+    assert!(!world.others.iter().any(|effect| matches!(effect, Effect::Leave { .. })), "nobody has noted it yet");
+    world.does(R1, &Ok(()));
+    world.does(R3, &Ok(()));
+    let leave = |effect: &Effect| matches!(effect, Effect::Leave { replica, version: 1, .. } if *replica == R2);
+    assert!(world.others.iter().any(leave), "{:?}", world.others);
+    assert!(world.answers.is_empty(), "the log has not said so");
+
+    world.decided(2, &[R1, R3]);
+    assert_eq!(world.answers[&write], Ok(()));
+    let next = world.write(0..4_096);
+    assert!(!world.is_asked(R2, |_| true));
+    world.does(R1, &Ok(()));
+    world.does(R3, &Ok(()));
+    assert_eq!(world.answers[&next], Ok(()));
+}
+
+#[test]
+fn the_last_one_stays_and_the_request_fails() {
+    let mut world = World::new(&[R1], &[]);
+    let write = world.write(0..4_096);
+    world.does(R1, &Err(Failure::NoSpace));
+    assert_eq!(world.answers[&write], Err(Failure::NoSpace));
+    assert!(world.others.is_empty(), "{:?}", world.others);
+    let again = world.write(0..4_096);
+    world.does(R1, &Ok(()));
+    assert_eq!(world.answers[&again], Ok(()), "there was room for it now");
+}
+
+#[test]
+fn what_overlaps_waits_for_what_came_before_it() {
+    let mut world = World::new(&[R1, R2], &[]);
+    world.write(0..8_192);
+    let second = world.write(4_096..12_288);
+    let read = world.request(Kind::Read, 8_192..16_384);
+    let elsewhere = world.request(Kind::Read, 0x10_0000..0x10_1000);
+    let begun = world.asked.iter().filter(|(whom, ..)| *whom == R1).count();
+    assert_eq!(begun, 2, "the first write and the read elsewhere: {:?}", world.asked);
+    world.does(R1, &Ok(()));
+    assert!(world.answers.contains_key(&elsewhere) && !world.answers.contains_key(&second));
+    for _ in 0..3 {
+        world.does(R2, &Ok(()));
+        world.does(R1, &Ok(()));
+    }
+    assert_eq!((world.answers.get(&second), world.answers.get(&read)), (Some(&Ok(())), Some(&Ok(()))));
+}
+
+#[test]
+fn one_that_returns_is_copied_to_and_written_to_and_then_taken_in() {
+    let mut world = World::new(&[R1], &[(R2, Grains::default())]);
+    world.tell(Event::Catch { replica: R2, lacks: Grains::touching(&(0..3 * GRAIN_BYTES)) });
+    world.tell(Event::Credit(u64::MAX));
+    let meanwhile = world.write(EXTENT_BYTES..EXTENT_BYTES + 4_096);
+    assert!(world.is_asked(R2, |part| matches!(part, Part::Change { .. })), "what it does not lack it is sent");
+    for _ in 0..8 {
+        world.does(R1, &Ok(()));
+        world.does(R2, &Ok(()));
+    }
+    assert_eq!(world.answers[&meanwhile], Ok(()));
+    assert_eq!(world.others, [Effect::Join { replica: R2, version: 1 }]);
+    let write = world.write(0..4_096);
+    world.does(R1, &Ok(()));
+    assert!(!world.answers.contains_key(&write), "it may be in the set by now");
+    world.does(R2, &Ok(()));
+    assert_eq!(world.answers[&write], Ok(()));
+
+    world.decided(2, &[R1, R2]);
+    assert!(world.is_asked(R2, |part| matches!(part, Part::Welcome(_))));
+    assert!(world.is_asked(R1, |part| *part == Part::Returned(R2)));
+    assert!(world.mirror.is_sound(R2));
+}
+
+#[test]
+fn members_that_may_differ_leave_before_anything_is_acknowledged() {
+    let mut world = World::new(&[R1, R2], &[(R2, Grains::touching(&(0..1)))]);
+    let flush = world.request(Kind::Flush, 0..0);
+    world.does(R1, &Ok(()));
+    assert!(world.answers.is_empty());
+    assert!(world.others.iter().any(|effect| matches!(effect, Effect::Leave { replica, .. } if *replica == R2)));
+    world.decided(2, &[R1]);
+    assert_eq!(world.answers[&flush], Ok(()));
+}
+
+#[test]
+fn a_host_that_was_started_anew_has_lost_what_was_not_flushed() {
+    let mut world = World::new(&[R1], &[]);
+    world.write(0..4_096);
+    world.does(R1, &Ok(()));
+    let flush = world.request(Kind::Flush, 0..0);
+    world.does(R1, &Ok(()));
+    assert_eq!(world.answers[&flush], Ok(()));
+    world.tell(Event::Forgot { replica: R1 });
+    assert!(world.others.is_empty(), "nothing is lost");
+
+    world.write(0..4_096);
+    world.does(R1, &Ok(()));
+    world.tell(Event::Forgot { replica: R1 });
+    assert!(matches!(world.others[..], [Effect::Over { .. }]), "{:?}", world.others);
+    let late = world.write(0..4_096);
+    assert_eq!(world.answers[&late], Err(Failure::Fenced));
+}
+
+#[test]
+fn a_newer_generation_ends_it() {
+    let mut world = World::new(&[R1, R2], &[]);
+    let write = world.write(0..4_096);
+    world.does(R1, &Err(Failure::Fenced));
+    assert_eq!(world.answers[&write], Err(Failure::Fenced));
+    assert!(matches!(world.others[..], [Effect::Over { .. }]));
+}
+
+#[test]
+fn nothing_is_held_for_ever() {
+    let mut world = World::new(&[R1, R2], &[]);
+    let (write, behind) = (world.write(0..4_096), world.write(0..4_096));
+    world.now += Limits::default().hold_ms;
+    world.tell(Event::Tick);
+    for request in [write, behind] {
+        assert!(matches!(world.answers[&request], Err(Failure::Silent(_))), "{:?}", world.answers);
+    }
+}
