@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use openraft::storage::RaftLogStorage as _;
 use openraft::{
     SnapshotPolicy,
     error::{InitializeError, RaftError},
@@ -39,7 +40,7 @@ use crate::{
         writer::Writer,
     },
     timing::{PURGE_BATCH, Retention, SNAPSHOT_PIECE_TIMEOUT, Timing},
-    types::{Member, Raft},
+    types::{Member, Raft, Vote},
 };
 
 /// How a node takes part.
@@ -119,6 +120,8 @@ struct Inner {
     in_flight: Arc<InFlight>,
     /// Held while a node is being removed: what that costs is judged one by one.
     removing: Arc<tokio::sync::Mutex<()>>,
+    /// Where an earlier life of this node led, and how far its log went: what it had committed is not known for certain.
+    led: Option<(Vote, u64)>,
     incarnation: watch::Sender<Option<Incarnation>>,
     leader: watch::Sender<Option<NodeId>>,
     words: watch::Sender<Word>,
@@ -131,12 +134,26 @@ struct Inner {
     stop: CancellationToken,
 }
 
+/// The vote by which this node leads, if an earlier life of it did, and the last entry of its log.
+async fn led_before(log: &mut LogStore, node: NodeId) -> Result<Option<(Vote, u64)>, crate::types::StorageError> {
+    let vote = log.read_vote().await?.filter(|vote| vote.is_committed() && vote.leader_id.node_id == node.0);
+    let last = log.get_log_state().await?.last_log_id;
+    Ok(vote.zip(last.map(|last| last.index)))
+}
+
 impl Consensus {
     pub(crate) async fn start_on(config: Config, network: Arc<dyn Network>) -> Result<Self, StartError> {
         let raft_config = Arc::new(openraft_config(&config)?);
         let in_flight = Arc::new(InFlight::default());
         let Opened { log, machine, writer, view, id, .. } =
             store::open(&config.store, config.rules.clone(), Arc::clone(&in_flight))?;
+        let led = match led_before(&mut log.clone(), config.node).await {
+            Ok(led) => led,
+            Err(error) => {
+                let _ = writer.close().await;
+                return Err(StartError::Load(error.to_string()));
+            }
+        };
         let peers = Peers::new(network, view.clone(), config.timing.heartbeat);
         let starting = Raft::new(config.node.0, raft_config, peers.clone(), log.clone(), machine);
         let raft = match with_seed(config.seed, starting).await {
@@ -157,6 +174,7 @@ impl Consensus {
             view,
             in_flight,
             removing: Arc::default(),
+            led,
             incarnation: watch::Sender::new(None),
             leader: watch::Sender::new(None),
             words: watch::Sender::default(),
@@ -288,6 +306,13 @@ impl Consensus {
 
     pub(crate) fn ear(&self) -> &Ear {
         &self.0.ear
+    }
+
+    /// No read that begins now may be answered with less than this: openraft leads on in the term of an earlier life, and counts
+    /// as committed what was written down as such, which the last of it never is.
+    pub(crate) fn least_index(&self) -> u64 {
+        let vote = self.raft().metrics().borrow().vote;
+        self.0.led.filter(|(led, _)| *led == vote).map_or(0, |(_, last)| last)
     }
 
     /// Does work beside, until this node stops taking part: `None`.

@@ -40,6 +40,11 @@ fn is_heard(consensus: &Consensus, knowledge: &Knowledge) -> bool {
     if !knowledge.leading {
         return knowledge.hears_leader;
     }
+    hears_a_majority(consensus)
+}
+
+/// Whether this node, if it leads, was heard by a majority no longer ago than its lease.
+pub(crate) fn hears_a_majority(consensus: &Consensus) -> bool {
     let acknowledged_ms = consensus.raft().metrics().borrow().millis_since_quorum_ack;
     acknowledged_ms.is_some_and(|ms| u128::from(ms) <= consensus.timing().lease().as_millis())
 }

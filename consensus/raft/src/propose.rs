@@ -23,6 +23,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use crate::{
     consensus::Consensus,
     encoding::check_proposal,
+    leader,
     message::{CallError, Propose, ProposeReply, ProposeRequest},
     removal::Objection,
     types::{Entry, Raft},
@@ -175,6 +176,10 @@ impl Consensus {
 
     /// Offers `proposal` to this node's own log.
     pub(crate) async fn append_here(&self, proposal: Proposal, wait: Duration) -> ProposeReply {
+        // openraft's leader leads on when nobody hears it, and would keep whatever it is offered for as long as that lasts.
+        if !leader::hears_a_majority(self) {
+            return ProposeReply::NotAppended { leader: None, why: "it does not hear a majority".to_owned() };
+        }
         let mut one_by_one = None;
         if proposal.command.costs_a_node() {
             let Ok(turn) = timeout(wait, self.removing().clone().lock_owned()).await else {

@@ -102,7 +102,7 @@ impl Consensus {
     /// The index a read that begins now needs, if this node leads and a majority says so.
     pub(crate) async fn index_here(&self, wait: Duration) -> ReadReply {
         match tokio::time::timeout(wait, self.raft().get_read_log_id()).await {
-            Ok(Ok((index, _applied))) => ReadReply::Index(index.map_or(0, |id| id.index)),
+            Ok(Ok((index, _applied))) => ReadReply::Index(index.map_or(0, |id| id.index).max(self.least_index())),
             Ok(Err(error)) => ReadReply::NotNow { why: error.to_string() },
             Err(_) => ReadReply::NotNow { why: format!("not confirmed within {} ms", wait.as_millis()) },
         }

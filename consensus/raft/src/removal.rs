@@ -91,17 +91,18 @@ impl Consensus {
     /// Nobody's VM is released, or taken back, while the leader hears its owner.
     fn lives(&self, vm: VmId, expect: Generation) -> Option<Objection> {
         let state = self.watch().borrow().state.clone();
-        // Of a VM that is not there, or not at that generation any more, the state says what is to be said.
-        let vm = state.vms.get(&vm).filter(|vm| vm.generation == expect)?;
+        // Of a VM that is not there the state says what is to be said, and of a generation that is over. One that is to come is
+        // judged by who has the right now.
+        let vm = state.vms.get(&vm).filter(|vm| vm.generation <= expect)?;
         let owner = vm.phase.owner()?.node;
         let name = state.name_of(owner).unwrap_or("its node");
         let Some(health) = self.ear().health() else {
             return Some(Objection::NotNow("the leader was just elected and has not listened yet".to_owned()));
         };
-        health
-            .iter()
-            .find(|health| health.node == owner)
-            .and_then(|health| verdict_against(&vm.spec.name, name, health))
+        let Some(health) = health.iter().find(|health| health.node == owner) else {
+            return Some(Objection::NotNow(format!("the leader does not listen to {name} yet")));
+        };
+        verdict_against(&vm.spec.name, name, health)
     }
 
     /// Who is left must be able to decide.

@@ -5,7 +5,12 @@
 //! it alone, and the kernel removes it when the socket closes, however its process ends. The kernel carries a transaction
 //! out while it is being sent, so the answer is there when `send` returns.
 
-use std::{io, os::fd::OwnedFd, time::Duration};
+use std::{
+    io,
+    os::fd::OwnedFd,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
 
 use rustix::{
     io::Errno,
@@ -61,6 +66,8 @@ const ELEMENTS_MAX: u32 = 1024;
 #[derive(Debug)]
 pub(crate) struct Nftables {
     socket: OwnedFd,
+    /// Held from a question to its answers.
+    one_by_one: Mutex<()>,
 }
 
 /// What the keys of a set are, for people who look.
@@ -83,7 +90,7 @@ impl Nftables {
         let protocol = Some(netlink::NETFILTER);
         let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, protocol)?;
         set_socket_recv_buffer_size(&socket, ANSWER_BYTES_MAX)?;
-        Ok(Self { socket })
+        Ok(Self { socket, one_by_one: Mutex::new(()) })
     }
 
     /// Has the kernel carry it out.
@@ -92,6 +99,8 @@ impl Nftables {
     /// The first thing the kernel refused; nothing has changed then.
     pub(crate) fn commit(&self, transaction: Transaction<'_>) -> io::Result<()> {
         let (bytes, changes) = transaction.finish();
+        // The answers on the socket are those of this transaction.
+        let _one = self.one_by_one.lock().unwrap_or_else(PoisonError::into_inner);
         send(&self.socket, &bytes, SendFlags::empty())?;
         let mut buffer = vec![0; ANSWER_BYTES_MAX];
         let (mut agreed, mut refused) = (0, None);

@@ -112,7 +112,10 @@ impl Groups {
         }
         let groups = Self { unlimited: enable(mount, &path).err(), node: path };
         for group in children(&groups.node) {
-            group.end()?;
+            // A process that the kernel cannot end keeps its VM from being started ([`Groups::make`]), and no other.
+            if let Err(error) = group.end() {
+                tracing::error!(%error, "something of an earlier life of this daemon does not end");
+            }
         }
         Ok(groups)
     }

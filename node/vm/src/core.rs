@@ -106,7 +106,7 @@ impl VmCore {
             limits,
             now: 0,
             view: View::NOTHING,
-            role: Role::Idle(Idle { since: 0 }),
+            role: Role::Idle(Idle::new(0)),
             gate: None,
             fenced: false,
             asks: vec![],

@@ -60,6 +60,8 @@ pub enum Event {
     /// After [`Effect::Resume`]: it does not, and certainly has not executed anything. (Where that is not certain, the machine
     /// counts as ended.)
     NotResumed(String),
+    /// After [`Effect::Resume`]: nobody knows whether it executed anything, and the machine has ended.
+    ResumeUnknown(String),
 
     /// After [`Effect::Throttle`]: the guest has its whole speed, and keeps it.
     NotThrottled(String),

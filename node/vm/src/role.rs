@@ -89,7 +89,7 @@ impl Role {
             Self::Sink(sink) => sink.take_in(event),
             Self::Discarding(Discarding) => {
                 if event == Event::Gone {
-                    *self = Self::Idle(Idle { since: now });
+                    *self = Self::Idle(Idle::new(now));
                 }
             }
             Self::Idle(_) | Self::Releasing(_) => {}

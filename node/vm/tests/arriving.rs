@@ -200,6 +200,25 @@ fn a_guest_that_certainly_did_not_run_at_the_target_is_given_back() {
     assert!(matches!(proposed(&fx), Some(Command::GiveBack { op: OP, expect: Generation(6), .. })), "{fx:?}");
 }
 
+/// The same when its machine's end is heard of first.
+#[test]
+fn a_machine_that_ended_before_it_was_let_run_is_given_back_too() {
+    let mut desk = committing();
+    desk.hear(Event::CommittedToRun);
+    let fx = desk.hear(Event::MachineEnded("out of memory".into()));
+    assert_eq!(proposed(&fx), None, "whether it ran is still to be heard: {fx:?}");
+    let fx = desk.hear(Event::NotResumed("it has ended".into()));
+    assert!(matches!(fx[..], [Effect::CloseGate, Effect::Discard]), "{fx:?}");
+    let fx = desk.hear(Event::Gone);
+    assert!(matches!(proposed(&fx), Some(Command::GiveBack { op: OP, expect: Generation(6), .. })), "{fx:?}");
+
+    let mut desk = committing();
+    desk.hear(Event::CommittedToRun);
+    desk.hear(Event::MachineEnded("out of memory".into()));
+    let fx = desk.hear(Event::ResumeUnknown("it may have run".into()));
+    assert!(releases_because(&fx, &StopCause::QemuEnded("it may have run".into())), "{fx:?}");
+}
+
 #[test]
 fn what_the_log_answered_long_ago_lets_nothing_run() {
     // The switchover was repeated until it was answered, or this process was stopped: the right may have moved on.

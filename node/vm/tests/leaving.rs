@@ -213,11 +213,26 @@ fn a_leader_lost_while_the_quorum_is_probed_does_not_leave_the_move_hanging() {
 
 #[test]
 fn a_machine_that_ends_before_everything_was_handed_over_is_told_to_the_log() {
-    for mut desk in [connecting(), copying(), probing().0, pausing(), handing_over()] {
+    for mut desk in [connecting(), copying(), probing().0, pausing()] {
         let fx = desk.hear(Event::MachineEnded("signal 9".into()));
         assert!(releases_because(&fx, &StopCause::QemuEnded("signal 9".into())), "{}: {fx:?}", desk.core.doing());
         assert_eq!(desk.core.gate(), None);
     }
+}
+
+/// Its last word to the target may be on its way: then the guest is alive there.
+#[test]
+fn a_machine_that_ends_while_it_hands_over_waits_for_what_became_of_that() {
+    let mut desk = handing_over();
+    let fx = desk.hear(Event::MachineEnded("signal 9".into()));
+    assert_eq!(proposed(&fx), None, "{fx:?}");
+    let fx = desk.hear(Event::HandOverFailed("no device state".into()));
+    assert!(releases_because(&fx, &StopCause::QemuEnded("signal 9".into())), "{fx:?}");
+
+    let mut desk = handing_over();
+    desk.hear(Event::MachineEnded("signal 9".into()));
+    let fx = desk.hear(Event::HandedOver);
+    assert_eq!(proposed(&fx), None, "the target has everything: {fx:?}");
 }
 
 #[test]
@@ -235,7 +250,7 @@ fn a_guest_that_ended_here_is_released_even_if_it_is_given_back_into_another_mov
     let mut desk = handing_over();
     desk.hear(Event::MachineEnded("signal 9".into()));
     desk.decided(6, arriving_there());
-    assert_eq!(desk.core.doing(), "stopping");
+    assert_eq!(desk.core.doing(), "handing over", "whether the target has everything is not heard yet");
 
     let fx = desk.decided(7, moving_away(NEXT_OP));
     assert!(releases_because(&fx, &StopCause::QemuEnded("signal 9".into())), "{fx:?}");
@@ -245,7 +260,7 @@ fn a_guest_that_ended_here_is_released_even_if_it_is_given_back_into_another_mov
 #[test]
 fn a_proposal_that_has_become_pointless_does_not_keep_back_its_successor() {
     // Cut off while its machine ended, this node learns in one step that the target won and gave the guest back.
-    let mut desk = handing_over();
+    let mut desk = pausing();
     let fx = desk.hear(Event::MachineEnded("signal 9".into()));
     assert!(matches!(proposed(&fx), Some(Command::Release { expect: Generation(5), .. })), "{fx:?}");
 

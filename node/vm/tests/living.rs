@@ -192,6 +192,23 @@ fn an_older_view_changes_nothing() {
     assert_eq!(desk.core.gate(), Some(Generation(5)));
 }
 
+/// The target may have everything, and be about to say so.
+#[test]
+fn what_an_earlier_life_was_moving_away_is_left_to_its_target_for_a_while() {
+    let moving = pollux_state::vm::Phase::Moving { op: OP, from: ME_BEFORE, to: OTHER };
+    let mut desk = Desk::new();
+    let fx = desk.decided(4, moving.clone());
+    assert_eq!(proposed(&fx), None, "{fx:?}");
+    assert_eq!(desk.core.deadline(), Some(desk.now + LIMITS.decide_ms));
+    let fx = desk.wait(LIMITS.decide_ms);
+    assert!(matches!(proposed(&fx), Some(Command::Claim { .. })), "{fx:?}");
+
+    let mut desk = Desk::new();
+    desk.decided(4, moving);
+    let fx = desk.decided(4, running(ME_BEFORE));
+    assert!(matches!(proposed(&fx), Some(Command::Claim { .. })), "the target gave up: {fx:?}");
+}
+
 #[test]
 fn what_an_earlier_life_ran_is_claimed_anew_or_given_up() {
     let mut desk = Desk::new();

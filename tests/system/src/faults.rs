@@ -249,9 +249,9 @@ impl Table {
         let world = &self.world;
         let Roles { source, target, leader } = roles;
         match fault {
-            Fault::SourceDaemon => self.dies(source, hold),
-            Fault::TargetDaemon => self.dies(target, hold),
-            Fault::Leader => self.dies(leader, hold),
+            Fault::SourceDaemon => self.dies(source, hold, !place.at_source()),
+            Fault::TargetDaemon => self.dies(target, hold, place.at_source()),
+            Fault::Leader => self.dies(leader, hold, false),
             Fault::SourceQemu => self.loses_qemu(source, hold),
             Fault::TargetQemu if place == Place::Connect => {
                 // The standby may still be being made.
@@ -279,11 +279,14 @@ impl Table {
         }
     }
 
-    fn dies(&self, node: &str, hold: Hold) {
+    /// `held_elsewhere`: the other side of the move is what stands still, and goes on only when this one is back: whoever acts first
+    /// then must not lose the guest.
+    fn dies(&self, node: &str, hold: Hold, held_elsewhere: bool) {
         self.world.kill(node);
-        drop(hold);
+        let held = Some(hold).filter(|_| held_elsewhere);
         until("its QEMUs to die with it", SETTLE, || self.world.has(node, 0));
         self.world.start_again(node);
+        drop(held);
     }
 
     fn loses_qemu(&self, node: &str, hold: Hold) {

@@ -166,6 +166,25 @@ async fn a_single_node_leads_again_after_a_power_cut() {
     assert!(again.watch().borrow().state.tokens.contains_key(&hash(42)));
 }
 
+/// What a leader had committed last it has not written down as committed when it is killed, and it leads on in its term.
+#[tokio::test(start_paused = true)]
+async fn a_leader_that_was_killed_forgets_nothing_that_was_committed() {
+    let cluster = Cluster::of(3).await;
+    let before = cluster.node(1).status();
+    assert_eq!(before.role, Role::Leader);
+    cluster.node(1).propose(token(42, NodeId(1)), SOON).await.unwrap();
+    let committed = cluster.node(1).watch().borrow().applied;
+    cluster.kill(1).await;
+
+    let again = cluster.start(1).await;
+    let reply = again.index_here(SOON).await;
+
+    assert!(
+        matches!(reply, crate::message::ReadReply::Index(index) if index >= committed),
+        "a read that begins after entry {committed} was committed needs less: {reply:?}"
+    );
+}
+
 #[tokio::test(start_paused = true)]
 async fn nobody_votes_in_the_name_of_another() {
     let cluster = Cluster::of(3).await;

@@ -214,7 +214,9 @@ async fn drive(guest: Arc<dyn Guest>, job: Job) -> Option<Event> {
             match guest.resume(generation).await {
                 Ok(()) => Some(Event::Resumed),
                 Err(ResumeError::StandsStill(why)) => Some(Event::NotResumed(why.to_string())),
-                Err(ResumeError::Unknown(why)) => ended("continue", why),
+                Err(ResumeError::Unknown(why)) => {
+                    Some(Event::ResumeUnknown(format!("could not continue the guest: {why}")))
+                }
             }
         }
         Job::Pause => match guest.pause().await {

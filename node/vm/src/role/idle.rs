@@ -22,11 +22,17 @@ const RESTARTED: &str = "the daemon of the target node was restarted";
 #[derive(Debug)]
 pub(crate) struct Idle {
     /// When it became so; the pause after failed starts counts from here.
-    pub(crate) since: Millis,
+    since: Millis,
+    /// When it saw first that an earlier life was moving the VM away.
+    moving: Option<Millis>,
 }
 
 impl Idle {
-    pub(crate) fn step(self, core: &mut VmCore, fx: &mut Effects) -> Turn {
+    pub(crate) fn new(since: Millis) -> Self {
+        Self { since, moving: None }
+    }
+
+    pub(crate) fn step(mut self, core: &mut VmCore, fx: &mut Effects) -> Turn {
         let Some(seen) = core.view.vm.clone() else { return Turn::Stay(Role::Idle(self)) };
         let me = core.me;
         match seen.phase {
@@ -41,6 +47,10 @@ impl Idle {
                     fx.push(Effect::Launch { standby: false, generation: seen.generation });
                     return Turn::Go(Role::Starting(Starting::new(seen.generation)));
                 }
+            }
+            // The target of a move may have everything by now, and be about to say so; one that has not gives up by itself.
+            Phase::Moving { from: owner, .. } if owner.node == me.node && core.now < self.waits_for_target(core) => {
+                self.moving.get_or_insert(core.now);
             }
             Phase::Running { owner } | Phase::Moving { from: owner, .. } if owner.node == me.node => {
                 // The guest died with the earlier life.
@@ -90,7 +100,17 @@ impl Idle {
 
     pub(crate) fn deadline(&self, core: &VmCore) -> Option<Millis> {
         let seen = core.view.vm.as_ref()?;
-        matches!(seen.phase, Phase::Stopped { .. }).then(|| self.not_before(core, seen))
+        match seen.phase {
+            Phase::Stopped { .. } => Some(self.not_before(core, seen)),
+            Phase::Moving { from, .. } if from.node == core.me.node && from != core.me => {
+                Some(self.waits_for_target(core)).filter(|at| core.now < *at)
+            }
+            Phase::Running { .. } | Phase::Moving { .. } | Phase::Arriving { .. } => None,
+        }
+    }
+
+    fn waits_for_target(&self, core: &VmCore) -> Millis {
+        self.moving.unwrap_or(core.now) + core.limits.decide_ms
     }
 }
 

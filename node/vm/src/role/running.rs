@@ -24,6 +24,8 @@ pub(crate) struct Running {
     generation: Generation,
     /// The guest was told to run, and does.
     resumed: bool,
+    /// What became of telling it to run was heard.
+    answered: bool,
     /// It is new here: the bridges must learn it.
     announce: bool,
     /// It came by this move, which is to be reported done.
@@ -51,6 +53,7 @@ impl Running {
         Self {
             generation,
             resumed: false,
+            answered: false,
             announce: false,
             arrival: None,
             pressed: None,
@@ -84,8 +87,9 @@ impl Running {
     #[expect(clippy::wildcard_enum_match_arm, reason = "what does not concern a running guest is dropped")]
     pub(crate) fn take_in(&mut self, event: Event) {
         match event {
-            Event::Resumed => self.resumed = true,
-            Event::NotResumed(why) => self.not_resumed = Some(why),
+            Event::Resumed => (self.resumed, self.answered) = (true, true),
+            Event::NotResumed(why) => (self.not_resumed, self.answered) = (Some(why), true),
+            Event::ResumeUnknown(why) => (self.ended, self.answered) = (Some(why), true),
             Event::GuestOff => self.off = true,
             Event::MachineEnded(why) => self.ended = Some(why),
             _ => {}
@@ -106,7 +110,9 @@ impl Running {
             }
             self.ended.get_or_insert(why);
         }
-        if let Some(why) = self.ended {
+        // What became of the resume is still to come; if the guest did not run, its source has a whole copy.
+        let awaited = !self.answered && self.arrival.is_some() && matches!(seen.phase, Phase::Arriving { .. });
+        if let Some(why) = self.ended.take_if(|_| !awaited) {
             return Turn::Go(Role::Releasing(Releasing::new(self.generation, StopCause::QemuEnded(why))));
         }
         if self.resumed && self.announce {

@@ -232,7 +232,12 @@ impl Source {
     fn drive(mut self, core: &mut VmCore, fx: &mut Effects, seen: &Seen) -> Turn {
         let handed_over = matches!(self.stage, Stage::Deciding { .. });
         // Once the target has everything, the guest is alive there whatever becomes of this machine.
-        if !handed_over && let Some(turn) = self.guest_over(core, self.generation) {
+        // Whether it has is still to be heard when the machine ends in that moment.
+        let word_comes = self.handing_over && matches!(self.stage, Stage::HandingOver { .. }) && !self.off;
+        if !handed_over
+            && !word_comes
+            && let Some(turn) = self.guest_over(core, self.generation)
+        {
             self.disconnect(fx, "the guest ended at the source");
             return turn;
         }

@@ -205,6 +205,9 @@ impl World {
                 }
                 self.tell(process, vm, Event::Resumed);
             }
+            // One that had ended before executed nothing of it.
+            Work::Resumed if !machine.acted => self.tell(process, vm, Event::NotResumed("it has ended".into())),
+            Work::Resumed => self.tell(process, vm, Event::ResumeUnknown("it has ended".into())),
             Work::HandOver { report } => self.hand_over(process, vm, report),
             Work::Load if !dead => self.load(process, vm),
             Work::CommittedToRun { fails: false } => self.tell(process, vm, Event::CommittedToRun),
@@ -212,7 +215,7 @@ impl World {
                 self.tell(process, vm, Event::CommitToRunFailed("the disk is full".into()));
             }
             Work::Impatient => self.lose_patience(process, vm),
-            Work::Made | Work::Failed | Work::Off | Work::Button | Work::Paused | Work::Resumed | Work::Load => {}
+            Work::Made | Work::Failed | Work::Off | Work::Button | Work::Paused | Work::Load => {}
         }
     }
 
