@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use pollux_state::{ClusterState, Proposal};
+use pollux_state::{ClusterState, Proposal, invariant};
 use pollux_wire::{
     codec::{decode, encode},
     limits::Limit,
@@ -21,9 +21,11 @@ fuzz_target!(|bytes: &[u8]| {
         rest = &after[entry.len()..];
         if let Ok(proposal) = decode::<Proposal>(entry, Limit::Consensus) {
             assert_eq!(encode(&proposal, Limit::Consensus).expect("it was as long before"), entry);
-            // Checks its own invariants, and panics where one is broken.
             index += 1;
-            let _ = state.apply(index, &proposal);
+            let before = state.clone();
+            let applied = state.apply(index, &proposal);
+            invariant::check(&before, &state, &proposal, &applied.outcome).expect("the step is allowed");
+            state.check().expect("the state is sound");
         }
     }
 });

@@ -1,0 +1,105 @@
+//! What a client of the local API sends: bodies, queries, names in paths; and what a daemon answers.
+#![no_main]
+
+use std::{fmt::Debug, str};
+
+use libfuzzer_sys::fuzz_target;
+use percent_encoding::percent_decode_str;
+use pollux_api::{
+    ApiError, ClusterView, CreateVm, EventsView, MigrateVm, NodeView, OperationView, Preflight, PreflightView,
+    ReleaseVm, RemoveNode, RemovedView, StartVm, StopVm, TakeBack, TokenRequest, TokenView, VmView, WhyView,
+    request::{ConsoleQuery, ReadQuery, body, segment},
+};
+use pollux_state::{
+    id::MacAddr,
+    vm::{Nic, VmSpec},
+};
+use serde::{Serialize, de::DeserializeOwned};
+
+fn asks<T: Serialize + DeserializeOwned + PartialEq + Debug>(bytes: &[u8]) -> Option<T> {
+    let request = body::<T>(bytes).ok()?;
+    let written = serde_json::to_vec(&request).expect("it was read");
+    assert_eq!(body::<T>(&written).as_ref(), Ok(&request));
+    Some(request)
+}
+
+/// Not compared: a number with a point may lose its last digit on the way.
+fn says<T: Serialize + DeserializeOwned>(bytes: &[u8]) {
+    if let Ok(answer) = serde_json::from_slice::<T>(bytes) {
+        let written = serde_json::to_vec(&answer).expect("it was read");
+        serde_json::from_slice::<T>(&written).expect("it was written");
+    }
+}
+
+/// Also as the log will look at it: what gets through ends up on QEMU's command line.
+fn creates(request: CreateVm) {
+    let nic = |nic: pollux_api::CreateNic| {
+        let mac = nic.mac.as_ref().map_or(Some(MacAddr([0x52, 0x54, 0, 0, 0, 1])), |text| {
+            let mac = text.parse::<MacAddr>().ok()?;
+            assert!(mac.to_string().eq_ignore_ascii_case(text), "{text} was read as {mac}");
+            Some(mac)
+        })?;
+        Some(Nic { mac, bridge: nic.bridge })
+    };
+    let Some(nics) = request.nics.into_iter().map(nic).collect::<Option<Vec<_>>>() else { return };
+    let spec = VmSpec {
+        name: request.name,
+        memory_mib: request.memory_mib,
+        vcpus: request.vcpus,
+        kernel: request.kernel,
+        initrd: request.initrd,
+        append: request.append,
+        nics,
+        machine: request.machine,
+        cpu: request.cpu,
+        autostart: request.autostart,
+    };
+    match spec.validate() {
+        Ok(()) => {
+            let words = [&spec.name, &spec.kernel, &spec.initrd, &spec.append, &spec.machine, &spec.cpu];
+            for word in words.into_iter().chain(spec.nics.iter().map(|nic| &nic.bridge)) {
+                assert!(!word.contains(char::is_control), "{word:?} got through");
+            }
+        }
+        Err(refusal) => assert!(!refusal.to_string().contains(char::is_control), "{refusal:?} is shown as it is"),
+    }
+}
+
+fn names(text: &str) {
+    let segment = segment(text);
+    assert!(segment.bytes().all(|byte| byte.is_ascii_graphic() && !b"/?#.:".contains(&byte)), "{segment}");
+    assert_eq!(percent_decode_str(&segment).decode_utf8().expect("it was text"), text);
+}
+
+fuzz_target!(|bytes: &[u8]| {
+    let Some((kind, bytes)) = bytes.split_first() else { return };
+    match kind % 24 {
+        0 => _ = asks::<TokenRequest>(bytes),
+        1 => _ = asks::<RemoveNode>(bytes),
+        2 => _ = asks::<StartVm>(bytes),
+        3 => _ = asks::<StopVm>(bytes),
+        4 => _ = asks::<ReleaseVm>(bytes),
+        5 => _ = asks::<TakeBack>(bytes),
+        6 => _ = asks::<MigrateVm>(bytes),
+        7 => _ = asks::<Preflight>(bytes),
+        8 => says::<ApiError>(bytes),
+        9 => says::<ClusterView>(bytes),
+        10 => says::<EventsView>(bytes),
+        11 => says::<NodeView>(bytes),
+        12 => says::<RemovedView>(bytes),
+        13 => says::<VmView>(bytes),
+        14 => says::<OperationView>(bytes),
+        15 => says::<PreflightView>(bytes),
+        16 => says::<WhyView>(bytes),
+        17 => says::<TokenView>(bytes),
+        18..=20 => asks::<CreateVm>(bytes).into_iter().for_each(creates),
+        _ => {
+            let Ok(text) = str::from_utf8(bytes) else { return };
+            match kind % 24 {
+                21 => _ = serde_urlencoded::from_str::<ReadQuery>(text),
+                22 => _ = serde_urlencoded::from_str::<ConsoleQuery>(text).map(|query| query.start()),
+                _ => names(text),
+            }
+        }
+    }
+});
