@@ -7,7 +7,7 @@ use std::{fs, os::unix::fs::MetadataExt as _, process::Output};
 
 use pollux_disk::{EngineKind, Replica};
 use serde_json::Value;
-use tokio::process::Command;
+use tokio::{net::UnixListener, process::Command};
 use tokio_util::sync::CancellationToken;
 use world::*;
 
@@ -35,7 +35,7 @@ fn served<F: Future<Output = ()>>(kind: EngineKind, story: impl FnOnce(String, s
         let socket = place.path("socket");
         let stop = CancellationToken::new();
         let uri = format!("nbd+unix:///web-0?socket={}", socket.display());
-        let serving = serve_at(&socket, disk, stop.clone());
+        let serving = serve_each(UnixListener::bind(&socket).unwrap(), disk, stop.clone());
         tokio::join!(
             async {
                 story(uri, place.directory.path().to_owned()).await;

@@ -1,10 +1,11 @@
-//! How bytes get into a file and out of it without anybody waiting: two ways behind one interface.
+//! How bytes get into a file and out of it without anybody waiting: behind one interface.
 //!
-//! [`Ring`] hands jobs to the kernel through io_uring; [`Threads`] has a few threads of its own do them. Either belongs to one
-//! replica, which pushes jobs and polls for their ends. What a cache holds already is read at once, by whoever asks
-//! ([`at_once`]): the kernel promises not to wait for anything there, so this may happen on the runtime's own threads.
+//! [`Ring`] hands jobs to the kernel through io_uring; [`Threads`] has a few threads of its own do them; [`Mixed`] does what each
+//! does best. Each belongs to one replica, which pushes jobs and polls for their ends. What needs no waiting is done at once, by
+//! whoever asks ([`read_at_once`], [`write_at_once`]): the kernel promises that, so it may happen on the runtime's own threads.
 
 mod blocking;
+mod mixed;
 mod ring;
 mod threads;
 
@@ -18,10 +19,10 @@ use std::{
 use bytes::Bytes;
 use rustix::{
     fs::{FallocateFlags, FlockOperation, flock},
-    io::{Errno, IoSliceMut, ReadWriteFlags},
+    io::{Errno, IoSlice, IoSliceMut, ReadWriteFlags, preadv2, pwritev2},
 };
 
-pub(crate) use self::{ring::Ring, threads::Threads};
+use self::{mixed::Mixed, ring::Ring, threads::Threads};
 use crate::buffers::Buffer;
 
 /// The file of a replica, and what keeps others from it. Whoever works on the file holds this, so that the lock ends with the last
@@ -90,7 +91,7 @@ pub(crate) trait Engine: Send {
 /// Which way to use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum EngineKind {
-    /// The ring where the kernel has it and lets this process use it, else threads.
+    /// The ring, and a thread for writes, where the kernel has a ring and lets this process use it; else threads.
     #[default]
     Best,
     /// io_uring, or nothing.
@@ -104,8 +105,8 @@ pub(crate) fn start(kind: EngineKind, file: Arc<DataFile>) -> std::io::Result<Bo
     match kind {
         EngineKind::Threads => Ok(Box::new(Threads::new(file))),
         EngineKind::Ring => Ok(Box::new(Ring::new(file)?)),
-        EngineKind::Best => match Ring::new(Arc::clone(&file)) {
-            Ok(ring) => Ok(Box::new(ring)),
+        EngineKind::Best => match Mixed::new(Arc::clone(&file)) {
+            Ok(mixed) => Ok(Box::new(mixed)),
             Err(error) => {
                 tracing::info!(%error, "no io_uring here; threads do the storage's work");
                 Ok(Box::new(Threads::new(file)))
@@ -114,24 +115,33 @@ pub(crate) fn start(kind: EngineKind, file: Arc<DataFile>) -> std::io::Result<Bo
     }
 }
 
-/// What [`at_once`] found.
+/// What came of trying something without waiting.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum AtOnce {
-    /// The buffer is full.
-    Read,
-    /// Some of it is not in memory.
-    NotThere,
-    /// This file system cannot say.
-    Unable,
+    /// It is done.
+    Done,
+    /// It would have to wait, or failed, or only a part was done: an engine's work, from the start.
+    Not,
+    /// This file system never does it.
+    Never,
 }
 
 /// Fills `buffer` from `offset` if that needs no waiting: the bytes are in the page cache.
-pub(crate) fn at_once(file: &File, offset: u64, buffer: &mut [u8]) -> AtOnce {
+pub(crate) fn read_at_once(file: &File, offset: u64, buffer: &mut [u8]) -> AtOnce {
     let wanted = buffer.len();
-    match rustix::io::preadv2(file, &mut [IoSliceMut::new(buffer)], offset, ReadWriteFlags::NOWAIT) {
-        Ok(read) if read == wanted => AtOnce::Read,
-        Err(Errno::OPNOTSUPP | Errno::INVAL | Errno::NOSYS) => AtOnce::Unable,
-        Ok(_) | Err(_) => AtOnce::NotThere,
+    judge(preadv2(file, &mut [IoSliceMut::new(buffer)], offset, ReadWriteFlags::NOWAIT), wanted)
+}
+
+/// Writes `data` at `offset` into the page cache if that needs no waiting.
+pub(crate) fn write_at_once(file: &File, offset: u64, data: &[u8]) -> AtOnce {
+    judge(pwritev2(file, &[IoSlice::new(data)], offset, ReadWriteFlags::NOWAIT), data.len())
+}
+
+fn judge(result: Result<usize, Errno>, wanted: usize) -> AtOnce {
+    match result {
+        Ok(bytes) if bytes == wanted => AtOnce::Done,
+        Err(Errno::OPNOTSUPP | Errno::INVAL | Errno::NOSYS) => AtOnce::Never,
+        Ok(_) | Err(_) => AtOnce::Not,
     }
 }
 

@@ -8,12 +8,17 @@ use std::{
     collections::VecDeque,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, Waker},
+    time::{Duration, Instant},
 };
 
 use super::{DataFile, Engine, Finished, Job, Work, blocking};
 
 /// Reads at a time.
 const READERS: usize = 4;
+/// Ends of writes that are told together while more writes wait: who is woken for each of them spends more on waking than on writing.
+const WRITES_TOLD_TOGETHER: usize = 8;
+/// How long the first of them waits for the others at most.
+const TOLD_AFTER: Duration = Duration::from_micros(100);
 
 /// See the module's text.
 pub(crate) struct Threads {
@@ -37,6 +42,7 @@ struct Lane {
     queue: Arc<Queue>,
     threads: usize,
     threads_max: usize,
+    told_together: usize,
 }
 
 #[derive(Default)]
@@ -58,9 +64,9 @@ impl Threads {
         Self {
             file,
             ended: Arc::default(),
-            changes: Lane::new("disk-write", 1),
-            reads: Lane::new("disk-read", READERS),
-            syncs: Lane::new("disk-sync", 1),
+            changes: Lane::new("disk-write", 1, WRITES_TOLD_TOGETHER),
+            reads: Lane::new("disk-read", READERS, 1),
+            syncs: Lane::new("disk-sync", 1, 1),
         }
     }
 }
@@ -93,8 +99,8 @@ impl Engine for Threads {
 }
 
 impl Lane {
-    fn new(name: &'static str, threads_max: usize) -> Self {
-        Self { name, pushed: Vec::new(), queue: Arc::default(), threads: 0, threads_max }
+    fn new(name: &'static str, threads_max: usize, told_together: usize) -> Self {
+        Self { name, pushed: Vec::new(), queue: Arc::default(), threads: 0, threads_max, told_together }
     }
 
     /// Gives what was pushed to the lane's threads.
@@ -114,7 +120,9 @@ impl Lane {
         let wanted = waiting.saturating_sub(idle).min(self.threads_max - self.threads);
         for _ in 0..wanted {
             let (ended, queue) = (Arc::clone(ended), Arc::clone(&self.queue));
-            let spawned = std::thread::Builder::new().name(self.name.to_owned()).spawn(move || work(&ended, &queue));
+            let together = self.told_together;
+            let spawned =
+                std::thread::Builder::new().name(self.name.to_owned()).spawn(move || work(&ended, &queue, together));
             match spawned {
                 Ok(_) => self.threads += 1,
                 Err(error) if self.threads == 0 => {
@@ -138,7 +146,9 @@ fn refuse(job: Job, errno: rustix::io::Errno) -> Finished {
 }
 
 /// A thread of a lane.
-fn work(ended: &Mutex<Ended>, queue: &Queue) {
+fn work(ended: &Mutex<Ended>, queue: &Queue, together: usize) {
+    // Ends that nobody was woken for, and since when there are any.
+    let (mut untold, mut since) = (0, Instant::now());
     let mut state = lock(&queue.state);
     loop {
         if let Some((file, job)) = state.jobs.pop_front() {
@@ -146,15 +156,25 @@ fn work(ended: &Mutex<Ended>, queue: &Queue) {
             let finished = blocking::perform(&file.data, job);
             // Before its end is told: who hears of the last one may give the replica to somebody else.
             drop(file);
+            state = lock(&queue.state);
+            if untold == 0 {
+                since = Instant::now();
+            }
+            untold += 1;
+            let tell = state.jobs.is_empty() || untold >= together || since.elapsed() >= TOLD_AFTER;
             let waker = {
                 let mut ended = lock(ended);
                 ended.finished.push(finished);
-                ended.waker.take()
+                if tell { ended.waker.take() } else { None }
             };
-            if let Some(waker) = waker {
-                waker.wake();
+            if tell {
+                untold = 0;
             }
-            state = lock(&queue.state);
+            if let Some(waker) = waker {
+                drop(state);
+                waker.wake();
+                state = lock(&queue.state);
+            }
         } else if state.over {
             return;
         } else {

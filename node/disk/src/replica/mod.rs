@@ -4,8 +4,9 @@
 //! [`Replica`] is one that is open: a [`Disk`], with its file locked against every other opener. Its owner is whoever serves or
 //! mirrors the volume; it ends when dropped, and the lock is free when the last write that was under way has ended.
 //!
-//! The file is written through the page cache, and a sync makes it durable. Direct I/O was measured and left: see
-//! `docs/performance.md`.
+//! The file is written through the page cache, and a sync makes it durable: reads find what was written lately, and writes that
+//! nobody waits for are gathered. Direct I/O is faster where every few writes are synced, and slower where they are not
+//! (`docs/performance.md`); it would be a second way into the same file, for a pool that wants it.
 
 mod core;
 mod home;
@@ -29,12 +30,12 @@ pub use self::{
 use crate::{
     buffers::Buffers,
     disk::{Completion, Disk, Operation, Tag},
-    engine::{self, AtOnce, DataFile, Engine, EngineKind, Finished, Job, Work, at_once},
+    engine::{self, AtOnce, DataFile, Engine, EngineKind, Finished, Job, Work, read_at_once, write_at_once},
     map::DataMap,
 };
 
-/// Reads of at most so many bytes are tried at once, on the thread that asks: what is in memory is copied in less time than
-/// it takes to have another thread do it. Longer ones would keep the runtime's thread from other things.
+/// Reads and writes of at most so many bytes are tried at once, on the thread that asks: from and to memory they are copied in less
+/// time than it takes to have another thread do it. Longer ones would keep the runtime's thread from other things.
 const AT_ONCE_BYTES_MAX: usize = 128 << 10;
 
 /// An open replica. See the module's text.
@@ -44,8 +45,10 @@ pub struct Replica {
     file: Arc<DataFile>,
     home: Home,
     size: u64,
-    /// Whether the file system can say what is in memory.
-    tries_at_once: bool,
+    /// Whether the file system reads without waiting, as far as is known.
+    reads_at_once: bool,
+    /// And writes: XFS and btrfs do, ext4 does not.
+    writes_at_once: bool,
     told_of_failure: bool,
     finished: Vec<Finished>,
 }
@@ -61,7 +64,8 @@ impl Replica {
             file,
             home,
             size,
-            tries_at_once: true,
+            reads_at_once: true,
+            writes_at_once: true,
             told_of_failure: false,
             finished: Vec::new(),
         })
@@ -71,7 +75,7 @@ impl Replica {
     fn start_jobs(&mut self) {
         self.core.sync();
         while let Some(job) = self.core.todo.pop_front() {
-            match self.read_at_once(job) {
+            match self.try_at_once(job) {
                 Ok(finished) => self.core.finished(finished),
                 Err(job) => self.engine.push(job),
             }
@@ -79,16 +83,29 @@ impl Replica {
         }
     }
 
-    fn read_at_once(&mut self, job: Job) -> Result<Finished, Job> {
-        let Job { id, work: Work::Read { offset, mut buffer } } = job else { return Err(job) };
-        if self.tries_at_once && buffer.len() <= AT_ONCE_BYTES_MAX {
-            match at_once(&self.file.data, offset, &mut buffer) {
-                AtOnce::Read => return Ok(Finished { id, result: Ok(()), buffer: Some(buffer) }),
-                AtOnce::NotThere => {}
-                AtOnce::Unable => self.tries_at_once = false,
+    /// Does a job if that needs no waiting; gives it back if not.
+    fn try_at_once(&mut self, job: Job) -> Result<Finished, Job> {
+        let Job { id, mut work } = job;
+        let (tried, able) = match &mut work {
+            Work::Read { offset, buffer } if self.reads_at_once && buffer.len() <= AT_ONCE_BYTES_MAX => {
+                (read_at_once(&self.file.data, *offset, buffer), &mut self.reads_at_once)
             }
+            Work::Write { offset, data } if self.writes_at_once && data.len() <= AT_ONCE_BYTES_MAX => {
+                (write_at_once(&self.file.data, *offset, data), &mut self.writes_at_once)
+            }
+            Work::Read { .. } | Work::Write { .. } | Work::Punch { .. } | Work::Zero { .. } | Work::Sync => {
+                return Err(Job { id, work });
+            }
+        };
+        match tried {
+            AtOnce::Done => {
+                let buffer = if let Work::Read { buffer, .. } = work { Some(buffer) } else { None };
+                return Ok(Finished { id, result: Ok(()), buffer });
+            }
+            AtOnce::Never => *able = false,
+            AtOnce::Not => {}
         }
-        Err(Job { id, work: Work::Read { offset, buffer } })
+        Err(Job { id, work })
     }
 
     /// Writes down, once, that this replica is out of use, so that it stays so when it is opened again.
@@ -148,5 +165,64 @@ impl Disk for Replica {
 impl std::fmt::Debug for Replica {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Replica").field("home", &self.home).field("size", &self.size).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+
+    use super::*;
+    use crate::disk::{DiskError, perform};
+
+    const SIZE: u64 = 1 << 20;
+
+    /// Storage that takes everything and cannot make it stable.
+    #[derive(Default)]
+    struct Forgetful(VecDeque<Job>);
+
+    impl Engine for Forgetful {
+        fn push(&mut self, job: Job) {
+            self.0.push_back(job);
+        }
+
+        fn poll(&mut self, _: &mut Context<'_>, finished: &mut Vec<Finished>) -> Poll<()> {
+            for Job { id, work } in self.0.drain(..) {
+                let result = if matches!(work, Work::Sync) { Err(Errno::IO) } else { Ok(()) };
+                let buffer = if let Work::Read { buffer, .. } = work { Some(buffer) } else { None };
+                finished.push(Finished { id, result, buffer });
+            }
+            if finished.is_empty() { Poll::Pending } else { Poll::Ready(()) }
+        }
+    }
+
+    #[tokio::test]
+    async fn after_a_failed_sync_it_is_out_of_use_also_when_it_is_opened_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let pool = Pool::open(directory.path()).unwrap();
+        pool.create("v", SIZE).unwrap();
+        let mut replica = pool.open_replica("v", SIZE, EngineKind::Threads).await.unwrap();
+        replica.engine = Box::new(Forgetful::default());
+
+        let write = |durable| Operation::Write { offset: 0, data: vec![1; 4096].into(), durable };
+        perform(&mut replica, write(false)).await.unwrap();
+        for operation in [Operation::Flush, Operation::Flush, write(false), Operation::Read { offset: 0, bytes: 4096 }]
+        {
+            let failed = perform(&mut replica, operation).await.unwrap_err();
+            assert!(matches!(failed, DiskError::Failed { source: Errno::IO }), "{failed}");
+        }
+        while !directory.path().join("v/failed").exists() {
+            tokio::task::yield_now().await;
+        }
+        drop(replica);
+
+        let again = loop {
+            match pool.open_replica("v", SIZE, EngineKind::Threads).await {
+                // Who writes it down has the file still.
+                Err(OpenError::Busy { .. }) => tokio::task::yield_now().await,
+                other => break other.map(drop).unwrap_err(),
+            }
+        };
+        assert!(matches!(again, OpenError::Failed { .. }), "{again}");
     }
 }

@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 /// Longer than anything here takes, so that a test that hangs ends and says where.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 pub(crate) const MIB: u64 = 1 << 20;
-pub(crate) const ENGINES: [EngineKind; 2] = [EngineKind::Ring, EngineKind::Threads];
+pub(crate) const ENGINES: [EngineKind; 3] = [EngineKind::Ring, EngineKind::Threads, EngineKind::Best];
 
 /// Runs `story` on a runtime of its own, once with each engine that is there.
 pub(crate) fn with_each_engine<S, F>(story: S)
@@ -87,9 +87,8 @@ pub(crate) fn on_a_small_file_system(bytes: u64, story: impl FnOnce(&Path) + Sen
     }
 }
 
-/// Serves `disk` on a socket at `path` to one client after the other, until it is told to stop. Gives the disk back.
-pub(crate) async fn serve_at<D: Disk + Send>(path: &Path, mut disk: D, stop: CancellationToken) -> D {
-    let listener = UnixListener::bind(path).unwrap();
+/// Serves `disk` to one client of `listener` after the other, until it is told to stop. Gives the disk back.
+pub(crate) async fn serve_each<D: Disk + Send>(listener: UnixListener, mut disk: D, stop: CancellationToken) -> D {
     let options = ServeOptions { name: "web-0".to_owned(), read_only: false };
     loop {
         tokio::select! {

@@ -1,0 +1,47 @@
+//! The ring for what waits in the kernel, a thread for writes.
+//!
+//! A write into the page cache is a copy and little else. Where the file system does not do it without waiting (ext4 does not), the
+//! ring hands it to a thread of the kernel's and tells of each end singly; a thread of our own takes all that came together and tells of
+//! them together, which measured a fifth less of the processor's time. Reads that find nothing in memory, syncs and holes wait for the disk: the ring
+//! has as many of them under way as there are.
+
+use std::{
+    io,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use super::{DataFile, Engine, Finished, Job, Ring, Threads, Work};
+
+/// See the module's text.
+pub(crate) struct Mixed {
+    ring: Ring,
+    writes: Threads,
+}
+
+impl Mixed {
+    /// For `file`.
+    ///
+    /// # Errors
+    /// When there is no ring.
+    pub(crate) fn new(file: Arc<DataFile>) -> io::Result<Self> {
+        Ok(Self { ring: Ring::new(Arc::clone(&file))?, writes: Threads::new(file) })
+    }
+}
+
+impl Engine for Mixed {
+    fn push(&mut self, job: Job) {
+        match job.work {
+            Work::Write { .. } => self.writes.push(job),
+            Work::Read { .. } | Work::Punch { .. } | Work::Zero { .. } | Work::Sync => self.ring.push(job),
+        }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>, finished: &mut Vec<Finished>) -> Poll<()> {
+        let mut written = Vec::new();
+        let writes = self.writes.poll(cx, &mut written);
+        let rest = self.ring.poll(cx, finished);
+        finished.append(&mut written);
+        if writes.is_ready() || rest.is_ready() { Poll::Ready(()) } else { Poll::Pending }
+    }
+}
