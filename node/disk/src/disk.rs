@@ -219,7 +219,8 @@ pub trait Disk: Send {
     fn submit(&mut self, tag: Tag, operation: Operation);
 
     /// Starts what was submitted and appends what has ended to `done`: `Ready` when that was at least one. `Pending`: the task
-    /// is woken when there may be more, if anything is in flight at all.
+    /// is woken when there may be more, if anything is in flight at all. Whoever serves a disk polls it also when nothing is in
+    /// flight, so that it can do work of its own, and wake the task for that.
     fn poll(&mut self, cx: &mut Context<'_>, done: &mut Vec<Completion>) -> Poll<()>;
 }
 

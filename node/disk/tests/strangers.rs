@@ -5,7 +5,7 @@ mod world;
 
 use std::{fs, os::unix::fs::MetadataExt as _, process::Output};
 
-use pollux_disk::{EngineKind, Replica};
+use pollux_disk::{EngineKind, Pool, Replica};
 use serde_json::Value;
 use tokio::{net::UnixListener, process::Command};
 use tokio_util::sync::CancellationToken;
@@ -147,6 +147,32 @@ fn qemu_reads_writes_zeroes_trims_and_flushes() {
             assert!(holes > 60 * MIB, "{map}");
         });
     }
+}
+
+#[test]
+fn qemu_hears_that_the_pool_is_full_and_goes_on_when_there_is_room() {
+    on_a_small_file_system(4 * MIB, |path| {
+        run(async {
+            let pool = Pool::open(path).unwrap();
+            pool.create("v", SIZE).unwrap();
+            let disk = pool.open_replica("v", SIZE, EngineKind::Best).await.unwrap();
+            let (socket, stop) = (path.join("socket"), CancellationToken::new());
+            let uri = format!("nbd+unix:///?socket={}", socket.display());
+            let serving = serve_each(UnixListener::bind(&socket).unwrap(), disk, stop.clone());
+            let story = async {
+                let io = ["qemu-io", "-f", "raw", "-c", "write -P 1 0 2M", "-c", "write -P 2 2M 8M", "-c"];
+                let told = program(&[&io[..], &["read -P 1 0 2M", &uri]].concat()).await;
+                let told = String::from_utf8_lossy(&[told.stdout, told.stderr].concat()).into_owned();
+                assert!(told.contains("write failed: No space left on device"), "{told}");
+                assert!(told.contains("read 2097152/2097152") && !told.contains("verification"), "{told}");
+
+                let again = ["qemu-io", "-f", "raw", "-c", "discard 2M 8M", "-c", "write -P 3 2M 1M", "-c"];
+                does(&[&again[..], &["read -P 3 2M 1M", &uri]].concat()).await;
+                stop.cancel();
+            };
+            tokio::join!(story, serving);
+        });
+    });
 }
 
 #[test]

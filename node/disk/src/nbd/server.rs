@@ -223,7 +223,8 @@ impl<'a, D: Disk + ?Sized> Connection<'a, D> {
 
     /// Starts what was handed over, and encodes what has ended. Whether there was anything.
     fn complete(&mut self, cx: &mut Context<'_>) -> bool {
-        if self.in_flight.is_empty() || self.disk.poll(cx, &mut self.done).is_pending() {
+        // Also when nothing is under way: the disk may have things to do for itself.
+        if self.disk.poll(cx, &mut self.done).is_pending() {
             return false;
         }
         let mut done = std::mem::take(&mut self.done);
