@@ -12,20 +12,18 @@
 //! ```
 //! When it ends, the machine ends with it.
 
+mod asking;
+mod reach;
+
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use pollux_link::{Peer, RecvStream, SendStream};
-use pollux_raft::{ProposeError, View as Applied};
+use pollux_raft::View as Applied;
 use pollux_state::{
-    Command, Proposal, UnixMs,
+    UnixMs,
     id::{Generation, OpId, Owner, VmId},
     vm::{Phase, VmSpec},
 };
-use pollux_vm::{
-    Effect, Event, Millis, Ticket, View, VmCore,
-    event::Progress,
-    message::{Greeting, StreamGreeting},
-};
+use pollux_vm::{Effect, Event, Millis, Ticket, View, VmCore, event::Progress, message::Greeting};
 use tokio::{
     sync::{mpsc, watch},
     time::Instant,
@@ -43,50 +41,16 @@ use super::{
     stopwatch::Stopwatch,
     worker::{self, Job, Worker},
 };
-use crate::metrics::{self, Proposed};
+
+pub use reach::Status;
+pub(super) use reach::{Handle, Mail};
 
 /// Letters that may wait for an actor; senders wait then.
 pub(super) const MAIL_MAX: usize = 256;
 /// Streams that may wait for their move to be admitted: one control stream and as many page streams as a move may have.
 const EARLY_MAX: usize = STREAMS_MAX as usize + 1;
-/// One attempt to put a proposal into the log, or to read it, in milliseconds. The next follows with the same id.
-const ATTEMPT_MS: u64 = 2_000;
-/// Pause between attempts, in milliseconds.
-const AGAIN_MS: u64 = 100;
-/// A guest that has sent nothing for so long after its move has nothing to say, in milliseconds.
-const SILENCE_MS_MAX: u64 = 60_000;
-
 /// As long as a guest may act, the kernel is told so this often, in milliseconds. A fraction of the fence's time.
 const KEEP_MS: u64 = 1_000;
-
-/// What reaches an actor.
-pub(super) enum Mail {
-    /// For the core.
-    Event(Event),
-    /// For the core, from a session of a move: dropped when that session is not the current one any more.
-    Session { number: u64, event: Event },
-    /// For the core, of what was done to one machine: dropped when that is not the current one any more.
-    Machine { number: u64, event: Event },
-    /// The worker made this machine.
-    Guest(Arc<dyn Guest>),
-    /// The worker ended it.
-    GuestGone,
-    /// The source of a move wants in.
-    Control { peer: Peer, greeting: Greeting, send: SendStream, recv: RecvStream },
-    /// One of its page streams.
-    Pages { peer: Peer, greeting: StreamGreeting, recv: RecvStream },
-}
-
-/// What the API shows of an actor.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Status {
-    /// A word, such as `running` or `receiving`.
-    pub doing: &'static str,
-    /// Whether its frames may leave this node now, and of which generation.
-    pub gate: Option<Generation>,
-    /// Where its move stands, if it is the source of one, and since when by this host's clock.
-    pub progress: Option<(Progress, UnixMs)>,
-}
 
 pub(super) struct Actor {
     vm: VmId,
@@ -122,24 +86,6 @@ pub(super) struct Actor {
     /// When the kernel is to be told next that the guest may act, once it runs.
     keep_at: Option<Instant>,
     progress: Option<(Progress, UnixMs)>,
-}
-
-/// The channels by which the rest of the daemon reaches an actor.
-#[derive(Clone)]
-pub(super) struct Handle {
-    pub(super) post: mpsc::Sender<Mail>,
-    pub(super) status: watch::Receiver<Status>,
-    pub(super) guest: watch::Receiver<Option<Arc<dyn Guest>>>,
-    log: watch::Receiver<Log>,
-    /// How many consoles are attached.
-    pub(super) attached: Arc<watch::Sender<u64>>,
-}
-
-impl Handle {
-    /// What the guest wrote to its console, also if it does not run now.
-    pub(super) fn log(&self) -> Log {
-        self.guest.borrow().as_ref().map_or_else(|| self.log.borrow().clone(), |guest| guest.log())
-    }
 }
 
 impl Actor {
@@ -520,108 +466,6 @@ impl Actor {
             incoming.end(reason);
         }
         self.progress = None;
-    }
-
-    fn propose(&mut self, ticket: Ticket, mut command: Command) {
-        if let Command::Arrived { op, report, .. } = &mut command {
-            report.parts = self.stopwatch.parts();
-            self.arrival = Some((ticket, *op));
-        }
-        let proposal = Proposal { id: self.shared.mint(), by: self.me.node, at: super::wall_ms(), command };
-        let cancel = CancellationToken::new();
-        self.asks.insert(ticket, cancel.clone());
-        let (consensus, post) = (self.shared.consensus.clone(), self.post.clone());
-        self.note(ticket);
-        self.shared.spawn(cancel.run_until_cancelled_owned(async move {
-            if matches!(proposal.command, Command::Switchover { .. }) {
-                hold::at(Place::Switchover).await;
-            } else if matches!(proposal.command, Command::Arrived { .. }) {
-                hold::at(Place::Arrived).await;
-            }
-            let asked = Instant::now();
-            loop {
-                match consensus.propose(proposal.clone(), Duration::from_millis(ATTEMPT_MS)).await {
-                    Ok(applied) => {
-                        let refused = matches!(applied.outcome, pollux_state::Outcome::Refused(_));
-                        let outcome = if refused { Proposed::Refused } else { Proposed::Applied };
-                        metrics::proposed(asked.elapsed(), outcome);
-                        if let pollux_state::Outcome::Refused(why) = &applied.outcome {
-                            tracing::info!(command = ?proposal.command, %why, "refused by the log");
-                        }
-                        let answer = Event::Answered { ticket, index: applied.index, outcome: applied.outcome };
-                        // An actor that is gone needs no answer.
-                        let _ = post.send(Mail::Event(answer)).await;
-                        return;
-                    }
-                    Err(error @ ProposeError::Refused { .. }) => {
-                        tracing::error!(%error, command = ?proposal.command, "the log does not even look at it");
-                        tokio::time::sleep(Duration::from_millis(ATTEMPT_MS)).await;
-                    }
-                    Err(error @ (ProposeError::Unknown { .. } | ProposeError::NoLeader { .. })) => {
-                        tracing::debug!(%error, "the proposal's outcome is not known; asking again");
-                    }
-                }
-                tokio::time::sleep(Duration::from_millis(AGAIN_MS)).await;
-            }
-        }));
-    }
-
-    /// Tells the log when the guest was heard of again after its move. Once, for people: if it is lost, nothing else is.
-    fn listen_for_guest(&self, op: OpId) {
-        let Some(guest) = self.guest.borrow().clone() else { return };
-        let Some(silence) = self.stopwatch.silence() else { return };
-        let consensus = self.shared.consensus.clone();
-        let (id, by, cancel) = (self.shared.mint(), self.me.node, self.ended.clone());
-        self.shared.spawn(cancel.run_until_cancelled_owned(async move {
-            let Ok(heard) = tokio::time::timeout(Duration::from_millis(SILENCE_MS_MAX), guest.heard()).await else {
-                return;
-            };
-            let command = Command::HeardAgain { op, silence_ms: silence.until_ms(heard) };
-            let proposal = Proposal { id, by, at: super::wall_ms(), command };
-            if let Err(error) = consensus.propose(proposal, Duration::from_millis(ATTEMPT_MS)).await {
-                tracing::debug!(%op, %error, "when the guest was heard again is not in the log");
-            }
-        }));
-    }
-
-    fn confirm(&mut self, ticket: Ticket) {
-        self.reading.cancel();
-        self.reading = CancellationToken::new();
-        let reading = self.reading.clone();
-        let (consensus, post, vm) = (self.shared.consensus.clone(), self.post.clone(), self.vm);
-        let (applied, clock, guest) = (self.applied.clone(), self.shared.clock, self.guest.subscribe());
-        self.shared.spawn(reading.run_until_cancelled_owned(async move {
-            loop {
-                if let Some(guest) = &*guest.borrow() {
-                    guest.note(ticket);
-                }
-                let asked = Instant::now();
-                let began = clock.now();
-                match consensus.linearizable(Duration::from_millis(ATTEMPT_MS)).await {
-                    Ok(_) => {
-                        let took_ms = u32::try_from(asked.elapsed().as_millis()).unwrap_or(u32::MAX);
-                        let view = {
-                            let applied = applied.borrow();
-                            View::of(&applied.state, applied.applied, vm)
-                        };
-                        // The core must see the state that was read before it hears that it is current.
-                        if post.send(Mail::Event(Event::Decided(view))).await.is_ok() {
-                            let _ = post.send(Mail::Event(Event::Confirmed { ticket, began, took_ms })).await;
-                        }
-                        return;
-                    }
-                    Err(error) => tracing::debug!(%error, "the log could not be read; asking again"),
-                }
-                tokio::time::sleep(Duration::from_millis(AGAIN_MS)).await;
-            }
-        }));
-    }
-
-    /// The log is about to be asked: from here on the kernel counts how old the answer is.
-    fn note(&self, question: Ticket) {
-        if let Some(guest) = &*self.guest.borrow() {
-            guest.note(question);
-        }
     }
 
     /// Something that the actor has for itself.
