@@ -2,6 +2,8 @@
 
 use std::{
     fmt,
+    fs::File,
+    io::Read as _,
     path::{Path, PathBuf},
 };
 
@@ -12,11 +14,14 @@ use super::super::exit::Failure;
 /// Read a file. Relative paths in it start beside it.
 pub(crate) fn load(path: &Path) -> Result<VmFile, Failure> {
     let cannot = |error: &dyn fmt::Display| Failure::usage(format!("cannot read {}: {error}", path.display()));
-    let size = std::fs::metadata(path).map_err(|error| cannot(&error))?.len();
-    if size > FILE_BYTES_MAX {
-        return Err(cannot(&format_args!("{size} bytes are more than a VM needs ({FILE_BYTES_MAX})")));
+    let file = File::open(path).map_err(|error| cannot(&error))?;
+    // What says nothing of its size, such as a pipe or a device, is not read further either.
+    let mut bytes = Vec::new();
+    file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(|error| cannot(&error))?;
+    if bytes.len() as u64 > FILE_BYTES_MAX {
+        return Err(cannot(&format_args!("it has more bytes than a VM needs ({FILE_BYTES_MAX})")));
     }
-    let text = std::fs::read_to_string(path).map_err(|error| cannot(&error))?;
+    let text = String::from_utf8(bytes).map_err(|error| cannot(&error))?;
     let beside = std::path::absolute(path).map_err(|error| cannot(&error))?;
     parse(&text, path, beside.parent().unwrap_or(Path::new("/")))
 }
@@ -98,6 +103,12 @@ mod tests {
 
         let failure = parse("name = web").unwrap_err();
         assert!(failure.message.contains("line 1"), "{failure}");
+    }
+
+    #[test]
+    fn a_file_without_end_is_not_read_to_it() {
+        let failure = load(Path::new("/dev/zero")).unwrap_err();
+        assert!(failure.message.contains("more bytes than a VM needs"), "{failure}");
     }
 
     #[test]
