@@ -43,6 +43,11 @@ impl Grains {
         self.0.remove_range(numbers(range, GRAIN_BYTES));
     }
 
+    /// Those of a volume of `size` bytes: the last extent of one may have grains beyond its end.
+    pub fn clip(&mut self, size: u64) {
+        self.0.remove_range(number(size.div_ceil(GRAIN_BYTES))..);
+    }
+
     /// Is there any that holds a byte of `range`?
     #[must_use]
     pub fn touches(&self, range: &Range<u64>) -> bool {

@@ -26,6 +26,9 @@ use crate::{
     request::{Answer, Failure, Part, Request, RequestId, Tag},
 };
 
+/// More than so many milliseconds between two events count as these: [`Event::Tick`] comes at least as often.
+const AWAKE_MS: Millis = 1_000;
+
 /// What a mirror may take. Every wait and every number in it has a limit (DESIGN, rule 20).
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
@@ -182,7 +185,9 @@ pub struct ReplicaStatus {
 pub struct Mirror {
     size: u64,
     limits: Limits,
+    /// Milliseconds in which this process was awake, and the time of the last event.
     now: Millis,
+    heard: Millis,
     version: u64,
     members: BTreeSet<ReplicaId>,
     peers: BTreeMap<ReplicaId, Peer>,
@@ -202,10 +207,14 @@ pub struct Mirror {
     notes_again: BTreeSet<(ReplicaId, ReplicaId)>,
     /// A change of the set was proposed and is not decided.
     proposed: bool,
-    /// The mirror's own flush, to settle: what it covers, and whom it still waits for.
-    flush: Option<(u64, BTreeSet<Tag>)>,
+    /// The mirror's own flush, to settle.
+    flush: Option<OwnFlush>,
     /// What members are being told to have settled: a change that overtook that would be unmarked there.
     settling: BTreeMap<Tag, Extents>,
+    /// The same of who was taken in: all but these are not active there any more.
+    welcomes: BTreeMap<Tag, Extents>,
+    /// Who has to be told so again.
+    welcome_again: BTreeSet<ReplicaId>,
     copies: BTreeMap<u64, Copy>,
     last_copy: u64,
     credit: u64,
@@ -221,6 +230,16 @@ pub struct Mirror {
     changed_at: Millis,
     begun: bool,
     over: bool,
+}
+
+/// A flush of the mirror's own.
+#[derive(Debug)]
+struct OwnFlush {
+    /// Changes that had ended before it began.
+    covers: u64,
+    /// Who was asked, and what is still to end.
+    asked: BTreeSet<ReplicaId>,
+    waits: BTreeSet<Tag>,
 }
 
 /// What was asked of a replica and has not ended.
@@ -265,7 +284,8 @@ impl Mirror {
         assert!(!members.is_empty(), "a volume without a replica in its set has no content");
         assert!(members.iter().all(|member| lacks.contains_key(member)), "the members are replicas");
         assert!(lacks.iter().any(|(id, lacks)| members.contains(id) && lacks.is_empty()), "one of the set is whole");
-        let peer = |(id, lacks): (ReplicaId, Grains)| {
+        let peer = |(id, mut lacks): (ReplicaId, Grains)| {
+            lacks.clip(size);
             let standing = if members.contains(&id) { Standing::Member } else { Standing::Out };
             (id, Peer::new(standing, lacks))
         };
@@ -275,6 +295,7 @@ impl Mirror {
             size,
             limits,
             now: 0,
+            heard: 0,
             version,
             peers: lacks.into_iter().map(peer).collect(),
             members,
@@ -290,6 +311,8 @@ impl Mirror {
             proposed: false,
             flush: None,
             settling: BTreeMap::new(),
+            welcomes: BTreeMap::new(),
+            welcome_again: BTreeSet::new(),
             copies: BTreeMap::new(),
             last_copy: 0,
             credit: 0,
@@ -306,8 +329,16 @@ impl Mirror {
 
     /// Applies one event. Total: whatever comes, in whatever order, has a meaning or none.
     pub fn on(&mut self, now: Millis, event: Event) -> Vec<Effect> {
-        self.now = self.now.max(now);
+        // A process that slept has not waited for anybody.
+        self.now += now.saturating_sub(self.heard).min(AWAKE_MS);
+        self.heard = self.heard.max(now);
         let mut fx = Vec::new();
+        if self.over {
+            if let Event::Request(request) = event {
+                fx.push(Effect::Answer { request: request.id, answer: Err(Failure::Fenced) });
+            }
+            return fx;
+        }
         if !core::mem::replace(&mut self.begun, true) {
             self.let_go_of_who_differs(&mut fx);
         }
@@ -318,7 +349,11 @@ impl Mirror {
             Event::Forgot { replica } => self.forgot(replica, &mut fx),
             Event::Decided { version, members } => self.decided(version, members, &mut fx),
             Event::Catch { replica, lacks } => self.catch(replica, &lacks),
-            Event::Credit(bytes) => self.credit = self.credit.saturating_add(bytes),
+            Event::Credit(bytes) => {
+                // What was not used lately is not saved up.
+                let most = self.limits.copy_bytes.saturating_mul(self.limits.copies_max as u64);
+                self.credit = self.credit.saturating_add(bytes).min(most.max(bytes));
+            }
             Event::Tick => self.tick(&mut fx),
         }
         self.go_on(&mut fx);
@@ -388,7 +423,9 @@ impl Mirror {
             (Purpose::Note, Err(_)) => self.note_failed(tag),
             (Purpose::Settling, Ok(())) => drop(self.settling.remove(&tag)),
             (Purpose::Settling, Err(_)) => self.settling_failed(tag),
-            (Purpose::JoinFlush, Err(_)) | (Purpose::Request(_) | Purpose::Welcome | Purpose::Aside, _) => {}
+            (Purpose::Welcome, Ok(())) => drop(self.welcomes.remove(&tag)),
+            (Purpose::Welcome, Err(_)) => self.welcome_failed(replica, tag),
+            (Purpose::JoinFlush, Err(_)) | (Purpose::Request(_) | Purpose::Aside, _) => {}
         }
     }
 
@@ -412,6 +449,13 @@ impl Mirror {
         self.asked.insert(tag, Asked { replica, since: self.now, purpose });
         fx.push(Effect::Ask { replica, tag, of, part, range });
         tag
+    }
+
+    /// What may differ, as grains.
+    fn hot(&self) -> Grains {
+        let mut hot = Grains::from(&self.heat.extents());
+        hot.clip(self.size);
+        hot
     }
 
     /// Those whose word is needed before the guest is answered: the set, and whoever is in it perhaps.

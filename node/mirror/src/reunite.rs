@@ -38,7 +38,8 @@ pub fn reunite(
     let of_members = || reports.iter().filter(|(id, _)| members.contains(id)).map(|(_, report)| report);
     let mut active = Extents::default();
     of_members().for_each(|report| active.union(report.active()));
-    let differing = Grains::from(&active);
+    let mut differing = Grains::from(&active);
+    differing.clip(size);
     let lacks = |id: &ReplicaId| {
         if *id == authority {
             return Grains::default();
@@ -50,6 +51,7 @@ pub fn reunite(
                 (Some(_), Some(own)) => {
                     notes.for_each(|note| lacks.union(note));
                     lacks.union(&Grains::from(own.active()));
+                    lacks.clip(size);
                 }
                 // Nobody knows, or not everything.
                 (None, _) | (_, None) => lacks.insert(&(0..size)),

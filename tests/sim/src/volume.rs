@@ -33,7 +33,8 @@ type Time = u64;
 const UNIT_BYTES: u64 = pollux_mirror::GRAIN_BYTES / 4;
 /// Extents of the volume.
 const EXTENTS: u64 = 8;
-/// Its size, in bytes. It ends within a grain.
-const SIZE: u64 = EXTENTS * pollux_mirror::EXTENT_BYTES - 3 * UNIT_BYTES;
+/// By how much the volume is smaller than its extents, in units: it ends with an extent, within the last grain of one, at the end
+/// of a grain, and early in its last extent.
+const SHORT_BY: [u64; 4] = [0, 3, 4 * 37, 4 * 60 + 1];
 /// Replicas.
 const REPLICAS: usize = 3;

@@ -30,7 +30,8 @@ fn fixed_seeds_break_no_rule_and_all_replicas_come_together() {
     }
     // A simulation in which nothing happens proves nothing either.
     let Outcome { acknowledged, parked, hosts, left, joined, .. } = total;
-    let busy = acknowledged > SEEDS * 100 && parked > SEEDS * 10 && hosts > SEEDS * 2 && left > SEEDS && joined > SEEDS;
+    let busy =
+        acknowledged > SEEDS * 100 && parked > SEEDS * 10 && hosts > SEEDS * 2 && left > SEEDS && joined > SEEDS / 2;
     assert!(busy, "too little happened: {total:?}");
 }
 
@@ -58,12 +59,12 @@ fn taking_writes_of_an_older_generation_is_found() {
 
 #[test]
 fn writing_without_the_activity_log_is_found() {
-    must_break(Control::NoActivityLog, &["which it may not", "the replicas differ"]);
+    must_break(Control::NoActivityLog, &["which it may not", "the replicas differ", "rule 14"]);
 }
 
 #[test]
 fn losing_one_grain_of_what_lacks_is_found() {
-    must_break(Control::ForgetOneGrain, &["which it may not", "the replicas differ"]);
+    must_break(Control::ForgetOneGrain, &["which it may not", "the replicas differ", "rule 14"]);
 }
 
 #[test]

@@ -20,6 +20,8 @@ pub(super) struct Copy {
     pub(super) to: ReplicaId,
     range: Range<u64>,
     step: Step,
+    /// Whom it was for does not listen any more; its range is free when the members have noted what they were asked to.
+    void: bool,
 }
 
 #[derive(Debug)]
@@ -69,6 +71,9 @@ impl Mirror {
 
     /// Begins to copy a range, unless it is being copied, or written, or nobody has it.
     fn copy(&mut self, to: ReplicaId, range: &Range<u64>, fx: &mut Vec<Effect>) -> bool {
+        if range.is_empty() {
+            return false;
+        }
         let overlaps = |copy: &Copy| copy.to == to && copy.range.start < range.end && range.start < copy.range.end;
         if self.copies.values().any(overlaps) || self.ranges.conflicts(range, false) {
             return false;
@@ -79,7 +84,7 @@ impl Mirror {
         self.last_copy += 1;
         let number = self.last_copy;
         let tag = self.ask(source, Purpose::Copy(number), None, Part::Read, range.clone(), fx);
-        self.copies.insert(number, Copy { to, range: range.clone(), step: Step::Reading(tag) });
+        self.copies.insert(number, Copy { to, range: range.clone(), step: Step::Reading(tag), void: false });
         true
     }
 
@@ -116,11 +121,14 @@ impl Mirror {
             copy.step = next;
         }
         if noted {
-            let range = self.end_copy(number);
+            let void = self.copies.get(&number).is_some_and(|copy| copy.void);
+            let range = self.end_copy(number).filter(|_| !void);
             if let (Some(range), Some(peer)) = (range, self.peers.get_mut(&to)) {
                 peer.lacks.remove(&range);
                 // What was copied within the set has to be on stable storage before the extent settles.
-                self.heat.changed(&range);
+                if peer.standing != Standing::Catching {
+                    self.heat.changed(&range);
+                }
             }
         }
     }
@@ -136,7 +144,12 @@ impl Mirror {
         let its = self.copies.iter().filter(|(_, copy)| copy.to == to);
         let numbers: Vec<u64> = its.map(|(number, _)| *number).collect();
         for number in numbers {
-            self.end_copy(number);
+            match self.copies.get_mut(&number) {
+                Some(copy) if matches!(&copy.step, Step::Noting(tags) if !tags.is_empty()) => copy.void = true,
+                Some(_) | None => {
+                    self.end_copy(number);
+                }
+            }
         }
     }
 }

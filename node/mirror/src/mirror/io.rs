@@ -9,7 +9,7 @@ use core::ops::Range;
 use pollux_wire::id::ReplicaId;
 
 use super::{
-    Effect, Mirror, Purpose,
+    Effect, Mirror, OwnFlush, Purpose,
     standing::{Peer, Standing, Step},
 };
 use crate::{
@@ -75,6 +75,14 @@ impl Mirror {
 
     /// Nobody in the set lacks anything there; otherwise it is copied now.
     fn is_equal(&mut self, range: &Range<u64>, fx: &mut Vec<Effect>) -> bool {
+        // One that is to leave may still stand for the volume, until the log has said that it does not.
+        let differs = |id: &ReplicaId| {
+            let failing = |peer: &&Peer| matches!(peer.standing, Standing::Failing { .. });
+            self.peers.get(id).filter(failing).is_some_and(|peer| peer.lacks.touches(range))
+        };
+        if self.members.iter().any(differs) {
+            return false;
+        }
         let lacks = |id: &ReplicaId| self.peers.get(id).is_some_and(|peer| peer.lacks.touches(range));
         let unequal: Vec<ReplicaId> = self.sound().into_iter().filter(lacks).collect();
         unequal.iter().for_each(|id| self.copy_at_once(*id, range, fx));
@@ -83,25 +91,27 @@ impl Mirror {
 
     /// There is room for the extents that the change would make active; otherwise some have to settle first.
     fn has_room(&mut self, range: &Range<u64>, fx: &mut Vec<Effect>) -> bool {
-        let cold = self.heat.cold(range);
-        if cold > 0 && self.marks_move(range) {
+        if self.marks_move(range) {
             return false;
         }
-        if cold == 0 || self.heat.len() + cold <= self.limits.hot_max {
+        let cold = self.heat.cold(range);
+        let hot = self.heat.len() + cold;
+        if cold == 0 || hot <= self.limits.hot_max {
             return true;
         }
         if self.flush_may_settle(FLUSH_AGAIN_MS) {
             self.own_flush(fx);
         }
-        // What cannot settle at all stays beyond the limit rather than stop the guest for good.
-        self.flush.is_none() && !self.in_flight.values().any(|open| open.request.kind.changes())
+        // Twice as many while that is under way; and what does not settle at all stays beyond the limit rather than stop the guest.
+        hot <= 2 * self.limits.hot_max || self.flush.is_none()
     }
 
     /// A replica is being told what is not active any more, and what is to become active could be meant.
     fn marks_move(&self, range: &Range<u64>) -> bool {
         let touching = Extents::touching(range);
         let settles = |extents: &Extents| touching.iter().any(|extent| extents.contains(extent));
-        self.settling.values().any(settles) || self.asked.values().any(|asked| asked.purpose == Purpose::Welcome)
+        let unknown = |hot: &Extents| !touching.without(hot).is_empty();
+        self.settling.values().any(settles) || self.welcomes.values().any(unknown)
     }
 
     fn begin(&mut self, request: Request, since: Millis, fx: &mut Vec<Effect>) {
@@ -196,7 +206,7 @@ impl Mirror {
             }
             let Some(open) = self.in_flight.get(&id) else { continue };
             if open.answer.is_some() && !open.parts.values().any(|state| *state == State::Asked) {
-                self.end(id);
+                self.end(id, fx);
             }
         }
     }
@@ -212,7 +222,10 @@ impl Mirror {
             return (self.notes.is_empty() && self.notes_again.is_empty()).then_some(Ok(()));
         }
         let hopeless = |id: &ReplicaId| !matches!(state(id), Some(State::Asked | State::Done));
-        if !needed.clone().all(hopeless) {
+        // One that has failed and stays: there is nobody to go on without it.
+        let stays = |id: &ReplicaId| matches!(state(id), Some(State::Failed(_))) && self.is_sound(*id);
+        let under_way = needed.clone().any(|id| state(id) == Some(&State::Asked));
+        if !needed.clone().all(hopeless) && (under_way || !needed.clone().any(stays)) {
             return None;
         }
         let why = needed.find_map(|id| match state(id) {
@@ -248,7 +261,9 @@ impl Mirror {
     }
 
     fn answer(&mut self, id: RequestId, answer: Answer, fx: &mut Vec<Effect>) {
+        let needed = self.needed();
         let Some(open) = self.in_flight.get_mut(&id) else { return };
+        let all_asked = needed.is_subset(&open.concerns);
         if answer.is_ok() && open.request.kind != Kind::Read {
             let has =
                 |member: &ReplicaId| !open.concerns.contains(member) || open.parts.get(member) == Some(&State::Done);
@@ -257,7 +272,7 @@ impl Mirror {
                 "{id:?} is acknowledged, and one of the set does not have it (rule 12)"
             );
         }
-        if answer.is_ok() && open.request.kind == Kind::Flush {
+        if answer.is_ok() && open.request.kind == Kind::Flush && all_asked {
             self.stable = self.stable.max(open.covers);
         }
         open.answer = Some(answer.clone());
@@ -265,13 +280,13 @@ impl Mirror {
     }
 
     /// Nothing is under way for it any more.
-    fn end(&mut self, id: RequestId) {
+    fn end(&mut self, id: RequestId, fx: &mut Vec<Effect>) {
         let Some(open) = self.in_flight.remove(&id) else { return };
         let changes = open.request.kind.changes();
         self.ranges.leave(&open.request.range, changes);
         if changes {
             if open.answer != Some(Ok(())) {
-                self.differs(&open);
+                self.differs(&open, fx);
             }
             self.heat.end(&open.request.range);
             self.changed_at = self.now;
@@ -280,20 +295,27 @@ impl Mirror {
 
     /// A change that failed is on some replicas and not on others, or half. One of them counts, one that has all of it if there is
     /// any, and the others lack the place: it is copied before anybody reads there, so that what is seen once stays seen.
-    fn differs(&mut self, open: &InFlight) {
+    fn differs(&mut self, open: &InFlight, fx: &mut Vec<Effect>) {
         let range = &open.request.range;
         let whole = |id: &ReplicaId| self.peers.get(id).is_some_and(|peer| !peer.lacks.touches(range));
         let done = |id: &ReplicaId| open.parts.get(id) == Some(&State::Done);
         let candidates: Vec<ReplicaId> = self.sound().into_iter().filter(whole).collect();
         let counts = candidates.iter().find(|id| done(id)).or(candidates.first()).copied();
         let same = |id: &ReplicaId| Some(*id) == counts || (counts.is_some_and(|it| done(&it)) && done(id));
+        let mut too_late = Vec::new();
         for (id, peer) in &mut self.peers {
             if peer.listens() && !same(id) {
                 peer.lacks.insert(range);
-                if matches!(peer.standing, Standing::Joining(Step::Draining(_) | Step::Flushing(_))) {
-                    peer.standing = Standing::Catching;
+                match peer.standing {
+                    Standing::Joining(Step::Draining(_) | Step::Flushing(_)) => peer.standing = Standing::Catching,
+                    // The log may take it in any moment.
+                    Standing::Joining(Step::Proposed) => too_late.push(*id),
+                    Standing::Member | Standing::Failing { .. } | Standing::Out | Standing::Catching => {}
                 }
             }
+        }
+        for id in too_late {
+            self.failed(id, &Failure::Io("a write failed while it was being taken in".into()), fx);
         }
     }
 
@@ -301,7 +323,8 @@ impl Mirror {
     fn unequal(&self, extent: u32) -> bool {
         let start = u64::from(extent) * crate::EXTENT_BYTES;
         let lacks = |peer: &Peer| {
-            peer.standing == Standing::Member && peer.lacks.touches(&(start..start + crate::EXTENT_BYTES))
+            matches!(peer.standing, Standing::Member | Standing::Joining(_))
+                && peer.lacks.touches(&(start..start + crate::EXTENT_BYTES))
         };
         self.peers.values().any(lacks)
     }
@@ -309,33 +332,29 @@ impl Mirror {
     pub(super) fn own_flush(&mut self, fx: &mut Vec<Effect>) {
         self.flushed_at = self.now;
         let covers = self.heat.now();
-        let members = self.sound();
-        let ask = |id| self.ask(id, Purpose::OwnFlush, None, Part::Flush, 0..0, fx);
-        let tags: BTreeSet<Tag> = members.into_iter().map(ask).collect();
-        self.flush = Some((covers, tags));
+        let asks = |standing: &Standing| matches!(standing, Standing::Member | Standing::Joining(_));
+        let asked: BTreeSet<ReplicaId> =
+            self.peers.iter().filter(|(_, peer)| asks(&peer.standing)).map(|(id, _)| *id).collect();
+        let ask = |id: &ReplicaId| self.ask(*id, Purpose::OwnFlush, None, Part::Flush, 0..0, fx);
+        let waits = asked.iter().map(ask).collect();
+        self.flush = Some(OwnFlush { covers, asked, waits });
     }
 
     pub(super) fn own_flush_ended(&mut self, tag: Tag, ok: bool, fx: &mut Vec<Effect>) {
-        let Some((covers, tags)) = &mut self.flush else { return };
-        if !tags.remove(&tag) {
+        let Some(flush) = &mut self.flush else { return };
+        if !flush.waits.remove(&tag) || (ok && !flush.waits.is_empty()) {
             return;
         }
+        let Some(OwnFlush { covers, asked, .. }) = self.flush.take() else { return };
         if !ok {
-            self.flush = None;
             return;
         }
-        if !tags.is_empty() {
-            return;
-        }
-        let covers = *covers;
-        self.flush = None;
         // What a replica that joins is told to be hot must not settle on its way there.
-        if self.asked.values().any(|asked| asked.purpose == Purpose::Welcome) {
+        if !self.welcomes.is_empty() || !self.welcome_again.is_empty() {
             return;
         }
-        // One that fails is in the set until the log has said otherwise, and may not have what was flushed elsewhere.
-        let failing = |id: &ReplicaId| self.peers.get(id).is_none_or(|peer| peer.standing != Standing::Member);
-        if self.members.iter().any(failing) {
+        // Whoever is in the set, or perhaps, has been reached: one that fails may not have what was flushed elsewhere.
+        if !self.needed().is_subset(&asked) {
             return;
         }
         self.flush_covered = Some(covers);
@@ -353,7 +372,8 @@ impl Mirror {
     }
 
     pub(super) fn tick(&mut self, fx: &mut Vec<Effect>) {
-        for (replica, waited) in self.laggards() {
+        // One at a time, for what another one has not done may be the fault of the first.
+        if let Some((replica, waited)) = self.laggard() {
             self.failed(replica, &Failure::Silent(waited), fx);
         }
         let held = |since: Millis| self.now.saturating_sub(since) >= self.limits.hold_ms;
@@ -372,6 +392,7 @@ impl Mirror {
             !late
         });
         self.note_again(fx);
+        self.welcome_those_again(fx);
         let idle = self.now.saturating_sub(self.changed_at) >= IDLE_MS;
         if idle && self.heat.len() > 0 && self.flush_may_settle(IDLE_MS) {
             self.own_flush(fx);
@@ -385,8 +406,8 @@ impl Mirror {
         self.flush.is_none() && paused && self.flush_covered != Some(self.heat.now()) && settles()
     }
 
-    /// Replicas that have not done for long what others have, or that nobody else has been asked.
-    fn laggards(&self) -> Vec<(ReplicaId, Millis)> {
+    /// The replica that has not done for longest what another one has; of those outside of the set, what it was asked.
+    fn laggard(&self) -> Option<(ReplicaId, Millis)> {
         let mut late: BTreeMap<ReplicaId, Millis> = BTreeMap::new();
         for asked in self.asked.values() {
             let waited = self.now.saturating_sub(asked.since);
@@ -399,14 +420,15 @@ impl Mirror {
                 (Purpose::Request(id), Some(Standing::Member)) => self.in_flight.get(&id).is_some_and(|open| {
                     open.request.kind == Kind::Read || open.parts.values().any(|state| *state == State::Done)
                 }),
-                (_, Some(Standing::Member)) => true,
+                // Nothing to compare with: what the guest asks next will tell.
+                (_, Some(Standing::Member)) => false,
             };
             if behind {
                 let longest = late.entry(asked.replica).or_default();
                 *longest = waited.max(*longest);
             }
         }
-        late.into_iter().collect()
+        late.into_iter().max_by_key(|(_, waited)| *waited)
     }
 
     /// Nothing succeeds any more.

@@ -93,7 +93,7 @@ impl Mirror {
         let survivors: Vec<ReplicaId> = self.sound().into_iter().filter(|id| *id != replica).collect();
         let whole = |id: &ReplicaId| self.peers.get(id).is_some_and(|peer| peer.lacks.is_empty());
         let survived = survivors.iter().any(whole);
-        let hot = Grains::from(&self.heat.extents());
+        let hot = self.hot();
         let Some(peer) = self.peers.get_mut(&replica) else { return };
         let why = failure.to_string();
         match peer.standing {
@@ -136,7 +136,8 @@ impl Mirror {
                 Purpose::Copy(copy) => self.copy_goes_on(copy, tag, false, fx),
                 Purpose::OwnFlush => self.own_flush_ended(tag, false, fx),
                 Purpose::Settling => self.settling_failed(tag),
-                Purpose::JoinFlush | Purpose::Welcome | Purpose::Aside => {}
+                Purpose::Welcome => self.welcome_failed(replica, tag),
+                Purpose::JoinFlush | Purpose::Aside => {}
             }
         }
         self.end_copies(replica);
@@ -176,7 +177,7 @@ impl Mirror {
         (self.version, self.members) = (version, members);
         self.proposed = false;
         self.review_all = true;
-        let hot = Grains::from(&self.heat.extents());
+        let hot = self.hot();
         let all: Vec<ReplicaId> = self.peers.keys().copied().collect();
         for replica in all {
             let inside = self.members.contains(&replica);
@@ -207,9 +208,26 @@ impl Mirror {
         }
     }
 
+    /// One that stays has to be told again, or all that was copied to it is active there for good.
+    pub(super) fn welcome_failed(&mut self, replica: ReplicaId, tag: Tag) {
+        self.welcomes.remove(&tag);
+        if self.is_sound(replica) {
+            self.welcome_again.insert(replica);
+        }
+    }
+
+    pub(super) fn welcome_those_again(&mut self, fx: &mut Vec<Effect>) {
+        for replica in core::mem::take(&mut self.welcome_again) {
+            if self.is_sound(replica) {
+                self.welcome(replica, fx);
+            }
+        }
+    }
+
     fn welcome(&mut self, replica: ReplicaId, fx: &mut Vec<Effect>) {
         let hot = self.heat.extents();
-        self.ask(replica, Purpose::Welcome, None, Part::Welcome(hot), 0..0, fx);
+        let tag = self.ask(replica, Purpose::Welcome, None, Part::Welcome(hot.clone()), 0..0, fx);
+        self.welcomes.insert(tag, hot);
         for member in self.sound().into_iter().filter(|id| *id != replica) {
             self.ask(member, Purpose::Aside, None, Part::Returned(replica), 0..0, fx);
         }
@@ -221,6 +239,7 @@ impl Mirror {
         {
             // Whatever was written since this mirror began, or since it left, is in its own count already.
             peer.lacks.union(lacks);
+            peer.lacks.clip(self.size);
             peer.standing = Standing::Catching;
         }
     }

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, ops::Range};
 use pollux_mirror::{Answer, Change, EXTENT_BYTES, Event, Kind, Request, RequestId};
 
 use super::{
-    EXTENTS, SIZE, UNIT_BYTES,
+    EXTENTS, UNIT_BYTES,
     oracle::Stamp,
     store::units,
     world::{Happening, World},
@@ -67,11 +67,11 @@ impl World {
         // Few places, so that requests meet; sometimes across the border of two extents, or at the end.
         let extent = self.rng.below(EXTENTS) * EXTENT_BYTES;
         let first = match self.rng.below(8) {
-            0 => (extent + EXTENT_BYTES).min(SIZE) / UNIT_BYTES - 2,
-            _ => extent / UNIT_BYTES + self.rng.below(12),
+            0 => (extent + EXTENT_BYTES).min(self.size) / UNIT_BYTES - 2,
+            _ => (extent / UNIT_BYTES + self.rng.below(12)).min(self.size / UNIT_BYTES - 1),
         };
         let start = first * UNIT_BYTES;
-        start..(start + self.rng.between(1, 6) * UNIT_BYTES).min(SIZE)
+        start..(start + self.rng.between(1, 6) * UNIT_BYTES).min(self.size)
     }
 
     fn ask_mirror(&mut self, id: RequestId, open: Open) {

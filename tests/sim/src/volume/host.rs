@@ -8,17 +8,16 @@ use pollux_mirror::{
 use pollux_wire::id::ReplicaId;
 
 use super::{
-    Control, REPLICAS, SIZE,
+    Control, REPLICAS,
     oracle::Stamp,
     store::units,
     world::{Asked, Happening, World, replica, store_of},
 };
 
-/// What may be copied in each tick, in bytes.
-const CREDIT: u64 = 6 * pollux_mirror::GRAIN_BYTES;
-const LIMITS: Limits =
-    Limits { lag_ms: 300, hold_ms: 1_500, hot_max: 4, copies_max: 3, copy_bytes: 2 * pollux_mirror::GRAIN_BYTES };
-
+const LAG_MS: u64 = 300;
+const HOLD_MS: u64 = 1_500;
+const HOT_MAX: usize = 4;
+const COPIES_MAX: usize = 3;
 pub(super) struct Host {
     pub(super) life: u64,
     pub(super) mirror: Mirror,
@@ -59,7 +58,7 @@ impl World {
         self.oracle.restarted(weak);
         self.guest.open.clear();
         let all = (0..REPLICAS).map(replica).collect();
-        let plan = reunite(SIZE, &all, &self.log.members, replica(authority), &reports);
+        let plan = reunite(self.size, &all, &self.log.members, replica(authority), &reports);
         for (store, session) in sessions.iter_mut().enumerate() {
             // Who is outside, or will be, has one once it catches up.
             let whole = plan.lacks.get(&replica(store)).is_some_and(Grains::is_empty);
@@ -68,7 +67,14 @@ impl World {
         self.trace.line(self.now, format_args!("host {life} starts with {authority}, weak: {weak}"));
         let set = (self.log.version, self.log.members.clone());
         let prefer = if self.rng.chance(500) { vec![replica(authority)] } else { Vec::new() };
-        let mirror = Mirror::new(SIZE, LIMITS, set, plan.lacks, &plan.active, prefer);
+        let limits = Limits {
+            lag_ms: LAG_MS,
+            hold_ms: HOLD_MS,
+            hot_max: HOT_MAX,
+            copies_max: COPIES_MAX,
+            copy_bytes: self.copy_bytes,
+        };
+        let mirror = Mirror::new(self.size, limits, set, plan.lacks, &plan.active, prefer);
         let (read, copies, reads) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
         self.host = Some(Host { life, mirror, generation, sessions, boots, read, copies, reads });
         for (store, session) in sessions.iter().enumerate() {
@@ -110,7 +116,7 @@ impl World {
 
     pub(super) fn tick(&mut self) {
         self.apply(Event::Tick);
-        self.apply(Event::Credit(CREDIT));
+        self.apply(Event::Credit(self.credit));
         // Whoever has everything has lost nothing.
         let Some(host) = &self.host else { return };
         let status = host.mirror.status();
@@ -304,7 +310,7 @@ impl World {
         reports.insert(replica(store), self.stores[store].marks().clone());
         let all = (0..REPLICAS).map(replica).collect();
         let sound = members.iter().map(|it| replica(*it)).collect();
-        let mut plan = reunite(SIZE, &all, &sound, replica(authority), &reports);
+        let mut plan = reunite(self.size, &all, &sound, replica(authority), &reports);
         let lacks: Grains = plan.lacks.remove(&replica(store)).unwrap_or_default();
         for member in members {
             self.stores[member].miss(replica(store), Some(lacks.clone()));

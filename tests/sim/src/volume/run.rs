@@ -3,11 +3,13 @@
 use std::panic::{self, AssertUnwindSafe};
 
 use super::{
-    Control, REPLICAS, SIZE, Time, UNIT_BYTES,
+    Control, REPLICAS, Time, UNIT_BYTES,
     world::{World, replica},
 };
 use crate::{Failure, panics};
 
+/// Steps between two looks at all marks.
+const MARKS_EVERY: u64 = 64;
 /// Steps of the liveness phase, at most.
 const CALM_STEPS_MAX: u64 = 60_000;
 /// All must be equal within this time.
@@ -26,7 +28,7 @@ pub struct Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { steps: 4_000, control: None, print: false }
+        Self { steps: 6_000, control: None, print: false }
     }
 }
 
@@ -45,7 +47,7 @@ pub struct Outcome {
     pub hosts: u64,
     /// Replicas that left the set.
     pub left: u64,
-    /// Replicas that joined it.
+    /// Replicas that joined it while faults went on.
     pub joined: u64,
 }
 
@@ -125,6 +127,9 @@ fn play(world: &mut World, steps: &mut u64) -> Result<(), String> {
 fn step(world: &mut World, steps: &mut u64) -> Result<(), String> {
     *steps += 1;
     world.step();
+    if steps.is_multiple_of(MARKS_EVERY) {
+        world.check_marks();
+    }
     world.violation.clone().map_or(Ok(()), Err)
 }
 
@@ -147,7 +152,7 @@ impl World {
     }
 
     fn check_end(&self) -> Result<(), String> {
-        for unit in 0..SIZE / UNIT_BYTES {
+        for unit in 0..self.size / UNIT_BYTES {
             let held: Vec<u64> = self.stores.iter().map(|store| store.get(unit)).collect();
             if held.iter().any(|it| *it != held[0]) {
                 return Err(format!("the replicas differ in unit {unit}: {held:?}"));

@@ -47,6 +47,16 @@ impl Store {
         self.cache.get(&unit).copied().unwrap_or(0)
     }
 
+    /// What is there after a power failure, if nothing more is synced.
+    pub(super) fn get_stable(&self, unit: u64) -> Stamp {
+        self.stable.get(&unit).copied().unwrap_or(0)
+    }
+
+    /// What the log says then.
+    pub(super) fn durable_marks(&self) -> Marks {
+        Marks::replay(&self.log[..self.synced])
+    }
+
     pub(super) fn put(&mut self, unit: u64, stamp: Stamp) {
         self.cache.insert(unit, stamp);
     }

@@ -2,11 +2,11 @@
 
 use std::{collections::BTreeSet, ops::Range};
 
-use pollux_mirror::{Failure, Part, RequestId, Tag};
+use pollux_mirror::{EXTENT_BYTES, Failure, GRAIN_BYTES, Part, RequestId, Tag};
 use pollux_wire::id::ReplicaId;
 
 use super::{
-    Control, REPLICAS, Settings, Time,
+    Control, EXTENTS, REPLICAS, SHORT_BY, Settings, Time, UNIT_BYTES,
     guest::Guest,
     host::Host,
     oracle::{Oracle, Stamp},
@@ -113,6 +113,14 @@ pub(super) struct Log {
 
 pub(super) struct World {
     pub(super) settings: Settings,
+    /// Of the volume, in bytes.
+    pub(super) size: u64,
+    /// What may be copied in each tick, in bytes.
+    pub(super) credit: u64,
+    /// Bytes of one copy.
+    pub(super) copy_bytes: u64,
+    /// Longest time between two faults.
+    calm_ms: Time,
     pub(super) rng: Rng,
     pub(super) now: Time,
     pub(super) agenda: Agenda<Happening>,
@@ -141,10 +149,20 @@ pub(super) fn store_of(replica: ReplicaId) -> usize {
 
 impl World {
     pub(super) fn new(seed: u64, settings: Settings) -> Self {
+        let mut rng = Rng::new(seed);
+        let size = EXTENTS * EXTENT_BYTES - rng.pick(&SHORT_BY) * UNIT_BYTES;
+        // Some come together between two faults, some never.
+        let credit = rng.pick(&[6, 40, 200]) * GRAIN_BYTES;
+        let copy_bytes = rng.pick(&[2, 16, 64]) * GRAIN_BYTES;
+        let calm_ms = rng.pick(&[600, 2_000, 6_000]);
         let mut world = Self {
+            size,
+            credit,
+            copy_bytes,
+            calm_ms,
             trace: Trace::new(settings.print),
             settings,
-            rng: Rng::new(seed),
+            rng,
             now: 0,
             agenda: Agenda::new(),
             stores: (0..REPLICAS).map(|_| Store::new()).collect(),
@@ -348,7 +366,7 @@ impl World {
         self.log.version += 1;
         if join {
             self.log.members.insert(replica);
-            self.joined += 1;
+            self.joined += u64::from(!self.calm);
         } else if self.log.members.len() > 1 || !self.log.members.contains(&replica) {
             self.left += u64::from(self.log.members.remove(&replica));
         } else {
@@ -369,7 +387,7 @@ impl World {
         if self.calm {
             return;
         }
-        let next = self.rng.between(20, 600);
+        let next = self.rng.between(20, self.calm_ms);
         self.put(next, Happening::Fault);
         let store = self.rng.index(REPLICAS);
         let while_ms = self.rng.between(20, 2_000);
@@ -428,6 +446,29 @@ impl World {
             Healing::Room(store) => self.stores[store].full = false,
             Healing::Speed(store) => self.stores[store].slow = false,
             Healing::Quorum => self.log.works = true,
+        }
+    }
+
+    /// What two replicas of the set hold differently on stable storage lies in an extent that is active on one of them, by its log as
+    /// it is on stable storage: whatever ends now, that is what is compared afterwards (DESIGN, rule 14).
+    pub(super) fn check_marks(&mut self) {
+        let members: Vec<usize> = self.log.members.iter().map(|id| store_of(*id)).collect();
+        let marks: Vec<_> = members.iter().map(|store| self.stores[*store].durable_marks()).collect();
+        let active = |unit: u64| {
+            let extent = u32::try_from(unit * UNIT_BYTES / EXTENT_BYTES).expect("there are few");
+            marks.iter().any(|marks| marks.active().contains(extent))
+        };
+        for unit in 0..self.size / UNIT_BYTES {
+            let mut held = members.iter().map(|store| self.stores[*store].get_stable(unit));
+            let first = held.next();
+            if held.any(|it| Some(it) != first) && !active(unit) {
+                let held: Vec<u64> = members.iter().map(|store| self.stores[*store].get_stable(unit)).collect();
+                let what = format!(
+                    "unit {unit} differs on stable storage of {members:?}, {held:?}, and is not active (rule 14)"
+                );
+                self.violation = Some(what);
+                return;
+            }
         }
     }
 
