@@ -202,7 +202,6 @@ fn fio_finds_everything_it_wrote() {
                 "--name=verify",
                 "--ioengine=nbd",
                 &uri,
-                "--size=64M",
                 "--iodepth=16",
                 "--verify=crc32c",
                 "--verify_fatal=1",
@@ -210,13 +209,20 @@ fn fio_finds_everything_it_wrote() {
                 "--randrepeat=1",
                 "--output-format=terse",
             ];
-            does(&[&common[..], &["--rw=randwrite", "--bs=4k", "--fsync=64", "--verify_backlog=256"]].concat()).await;
             does(
-                &[&common[..], &["--rw=randwrite", "--bsrange=512-256k", "--bs_unaligned=0", "--blockalign=512"]]
+                &[&common[..], &["--size=16M", "--rw=randwrite", "--bs=4k", "--fsync=64", "--verify_backlog=256"]]
                     .concat(),
             )
             .await;
-            does(&[&common[..], &["--rw=write", "--bs=1M"]].concat()).await;
+            does(
+                &[
+                    &common[..],
+                    &["--size=32M", "--rw=randwrite", "--bsrange=512-256k", "--bs_unaligned=0", "--blockalign=512"],
+                ]
+                .concat(),
+            )
+            .await;
+            does(&[&common[..], &["--size=64M", "--rw=write", "--bs=1M"]].concat()).await;
         });
     }
 }

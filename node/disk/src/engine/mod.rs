@@ -91,7 +91,7 @@ pub(crate) trait Engine: Send {
 /// Which way to use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum EngineKind {
-    /// The ring, and a thread for writes, where the kernel has a ring and lets this process use it; else threads.
+    /// The ring, and a thread for writes that come together, where the kernel has a ring and lets this process use it; else threads.
     #[default]
     Best,
     /// io_uring, or nothing.

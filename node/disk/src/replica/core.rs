@@ -241,21 +241,14 @@ impl Core {
         }
     }
 
-    /// Makes holes of what may be data in `range`.
+    /// Makes a hole of what may be data in `range`: from the first of it on, as to make a hole of a hole costs less than to find the
+    /// last.
     fn punch_data(&mut self, request: usize, range: Range<u64>) {
         let mut at = range.start;
         while at < range.end {
-            let (mut bytes, data) = self.map.run(at, range.end);
+            let (bytes, data) = self.map.run(at, range.end);
             if data {
-                // As far as the last data: making a hole of a hole costs less than one more job.
-                while at + bytes < range.end {
-                    let (next, data) = self.map.run(at + bytes, range.end);
-                    if !data && at + bytes + next == range.end {
-                        break;
-                    }
-                    bytes += next;
-                }
-                self.punch(request, at, bytes);
+                return self.punch(request, at, range.end - at);
             }
             at += bytes;
         }
