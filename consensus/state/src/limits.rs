@@ -32,6 +32,11 @@ pub const MACHINE_MAX: usize = 40;
 pub const CPU_MAX: usize = 128;
 /// Network cards of one VM.
 pub const NICS_MAX: usize = 8;
+/// The MTU of a network card in bytes, least and most: what IPv6 needs at least, and what switches that carry large frames have
+/// in common.
+pub const NIC_MTU: core::ops::RangeInclusive<u32> = 1_280..=9_000;
+/// The MTU of a network card of which nothing is said, in bytes: Ethernet's own.
+pub const NIC_MTU_DEFAULT: u32 = 1_500;
 /// Guest memory in MiB, least and most.
 pub const MEMORY_MIB: core::ops::RangeInclusive<u64> = 32..=1_048_576;
 /// Virtual processors, least and most.

@@ -5,7 +5,7 @@ use alloc::{format, string::String};
 use core::net::SocketAddr;
 
 use crate::{
-    limits::{APPEND_MAX, BRIDGE_MAX, CPU_MAX, MACHINE_MAX, MEMORY_MIB, NAME_MAX, NICS_MAX, PATH_MAX, VCPUS},
+    limits::{APPEND_MAX, BRIDGE_MAX, CPU_MAX, MACHINE_MAX, MEMORY_MIB, NAME_MAX, NIC_MTU, NICS_MAX, PATH_MAX, VCPUS},
     refusal::Refusal,
     text::clip,
     vm::{Nic, VmSpec},
@@ -58,6 +58,10 @@ impl Nic {
         if !fits || !self.bridge.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'/' && byte != b':') {
             let why = format!("{:?} is no bridge; give the name of an interface", clip(&self.bridge, NAME_MAX));
             return Err(invalid("nics", why));
+        }
+        if !NIC_MTU.contains(&self.mtu) {
+            let (least, most) = (NIC_MTU.start(), NIC_MTU.end());
+            return Err(invalid("mtu", format!("{} bytes; give {least} to {most}", self.mtu)));
         }
         Ok(())
     }

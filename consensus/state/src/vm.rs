@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     UnixMs,
     id::{Generation, MacAddr, NodeId, OpId, Owner, VmId},
+    limits::NIC_MTU_DEFAULT,
 };
 
 /// What the user asked for. Fixed for the life of the VM in this version.
@@ -42,6 +43,17 @@ pub struct Nic {
     pub mac: MacAddr,
     /// Name of the bridge it is attached to, on every node.
     pub bridge: String,
+    /// Largest frame, without its header, in bytes: 1,280 to 9,000.
+    pub mtu: u32,
+}
+
+impl Nic {
+    /// The MTU that the guest is told by its card. Ethernet's own goes without saying: a device that tells it is another one to a
+    /// guest, and a bridge that carries less has always been the guest's own affair.
+    #[must_use]
+    pub fn told_mtu(&self) -> Option<u32> {
+        (self.mtu != NIC_MTU_DEFAULT).then_some(self.mtu)
+    }
 }
 
 /// What the user wants of it.

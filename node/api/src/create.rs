@@ -20,6 +20,9 @@ pub struct CreateNic {
     /// Its address; without one the cluster makes one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mac: Option<String>,
+    /// Largest frame, without its header, in bytes; 1,500 unless it is said. Every node's bridge has to carry it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u32>,
 }
 
 /// A VM to be.

@@ -124,13 +124,14 @@ mod tests {
             [[nic]]
             bridge = "br1"
             mac = "52:54:00:00:00:01"
+            mtu = 9000
             "#,
         )
         .unwrap();
         assert_eq!((file.memory, file.vcpus, file.autostart, file.start), (Some(2048), Some(2), Some(false), None));
         assert_eq!(file.kernel.as_deref(), Some("/boot/vmlinuz"));
         assert_eq!(file.initrd.as_deref(), Some("web.cpio.gz"), "a path stays as it is written");
-        assert_eq!(file.nic.len(), 2);
+        assert_eq!(file.nic.iter().map(|nic| nic.mtu).collect::<Vec<_>>(), [None, Some(9000)]);
     }
 
     #[test]

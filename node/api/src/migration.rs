@@ -73,7 +73,7 @@ pub struct TargetView {
 /// Why a node cannot take a VM.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Obstacle {
-    /// What it is about, in a word: `cpu`, `qemu`, `machine`, `memory`, `network`, `files`, `tracking`, `peer`, `phase`.
+    /// What it is about, in a word: `cpu`, `qemu`, `machine`, `memory`, `network`, `mtu`, `files`, `tracking`, `peer`, `phase`.
     pub about: String,
     /// What stands in the way, a sentence.
     pub what: String,

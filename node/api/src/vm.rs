@@ -60,6 +60,8 @@ pub struct NicView {
     pub mac: String,
     /// The bridge it is attached to on every node.
     pub bridge: String,
+    /// Largest frame, without its header, in bytes.
+    pub mtu: u32,
 }
 
 /// A VM.

@@ -15,6 +15,7 @@
 
 mod announce;
 mod awake;
+mod bridge;
 mod counters;
 mod fence;
 mod frames;
@@ -29,6 +30,7 @@ mod sys;
 mod tap;
 
 pub use awake::suspended;
+pub use bridge::{Carried, MTU_DEFAULT, bridges, carried};
 pub use counters::Counters;
 pub use fence::{Fence, FenceError};
 pub use frames::{FRAME_BYTES_MAX, FRAME_BYTES_MIN, FrameError};
@@ -36,4 +38,4 @@ pub use gate::{Gate, OpenRefused, Refusal, Verdict};
 pub use port::{
     AnnounceError, Drained, GateError, NIC_SOCKET_BYTES, Port, PortConfig, PortEnd, PortHandle, nic_socket_pair,
 };
-pub use tap::{Tap, TapError, bridges, tap_name};
+pub use tap::{Tap, TapError, tap_name};

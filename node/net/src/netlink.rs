@@ -50,6 +50,10 @@ pub(crate) struct Link {
     pub(crate) name: String,
     /// "bridge", "veth", "tun"; none for physical ones.
     pub(crate) kind: Option<String>,
+    /// Largest frame, without its header, in bytes.
+    pub(crate) mtu: u32,
+    /// The bridge (or whatever else) it is a port of.
+    pub(crate) master: Option<u32>,
 }
 
 /// What to change about an interface; what is `None` stays.
@@ -196,10 +200,12 @@ fn understand(mut bytes: &[u8], answer: &mut Answer) -> io::Result<bool> {
 }
 
 fn parse_link(body: &[u8]) -> Option<Link> {
-    let mut link = Link { index: u32_at(body, 4), name: String::new(), kind: None };
+    let mut link = Link { index: u32_at(body, 4), name: String::new(), kind: None, mtu: 0, master: None };
     for (kind, value) in attributes(&body[LINK_BYTES..]) {
         match kind {
             IFLA_IFNAME => link.name = text(value),
+            IFLA_MTU if value.len() >= 4 => link.mtu = u32_at(value, 0),
+            IFLA_MASTER if value.len() >= 4 => link.master = Some(u32_at(value, 0)),
             IFLA_LINKINFO => {
                 link.kind = attributes(value).find(|(kind, _)| *kind == IFLA_INFO_KIND).map(|(_, value)| text(value));
             }
@@ -246,7 +252,7 @@ mod tests {
     fn the_kernel_tells_of_the_loopback_interface() {
         let loopback = link("lo").unwrap().expect("every namespace has lo");
 
-        assert_eq!((loopback.index, loopback.kind), (1, None));
+        assert_eq!((loopback.index, loopback.kind, loopback.mtu, loopback.master), (1, None, 65_536, None));
         assert!(links().unwrap().iter().any(|link| link.name == "lo"));
     }
 

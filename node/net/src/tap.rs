@@ -8,6 +8,7 @@ use rustix::io::Errno;
 use tokio::io::{Interest, unix::AsyncFd};
 
 use crate::{
+    bridge::{BRIDGE, Carried, MTU_DEFAULT, bridges, carried},
     netlink::{self, Change},
     sys::{self, NAME_BYTES_MAX},
 };
@@ -69,7 +70,22 @@ pub enum TapError {
         /// The name asked for.
         name: String,
     },
-    /// The bridge does not take such an MTU.
+    /// The bridge, or a port of it, carries smaller frames only.
+    #[error(
+        "the bridge '{bridge}' carries frames of {carried} bytes, by the MTU of '{by}', and a network card asks for {mtu}; \
+         `ip link set {by} mtu {mtu}` where the network behind it carries them, or make the card's MTU smaller"
+    )]
+    Narrow {
+        /// The bridge asked for.
+        bridge: String,
+        /// The interface that carries no more.
+        by: String,
+        /// What it carries, in bytes.
+        carried: u32,
+        /// The MTU asked for, in bytes.
+        mtu: u32,
+    },
+    /// The kernel does not take such an MTU.
     #[error("the TAP '{name}' cannot have an MTU of {mtu} bytes")]
     BadMtu {
         /// The name asked for.
@@ -106,23 +122,9 @@ pub fn tap_name(vm: VmId, nic: u8) -> Result<String, TapError> {
     if name.len() > NAME_BYTES_MAX { Err(TapError::BadName { name }) } else { Ok(name) }
 }
 
-/// The names of the bridges in the calling thread's network namespace, sorted.
-///
-/// # Errors
-/// When the kernel does not answer.
-pub fn bridges() -> io::Result<Vec<String>> {
-    let mut names: Vec<String> = netlink::links()?
-        .into_iter()
-        .filter(|link| link.kind.as_deref() == Some("bridge"))
-        .map(|link| link.name)
-        .collect();
-    names.sort_unstable();
-    Ok(names)
-}
-
 impl Tap {
     /// Makes the TAP `name` in the calling thread's network namespace, attaches it to `bridge` with an MTU of `mtu` bytes,
-    /// and sets it up.
+    /// and sets it up. A bridge is asked whether it carries that unless it is [`MTU_DEFAULT`], which goes without saying.
     ///
     /// # Errors
     /// See [`TapError`].
@@ -135,7 +137,7 @@ impl Tap {
             return Err(TapError::BadName { name: name.to_owned() });
         }
         let failed = |what| move |source| TapError::Kernel { name: name.to_owned(), what, source };
-        let bridge_index = find_bridge(name, bridge)?;
+        let bridge_index = find_bridge(name, bridge, mtu)?;
         let file = sys::make_tap(name).map_err(|source| refine(name, source))?;
         let made = netlink::link(name)
             .and_then(|link| link.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound)))
@@ -198,14 +200,22 @@ impl Tap {
     }
 }
 
-fn find_bridge(name: &str, bridge: &str) -> Result<u32, TapError> {
+/// The bridge's number, where it carries as large frames as are asked of it.
+fn find_bridge(name: &str, bridge: &str, mtu: u32) -> Result<u32, TapError> {
     let failed = |source| TapError::Kernel { name: name.to_owned(), what: "looking for the bridge", source };
     let bridge = bridge.to_owned();
-    match netlink::link(&bridge).map_err(failed)? {
-        Some(link) if link.kind.as_deref() == Some("bridge") => Ok(link.index),
-        Some(_) => Err(TapError::NotABridge { bridge, bridges: bridges().map_err(failed)? }),
-        None => Err(TapError::NoBridge { bridge, bridges: bridges().map_err(failed)? }),
+    let index = match netlink::link(&bridge).map_err(failed)? {
+        Some(link) if link.kind.as_deref() == Some(BRIDGE) => link.index,
+        Some(_) => return Err(TapError::NotABridge { bridge, bridges: bridges().map_err(failed)? }),
+        None => return Err(TapError::NoBridge { bridge, bridges: bridges().map_err(failed)? }),
+    };
+    if mtu != MTU_DEFAULT
+        && let Some(Carried { mtu: carried, by }) = carried(&bridge).map_err(failed)?
+        && carried < mtu
+    {
+        return Err(TapError::Narrow { bridge, by, carried, mtu });
     }
+    Ok(index)
 }
 
 fn refine(name: &str, source: io::Error) -> TapError {

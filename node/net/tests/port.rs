@@ -240,6 +240,48 @@ fn a_guest_that_does_not_read_loses_only_what_was_sent_to_it() {
     });
 }
 
+/// The largest frame of a card that carries the most, header included.
+const LARGE: usize = 9_000 + 14;
+
+#[test]
+fn large_frames_pass_whole_both_ways_where_the_card_carries_them() {
+    in_a_namespace(|| async {
+        ip(&["link", "set", BRIDGE, "mtu", "9000"]);
+        let world = World::join_with(9_000);
+        let mut guest = Guest::start_with(G1, 9_000);
+        guest.port.open_gate(G1).await.unwrap();
+
+        for number in 1..=100 {
+            guest.emits(number, LARGE).await;
+            let out = world.sees().await;
+            assert_eq!((out.len(), self::number(&out)), (LARGE, Some(number)));
+            world.says(number, LARGE).await;
+            let into = guest.sees().await;
+            assert_eq!((into.len(), self::number(&into)), (LARGE, Some(number)));
+        }
+
+        let counters = guest.port.stop().await;
+        assert_eq!((counters.frames_out, counters.bytes_out), (100, 100 * LARGE as u64));
+        assert_eq!((counters.frames_in, counters.bytes_in), (100, 100 * LARGE as u64));
+    });
+}
+
+/// Negative control: it is the card's MTU that lets them pass.
+#[test]
+fn a_large_frame_does_not_reach_a_card_of_the_default() {
+    in_a_namespace(|| async {
+        ip(&["link", "set", BRIDGE, "mtu", "9000"]);
+        let world = World::join_with(9_000);
+        let mut guest = Guest::start(G1);
+        guest.port.open_gate(G1).await.unwrap();
+
+        world.says(1, LARGE).await;
+        world.says(2, 60).await;
+
+        assert_eq!(number(&guest.sees().await), Some(2));
+    });
+}
+
 #[test]
 fn a_port_ends_with_its_qemu() {
     in_a_namespace(|| async {

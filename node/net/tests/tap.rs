@@ -5,7 +5,7 @@ mod world;
 
 use std::{process::Command, time::Duration};
 
-use pollux_net::{Tap, TapError, bridges};
+use pollux_net::{Carried, Tap, TapError, bridges, carried};
 use pollux_wire::id::Generation;
 use world::*;
 
@@ -65,7 +65,8 @@ fn a_name_or_mtu_that_cannot_be_leaves_nothing_behind() {
             assert!(matches!(Tap::open(name, BRIDGE, MTU), Err(TapError::BadName { .. })), "{name:?} was taken");
         }
 
-        assert!(matches!(Tap::open("px1n0", BRIDGE, 10_000_000), Err(TapError::BadMtu { .. })));
+        assert!(matches!(Tap::open("px1n0", BRIDGE, 10_000_000), Err(TapError::Narrow { .. })));
+        assert!(matches!(Tap::open("px1n0", BRIDGE, 40), Err(TapError::BadMtu { .. })));
         assert!(!has_interface("px1n0"));
     });
 }
@@ -92,6 +93,42 @@ fn the_bridges_listed_are_those_of_this_namespace() {
         ip(&["link", "add", "no-bridge", "type", "veth", "peer", "name", "far"]);
 
         assert_eq!(bridges().unwrap(), ["another", "br0"]);
+    });
+}
+
+#[test]
+fn a_bridge_carries_what_its_narrowest_uplink_does() {
+    in_a_namespace(|| async {
+        let by = |by: &str, mtu| Some(Carried { mtu, by: by.to_owned() });
+        assert_eq!(carried("lan0").unwrap(), None);
+        assert_eq!(carried(BRIDGE).unwrap(), by(BRIDGE, 1500));
+        ip(&["link", "add", "uplink", "mtu", "9000", "type", "veth", "peer", "name", "far"]);
+        ip(&["link", "set", "uplink", "master", BRIDGE, "up"]);
+        assert_eq!(carried(BRIDGE).unwrap().unwrap().mtu, 9000, "its MTU follows its ports' while nobody has set it");
+
+        let _guest = Tap::open("px1n0", BRIDGE, MTU).unwrap();
+        assert_eq!(carried(BRIDGE).unwrap(), by(BRIDGE, 1500), "also a guest's");
+        ip(&["link", "set", BRIDGE, "mtu", "9000"]);
+        assert_eq!(carried(BRIDGE).unwrap().unwrap().mtu, 9000, "one guest's card is not another's limit");
+
+        ip(&["link", "set", "uplink", "mtu", "4000"]);
+        assert_eq!(carried(BRIDGE).unwrap(), by("uplink", 4000));
+        let error = Tap::open("px2n0", BRIDGE, 9000).unwrap_err();
+        assert!(matches!(error, TapError::Narrow { carried: 4000, mtu: 9000, .. }), "refused otherwise: {error}");
+        assert!(error.to_string().contains("ip link set uplink mtu 9000"), "{error}");
+        assert!(!has_interface("px2n0"));
+        Tap::open("px2n0", BRIDGE, 4000).expect("that much it carries");
+    });
+}
+
+/// A host whose bridge carries less than Ethernet's own has run VMs of the default, and goes on.
+#[test]
+fn the_default_is_asked_of_no_bridge() {
+    in_a_namespace(|| async {
+        ip(&["link", "set", BRIDGE, "mtu", "1400"]);
+
+        Tap::open("px1n0", BRIDGE, MTU).expect("as ever");
+        assert!(matches!(Tap::open("px2n0", BRIDGE, 1450), Err(TapError::Narrow { .. })));
     });
 }
 

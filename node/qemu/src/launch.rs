@@ -65,6 +65,9 @@ pub struct NicFd {
     pub mac: String,
     /// QEMU's end of the connection.
     pub socket: OwnedFd,
+    /// The MTU that the card tells the guest, in bytes; `None`: it tells none, which makes it another device. The same on both
+    /// sides of a move.
+    pub mtu: Option<u16>,
 }
 
 /// Everything a QEMU is started with.
@@ -173,9 +176,10 @@ impl Launch {
             use std::os::fd::AsRawFd;
             let (socket, slot) = (nic.socket.as_raw_fd(), FIRST_NIC_SLOT + at);
             line.with("-netdev", format!("stream,id=net{at},server=off,addr.type=fd,addr.str={socket}"));
+            let mtu = nic.mtu.map(|mtu| format!(",host_mtu={mtu}")).unwrap_or_default();
             line.with(
                 "-device",
-                format!("virtio-net-pci,id=nic{at},netdev=net{at},mac={},addr={slot:#x},romfile=", nic.mac),
+                format!("virtio-net-pci,id=nic{at},netdev=net{at},mac={},addr={slot:#x},romfile={mtu}", nic.mac),
             );
         }
         match boot {
@@ -240,7 +244,7 @@ mod tests {
             memory_bytes: 64 << 20,
             memory,
             boot: Boot::Kernel { kernel: "/dev/null".into(), initrd: None, append: "a b,c".to_owned() },
-            nics: vec![NicFd { mac: "52:54:00:00:00:01".to_owned(), socket: null() }],
+            nics: vec![NicFd { mac: "52:54:00:00:00:01".to_owned(), socket: null(), mtu: None }],
             role,
             identity: None,
             cgroup: None,
@@ -289,6 +293,17 @@ mod tests {
         ] {
             assert!(line.contains(part), "`{part}` is missing in `{line}`");
         }
+    }
+
+    #[test]
+    fn a_card_tells_an_mtu_only_where_it_is_to() {
+        let device = |mtu| {
+            let mut launch = launch(Role::Fresh);
+            launch.nics[0].mtu = mtu;
+            line(&launch).into_iter().find(|argument| argument.starts_with("virtio-net-pci")).unwrap()
+        };
+        assert!(device(None).ends_with(",romfile="), "the device that every VM has had");
+        assert!(device(Some(9000)).ends_with(",romfile=,host_mtu=9000"));
     }
 
     #[test]

@@ -12,6 +12,7 @@ use pollux_api::{
 };
 use pollux_state::{
     id::MacAddr,
+    limits::NIC_MTU_DEFAULT,
     vm::{Nic, VmSpec},
 };
 use serde::{Serialize, de::DeserializeOwned};
@@ -39,7 +40,7 @@ fn creates(request: CreateVm) {
             assert!(mac.to_string().eq_ignore_ascii_case(text), "{text} was read as {mac}");
             Some(mac)
         })?;
-        Some(Nic { mac, bridge: nic.bridge })
+        Some(Nic { mac, bridge: nic.bridge, mtu: nic.mtu.unwrap_or(NIC_MTU_DEFAULT) })
     };
     let Some(nics) = request.nics.into_iter().map(nic).collect::<Option<Vec<_>>>() else { return };
     let spec = VmSpec {

@@ -12,6 +12,7 @@ use pollux_state::{
     ClusterState, Command, Proposal,
     id::{ClusterId, Generation, Incarnation, MacAddr, NodeId, OpId, VmId},
     invariant,
+    limits::NIC_MTU_DEFAULT,
     node::Facts,
     operation::{MoveReport, MoveWishes, OperationKind},
     vm::{Desired, Nic, StopCause, VmSpec},
@@ -223,7 +224,7 @@ fn spec(input: &mut Unstructured<'_>, vm: VmId) -> Result<VmSpec> {
     };
     for _ in 0..input.int_in_range(0..=2)? {
         let mac = MacAddr([0x52, 0x54, 0, 0, 0, input.int_in_range(0..=7)?]);
-        spec.nics.push(Nic { mac, bridge: "br0".into() });
+        spec.nics.push(Nic { mac, bridge: "br0".into(), mtu: NIC_MTU_DEFAULT });
     }
     match input.int_in_range(0..=15_u8)? {
         0 => spec.name = text(input)?,
@@ -233,7 +234,7 @@ fn spec(input: &mut Unstructured<'_>, vm: VmId) -> Result<VmSpec> {
         4 => spec.cpu = text(input)?,
         5 => spec.memory_mib = input.arbitrary()?,
         6 => spec.vcpus = input.arbitrary()?,
-        7 => spec.nics.push(Nic { mac: MacAddr(input.arbitrary()?), bridge: text(input)? }),
+        7 => spec.nics.push(Nic { mac: MacAddr(input.arbitrary()?), bridge: text(input)?, mtu: input.arbitrary()? }),
         _ => {}
     }
     Ok(spec)

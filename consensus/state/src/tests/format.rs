@@ -195,7 +195,7 @@ fn the_largest_state_there_can_be_fits_into_a_snapshot() {
     };
     let node = Node { name: "n".repeat(NAME_MAX), facts, ..state.nodes[&N1].clone() };
     state.nodes.extend((0..NODES_MAX as u64).map(|id| (NodeId(id), node.clone())));
-    let nic = Nic { mac: MacAddr([2; 6]), bridge: "b".repeat(BRIDGE_MAX) };
+    let nic = Nic { mac: MacAddr([2; 6]), bridge: "b".repeat(BRIDGE_MAX), mtu: 9_000 };
     let spec = VmSpec {
         name: "v".repeat(NAME_MAX),
         kernel: "/".repeat(PATH_MAX),

@@ -44,7 +44,7 @@ type Breakage = (&'static str, fn(&mut VmSpec));
 
 #[test]
 fn a_specification_is_refused_for_each_field_that_is_wrong() {
-    let breakages: [Breakage; 27] = [
+    let breakages: [Breakage; 29] = [
         ("name", |spec| spec.name = String::new()),
         ("name", |spec| spec.name = "9lives".to_string()),
         ("name", |spec| spec.name = "Web".to_string()),
@@ -72,9 +72,11 @@ fn a_specification_is_refused_for_each_field_that_is_wrong() {
         ("nics", |spec| spec.nics[0].bridge = "a/b".to_string()),
         ("nics", |spec| spec.nics[0].bridge = "sixteen-letters-".to_string()),
         ("nics", |spec| {
-            let card = |last| Nic { mac: MacAddr([2, 0, 0, 0, 0, last]), bridge: "lan0".to_string() };
+            let card = |last| Nic { mac: MacAddr([2, 0, 0, 0, 0, last]), ..spec.nics[0].clone() };
             spec.nics = (0..9).map(card).collect();
         }),
+        ("mtu", |spec| spec.nics[0].mtu = 1279),
+        ("mtu", |spec| spec.nics[0].mtu = 9001),
     ];
     let mut world = World::three_nodes();
     for (number, (field, breakage)) in breakages.into_iter().enumerate() {

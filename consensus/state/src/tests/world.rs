@@ -206,7 +206,7 @@ pub(super) fn spec(name: &str) -> VmSpec {
         kernel: "/srv/guest/vmlinuz".to_string(),
         initrd: "/srv/guest/initrd".to_string(),
         append: "console=ttyS0".to_string(),
-        nics: vec![Nic { mac: MacAddr([0x52, 0x54, a, b, c, d]), bridge: "lan0".to_string() }],
+        nics: vec![Nic { mac: MacAddr([0x52, 0x54, a, b, c, d]), bridge: "lan0".to_string(), mtu: 1500 }],
         machine: "pc-q35-7.2".to_string(),
         cpu: "qemu64,+ssse3".to_string(),
         autostart: true,

@@ -100,7 +100,11 @@ pub(crate) struct World {
 
 impl World {
     pub(crate) fn join() -> Self {
-        Self { tap: Tap::open("world", BRIDGE, MTU).unwrap() }
+        Self::join_with(MTU)
+    }
+
+    pub(crate) fn join_with(mtu: u32) -> Self {
+        Self { tap: Tap::open("world", BRIDGE, mtu).unwrap() }
     }
 
     /// The next frame, whatever it is.
@@ -136,17 +140,25 @@ pub(crate) struct Guest {
 impl Guest {
     /// A guest whose QEMU runs under `generation`; its gate is closed.
     pub(crate) fn start(generation: Generation) -> Self {
+        Self::start_with(generation, MTU)
+    }
+
+    pub(crate) fn start_with(generation: Generation, mtu: u32) -> Self {
         let tasks = TaskTracker::new();
         let tap = tap_name(VmId(1), 0).unwrap();
         let (ours, qemus) = nic_socket_pair().unwrap();
         let config = PortConfig { vm: VmId(1), nic: 0, runs_under: generation };
-        let port = Port::start(config, ours, Tap::open(&tap, BRIDGE, MTU).unwrap(), None, &tasks);
+        let port = Port::start(config, ours, Tap::open(&tap, BRIDGE, mtu).unwrap(), None, &tasks);
         let qemu = UnixStream::from_std(qemus.into()).unwrap();
         Self { port, qemu, tap, tasks }
     }
 
     pub(crate) async fn says(&mut self, number: u32) {
-        self.qemu.write_all(&prefixed(&frame(WORLD, GUEST, number, 60))).await.unwrap();
+        self.emits(number, 60).await;
+    }
+
+    pub(crate) async fn emits(&mut self, number: u32, bytes: usize) {
+        self.qemu.write_all(&prefixed(&frame(WORLD, GUEST, number, bytes))).await.unwrap();
     }
 
     /// The next frame handed to the guest.

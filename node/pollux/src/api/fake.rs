@@ -15,6 +15,7 @@ use pollux_api::{
     RemovedView, Runtime, StartVm, StopVm, TakeBack, TargetView, TokenRequest, TokenView, VmLog, VmView, WhyView,
     console::{Heard, News, Start},
 };
+use pollux_state::limits::NIC_MTU_DEFAULT;
 use tokio::{io::AsyncReadExt, sync::watch};
 use tokio_util::{codec::FramedWrite, sync::CancellationToken, task::TaskTracker};
 
@@ -221,7 +222,11 @@ impl Backend for Fake {
 
     async fn create_vm(&self, request: CreateVm) -> Result<VmView, ApiError> {
         self.may_change().await?;
-        let nics = request.nics.into_iter().map(|nic| NicView { mac: nic.mac.unwrap_or_default(), bridge: nic.bridge });
+        let nics = request.nics.into_iter().map(|nic| NicView {
+            mac: nic.mac.unwrap_or_default(),
+            bridge: nic.bridge,
+            mtu: nic.mtu.unwrap_or(NIC_MTU_DEFAULT),
+        });
         let vm = VmView {
             id: 1,
             name: request.name,

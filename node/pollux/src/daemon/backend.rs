@@ -17,9 +17,10 @@ use pollux_raft::{Consensus, NodeHealth, ProposeError};
 use pollux_state::{
     ClusterState, Command, Outcome, Proposal, Refusal,
     id::{MacAddr, NodeId, OpId},
+    limits::NIC_MTU_DEFAULT,
     node::Node,
     operation::{MoveWishes, Operation},
-    vm::{Desired, Nic, Vm, VmSpec},
+    vm::{Desired, Nic, Phase, Vm, VmSpec},
 };
 use tokio::sync::watch;
 
@@ -268,15 +269,21 @@ impl Backend for Api {
         let desired = if request.start { Desired::Running } else { Desired::Stopped { force: false } };
         let name = request.name.clone();
         let spec = self.spec(request)?;
+        if desired == Desired::Running {
+            super::preflight::carried(&self.0, &state, &spec, home).await?;
+        }
         self.propose(Command::CreateVm { spec, home, desired }).await?;
         self.named_vm(&name).await
     }
 
     async fn start_vm(&self, name: &str, request: StartVm) -> Result<VmView, ApiError> {
         let state = self.state().await;
-        let vm = vm_named(&state, name)?.id;
+        let Vm { id: vm, spec, phase, home: at, .. } = vm_named(&state, name)?;
         let home = request.node.as_deref().map(|name| node_named(&state, name).map(|node| node.id)).transpose()?;
-        self.propose(Command::SetDesired { vm, desired: Desired::Running, home }).await?;
+        if matches!(phase, Phase::Stopped { .. }) {
+            super::preflight::carried(&self.0, &state, spec, home.unwrap_or(*at)).await?;
+        }
+        self.propose(Command::SetDesired { vm: *vm, desired: Desired::Running, home }).await?;
         self.named_vm(name).await
     }
 
@@ -427,7 +434,7 @@ impl Api {
                     MacAddr([0x52, 0x54, 0x00, tail[0], tail[1], tail[2]])
                 }
             };
-            Ok(Nic { mac, bridge: nic.bridge })
+            Ok(Nic { mac, bridge: nic.bridge, mtu: nic.mtu.unwrap_or(NIC_MTU_DEFAULT) })
         });
         Ok(VmSpec {
             name: request.name,

@@ -11,7 +11,7 @@ use pollux_state::{
     id::NodeId,
     node::Node,
     operation::MoveWishes,
-    vm::{Desired, Phase, Vm},
+    vm::{Desired, Phase, Vm, VmSpec},
 };
 use pollux_vm::{
     convergence::{Sample, plan},
@@ -19,6 +19,7 @@ use pollux_vm::{
 };
 
 use super::{forward, run::Daemon};
+use crate::vm::MTU;
 
 /// What the leader thinks of the nodes; `None`: it could not be asked.
 pub(super) type Health = Option<BTreeMap<NodeId, NodeHealth>>;
@@ -40,6 +41,23 @@ pub(super) async fn check(
     let name = &vm.spec.name;
     Err(ApiError::conflict(message)
         .todo(format!("nothing was started; `pollux vm migrate {name} --dry-run` tells which nodes could take it")))
+}
+
+/// Refuses a start on a node whose bridges do not carry what the guest's cards would tell it: it would talk, and the large frames
+/// of its answers would be lost. What else may be missing there is found by the start itself.
+pub(super) async fn carried(daemon: &Daemon, state: &ClusterState, spec: &VmSpec, on: NodeId) -> Result<(), ApiError> {
+    // What is wrong in itself is the log's to refuse, and nothing to ask QEMU about.
+    if spec.nics.iter().all(|nic| nic.told_mtu().is_none()) || spec.validate().is_err() {
+        return Ok(());
+    }
+    let found = forward::can_run(daemon, state, on, spec).await.unwrap_or_default();
+    let narrow: Vec<String> = found.into_iter().filter(|found| found.about == MTU).map(|found| found.what).collect();
+    if narrow.is_empty() {
+        return Ok(());
+    }
+    let (name, node) = (&spec.name, state.name_of(on).map_or_else(|| on.to_string(), str::to_owned));
+    Err(ApiError::conflict(format!("VM {name} cannot run on {node}: {}", narrow.join("; ")))
+        .todo("nothing was changed; raise the MTU there, or create the VM with a smaller --mtu"))
 }
 
 /// Everything that stands in the way of `vm` moving to `to` now.

@@ -93,7 +93,7 @@ impl Sight<'_> {
             nics: spec
                 .nics
                 .iter()
-                .map(|nic| pollux_api::NicView { mac: nic.mac.to_string(), bridge: nic.bridge.clone() })
+                .map(|nic| pollux_api::NicView { mac: nic.mac.to_string(), bridge: nic.bridge.clone(), mtu: nic.mtu })
                 .collect(),
             kernel: spec.kernel.clone(),
             initrd: spec.initrd.clone(),

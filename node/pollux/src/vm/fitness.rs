@@ -3,14 +3,17 @@
 use std::{collections::HashMap, path::Path, time::SystemTime};
 
 use pollux_api::Obstacle;
+use pollux_net::Carried;
 use pollux_qemu::{AskError, Lack, what_is_missing};
-use pollux_state::vm::VmSpec;
+use pollux_state::vm::{Nic, VmSpec};
 use tokio::sync::Mutex;
 
 use super::qemu::QemuHost;
 
 /// Memory that a VM needs beside its guest's: QEMU's own, and what the daemon keeps for it, in MiB.
 const OVERHEAD_MIB: u64 = 128;
+/// What obstacles are about that a bridge with a small MTU is.
+pub(crate) const MTU: &str = "mtu";
 /// Answers of QEMU that are remembered.
 const ANSWERS_MAX: usize = 64;
 
@@ -64,8 +67,29 @@ fn bridges(spec: &VmSpec) -> Vec<Obstacle> {
         Ok(known) => known,
         Err(error) => return vec![Obstacle::new("network", format!("its bridges cannot be listed: {error}"))],
     };
-    let missing = spec.nics.iter().filter(|nic| !known.contains(&nic.bridge));
-    missing.map(|nic| Obstacle::new("network", format!("it has no bridge {}", nic.bridge))).collect()
+    let obstacle = |nic: &Nic| {
+        if !known.contains(&nic.bridge) {
+            return Some(Obstacle::new("network", format!("it has no bridge {}", nic.bridge)));
+        }
+        match (nic.told_mtu()?, pollux_net::carried(&nic.bridge)) {
+            (_, Err(error)) => {
+                let text = format!("the ports of its bridge {} cannot be listed: {error}", nic.bridge);
+                Some(Obstacle::new("network", text))
+            }
+            (told, Ok(Some(carried))) if carried.mtu < told => Some(narrow(nic, &carried)),
+            (_, Ok(_)) => None,
+        }
+    };
+    spec.nics.iter().filter_map(obstacle).collect()
+}
+
+fn narrow(nic: &Nic, carried: &Carried) -> Obstacle {
+    let (Nic { bridge, mtu, .. }, Carried { mtu: has, by }) = (nic, carried);
+    let place = if by == bridge { String::new() } else { format!(" (its port {by})") };
+    Obstacle::new(
+        MTU,
+        format!("its bridge {bridge}{place} has an MTU of {has} bytes, and a network card of the VM {mtu}"),
+    )
 }
 
 fn memory(spec: &VmSpec) -> Option<Obstacle> {

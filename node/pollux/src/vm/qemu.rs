@@ -35,9 +35,6 @@ use super::{
 
 pub use users::Users;
 
-/// Largest frame on a VM's network, without its header, in bytes.
-const MTU_BYTES: u32 = 1_500;
-
 /// Makes guests in QEMU.
 pub struct QemuHost {
     spawner: Spawner,
@@ -207,11 +204,12 @@ impl QemuHost {
         for (nic, number) in spec.nics.iter().zip(0u8..) {
             let (ours, theirs) = nic_socket_pair().map_err(failed("a network card's socket"))?;
             let name = tap_name(order.vm, number).map_err(failed("a network card"))?;
-            let tap = Tap::open(&name, &nic.bridge, MTU_BYTES).map_err(failed("a network card"))?;
+            let tap = Tap::open(&name, &nic.bridge, nic.mtu).map_err(failed("a network card"))?;
             let fence = Fence::raise(&tap, Duration::from_millis(FENCE_MS)).await.map_err(failed("a network card"))?;
             let config = PortConfig { vm: order.vm, nic: number, runs_under: order.generation };
             ports.push((nic.mac, Port::start(config, ours, tap, Some(fence), &self.tasks)));
-            nics.push(NicFd { mac: nic.mac.to_string(), socket: theirs });
+            let mtu = nic.told_mtu().map(u16::try_from).transpose().map_err(failed("a network card's MTU"))?;
+            nics.push(NicFd { mac: nic.mac.to_string(), socket: theirs, mtu });
         }
         let boot = Boot::Kernel {
             kernel: PathBuf::from(&spec.kernel),

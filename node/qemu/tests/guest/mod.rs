@@ -194,5 +194,5 @@ pub fn exists(pid: i32) -> bool {
 /// A network card and the other end of its wire.
 pub fn nic(number: u8) -> (NicFd, UnixStream) {
     let (ours, theirs) = UnixStream::pair().unwrap();
-    (NicFd { mac: format!("52:54:00:00:00:{number:02x}"), socket: OwnedFd::from(theirs) }, ours)
+    (NicFd { mac: format!("52:54:00:00:00:{number:02x}"), socket: OwnedFd::from(theirs), mtu: None }, ours)
 }

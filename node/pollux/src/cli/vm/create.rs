@@ -11,6 +11,7 @@ use pollux_api::{
     CPU_DEFAULT, CreateNic, CreateVm, MACHINE_DEFAULT, MEMORY_MIB_DEFAULT, VCPUS_DEFAULT,
     file::{VmFile, memory_mib},
 };
+use pollux_state::limits::NIC_MTU;
 use pollux_wire::id::MacAddr;
 
 use super::{
@@ -37,6 +38,7 @@ A file:
   append = \"console=ttyS0\"
   [[nic]]
   bridge = \"br0\"                # mac = \"52:54:00:...\" if it must be that one
+  mtu = 9000                    # where every node's bridge carries such frames
 
 Kernel and initrd must be at the same path on every node that is to run the VM.";
 
@@ -65,8 +67,11 @@ pub(crate) struct Create {
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     append: Option<String>,
     /// A network card on a bridge; may be given several times. Replaces those of the file.
-    #[arg(long = "nic", value_name = "BRIDGE[,mac=ADDRESS]", value_parser = nic)]
+    #[arg(long = "nic", value_name = "BRIDGE[,mac=ADDRESS][,mtu=BYTES]", value_parser = nic)]
     nics: Vec<CreateNic>,
+    /// The MTU of every network card for which `--nic` names none, in bytes; each node's bridges must carry it [default: 1500].
+    #[arg(long, value_name = "BYTES", value_parser = mtu)]
+    mtu: Option<u32>,
     /// QEMU machine type with its version [default: pc-q35-7.2].
     #[arg(long)]
     machine: Option<String>,
@@ -121,6 +126,16 @@ fn request(flags: Create, file: VmFile, here: &Path) -> Result<CreateVm, Failure
         Some(path) => spec::absolute(&here.join(path), what).map(Some),
         None => Ok(file),
     };
+    // A card of the flags is more particular than their MTU, one of the file is not.
+    let nics: Vec<_> = if flags.nics.is_empty() {
+        file.nic.into_iter().map(|nic| CreateNic { mtu: flags.mtu.or(nic.mtu), ..nic }).collect()
+    } else {
+        flags.nics.into_iter().map(|nic| CreateNic { mtu: nic.mtu.or(flags.mtu), ..nic }).collect()
+    };
+    if let (Some(mtu), []) = (flags.mtu, &nics[..]) {
+        return Err(Failure::usage(format!("--mtu {mtu} is of no use to a VM without a network card"))
+            .todo("add one with --nic BRIDGE"));
+    }
     Ok(CreateVm {
         name: flags.name.or(file.name).ok_or_else(|| {
             Failure::usage("the file gives the VM no name")
@@ -133,7 +148,7 @@ fn request(flags: Create, file: VmFile, here: &Path) -> Result<CreateVm, Failure
         })?,
         initrd: path(flags.initrd, file.initrd, "--initrd")?.unwrap_or_default(),
         append: flags.append.or(file.append).unwrap_or_default(),
-        nics: if flags.nics.is_empty() { file.nic } else { flags.nics },
+        nics,
         machine: flags.machine.or(file.machine).unwrap_or_else(|| MACHINE_DEFAULT.to_owned()),
         cpu: flags.cpu.or(file.cpu).unwrap_or_else(|| CPU_DEFAULT.to_owned()),
         autostart: !flags.no_autostart && file.autostart.unwrap_or(true),
@@ -142,23 +157,34 @@ fn request(flags: Create, file: VmFile, here: &Path) -> Result<CreateVm, Failure
     })
 }
 
-/// `BRIDGE` or `BRIDGE,mac=ADDRESS`.
+/// `BRIDGE`, and after it perhaps `,mac=ADDRESS` and `,mtu=BYTES`.
 fn nic(text: &str) -> Result<CreateNic, String> {
-    let (bridge, rest) = text.split_once(',').unwrap_or((text, ""));
+    let mut parts = text.split(',');
+    let bridge = parts.next().unwrap_or_default();
     if bridge.is_empty() || bridge.contains('=') {
-        return Err("the bridge comes first: BRIDGE or BRIDGE,mac=ADDRESS".to_owned());
+        return Err("the bridge comes first: BRIDGE or BRIDGE,mac=ADDRESS,mtu=BYTES".to_owned());
     }
-    let mac = match rest {
-        "" => None,
-        rest => {
-            let mac =
-                rest.strip_prefix("mac=").ok_or_else(|| format!("{rest} is not known; only mac=ADDRESS may follow"))?;
-            MacAddr::from_str(mac)
-                .map_err(|_| format!("{mac} is not an Ethernet address such as 52:54:00:12:34:56"))?;
-            Some(mac.to_owned())
+    let mut nic = CreateNic { bridge: bridge.to_owned(), mac: None, mtu: None };
+    for part in parts {
+        match part.split_once('=') {
+            Some(("mac", mac)) if nic.mac.is_none() => {
+                MacAddr::from_str(mac)
+                    .map_err(|_| format!("{mac} is not an Ethernet address such as 52:54:00:12:34:56"))?;
+                nic.mac = Some(mac.to_owned());
+            }
+            Some(("mtu", bytes)) if nic.mtu.is_none() => nic.mtu = Some(mtu(bytes)?),
+            Some((word @ ("mac" | "mtu"), _)) => return Err(format!("{word} stands there twice")),
+            _ => return Err(format!("{part} is not known; only mac=ADDRESS and mtu=BYTES may follow")),
         }
-    };
-    Ok(CreateNic { bridge: bridge.to_owned(), mac })
+    }
+    Ok(nic)
+}
+
+/// Bytes that a card's MTU may be.
+fn mtu(text: &str) -> Result<u32, String> {
+    text.parse().ok().filter(|bytes| NIC_MTU.contains(bytes)).ok_or_else(|| {
+        format!("{text} is no MTU of a network card; give {} to {} bytes", NIC_MTU.start(), NIC_MTU.end())
+    })
 }
 
 #[cfg(test)]
@@ -175,7 +201,7 @@ mod tests {
             name: Some("template".into()),
             memory: Some(1024),
             kernel: Some("/srv/vmlinuz".into()),
-            nic: vec![CreateNic { bridge: "br0".into(), mac: None }],
+            nic: vec![CreateNic { bridge: "br0".into(), mac: None, mtu: Some(1500) }],
             autostart: Some(false),
             ..VmFile::default()
         };
@@ -183,6 +209,7 @@ mod tests {
             name: Some("web".into()),
             initrd: Some("web.cpio".into()),
             vcpus: Some(2),
+            mtu: Some(9000),
             no_start: true,
             ..Create::default()
         };
@@ -193,7 +220,11 @@ mod tests {
         assert_eq!((vm.memory_mib, vm.kernel.as_str(), vm.autostart), (1024, "/srv/vmlinuz", false), "from the file");
         assert_eq!((vm.machine.as_str(), vm.cpu.as_str()), (MACHINE_DEFAULT, CPU_DEFAULT), "by default");
         assert_eq!(vm.initrd, "/home/me/web.cpio", "a relative path starts where the user is");
-        assert_eq!(vm.nics.len(), 1);
+        assert_eq!(
+            vm.nics.iter().map(|nic| nic.mtu).collect::<Vec<_>>(),
+            [Some(9000)],
+            "a flag for a card of the file"
+        );
     }
 
     #[test]
@@ -206,11 +237,35 @@ mod tests {
 
     #[test]
     fn a_network_card_is_a_bridge_and_perhaps_an_address() {
-        assert_eq!(nic("br0"), Ok(CreateNic { bridge: "br0".into(), mac: None }));
+        assert_eq!(nic("br0"), Ok(CreateNic { bridge: "br0".into(), mac: None, mtu: None }));
         assert_eq!(nic("br0,mac=52:54:00:00:00:0a").unwrap().mac.as_deref(), Some("52:54:00:00:00:0a"));
         assert!(nic("br0,mac=52:54").unwrap_err().contains("52:54 is not an Ethernet address"));
         assert!(nic("br0,model=e1000").unwrap_err().contains("model=e1000"));
         assert!(nic("mac=52:54:00:00:00:0a").unwrap_err().contains("bridge comes first"));
         assert!(nic("").is_err());
+    }
+
+    #[test]
+    fn a_network_card_may_carry_larger_frames() {
+        let card = nic("br0,mtu=9000,mac=52:54:00:00:00:0a").unwrap();
+        assert_eq!((card.mtu, card.mac.as_deref()), (Some(9000), Some("52:54:00:00:00:0a")));
+        for wrong in ["br0,mtu=1279", "br0,mtu=9001", "br0,mtu=", "br0,mtu=9k", "br0,mtu"] {
+            assert!(nic(wrong).is_err(), "{wrong} was taken");
+        }
+        assert!(nic("br0,mtu=1500,mtu=9000").unwrap_err().contains("twice"));
+
+        let flags = |nics| Create {
+            name: Some("web".into()),
+            kernel: Some("/vmlinuz".into()),
+            nics,
+            mtu: Some(9000),
+            ..Create::default()
+        };
+        let cards = vec![nic("br0").unwrap(), nic("br1,mtu=1400").unwrap()];
+        let vm = request(flags(cards), VmFile::default(), here()).unwrap();
+        assert_eq!(vm.nics.iter().map(|nic| nic.mtu).collect::<Vec<_>>(), [Some(9000), Some(1400)]);
+        let failure = request(flags(Vec::new()), VmFile::default(), here()).unwrap_err();
+        assert_eq!(failure.exit, Exit::Usage);
+        assert!(failure.todo.contains("--nic"), "{failure:?}");
     }
 }

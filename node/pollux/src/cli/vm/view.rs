@@ -1,6 +1,7 @@
 //! VMs as tables.
 
-use pollux_api::{Desired, Phase, Runtime, VmView};
+use pollux_api::{Desired, NicView, Phase, Runtime, VmView};
+use pollux_state::limits::NIC_MTU_DEFAULT;
 
 use super::super::output::{age, list, mib, moment, table};
 
@@ -91,10 +92,15 @@ pub(crate) fn single(vm: &VmView, now: u64) -> String {
         ("initrd", vm.initrd.clone()),
         ("append", vm.append.clone()),
     ]);
-    rows.extend(vm.nics.iter().map(|nic| ("network card", format!("{} on {}", nic.mac, nic.bridge))));
+    rows.extend(vm.nics.iter().map(|nic| ("network card", card(nic))));
     rows.push(("autostart", if vm.autostart { "yes" } else { "no" }.to_owned()));
     rows.push(("created", format!("{} ({} ago)", moment(vm.created), age(now, vm.created))));
     list(rows)
+}
+
+fn card(NicView { mac, bridge, mtu }: &NicView) -> String {
+    let wide = if *mtu == NIC_MTU_DEFAULT { String::new() } else { format!(", MTU {mtu}") };
+    format!("{mac} on {bridge}{wide}")
 }
 
 /// One sentence on a VM that runs.
@@ -105,7 +111,6 @@ pub(crate) fn runs(vm: &VmView) -> String {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use pollux_api::NicView;
 
     /// A VM that runs on n1 for 90 s.
     pub(crate) fn web() -> VmView {
@@ -121,7 +126,7 @@ pub(crate) mod tests {
             runtime: Runtime::Running,
             memory_mib: 256,
             vcpus: 1,
-            nics: vec![NicView { mac: "52:54:00:00:00:01".into(), bridge: "br0".into() }],
+            nics: vec![NicView { mac: "52:54:00:00:00:01".into(), bridge: "br0".into(), mtu: 1500 }],
             kernel: "/boot/vmlinuz".into(),
             initrd: String::new(),
             append: "console=ttyS0".into(),
@@ -196,5 +201,8 @@ pub(crate) mod tests {
         autostart     yes
         created       2023-11-14T22:13:20Z (1m30s ago)
         ");
+        let mut wide = web();
+        wide.nics[0].mtu = 9000;
+        assert!(single(&wide, NOW).contains("52:54:00:00:00:01 on br0, MTU 9000\n"));
     }
 }
