@@ -1,4 +1,5 @@
-//! What a port counts. Every frame that came in from either side is in exactly one of the figures of its direction.
+//! What a port counts. Every frame that came in from either side and is not waiting is in exactly one of the figures of its
+//! direction.
 
 use serde::{Deserialize, Serialize};
 
@@ -28,7 +29,8 @@ pub struct Counters {
     pub bytes_in: u64,
     /// Frames from the bridge dropped because the gate was closed.
     pub dropped_in_closed: u64,
-    /// Frames from the bridge dropped because the guest did not read and the queue towards it was full.
+    /// Frames from the bridge that the kernel dropped because the guest did not read, the queue towards it was full, and so was the
+    /// TAP's. The kernel's own count: it is looked at when the figures are asked for.
     pub dropped_in_full: u64,
     /// Announcements written to the TAP.
     pub announced: u64,

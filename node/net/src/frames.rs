@@ -1,7 +1,8 @@
 //! Frames on QEMU's stream netdev: each is preceded by its length, 4 bytes, big-endian. Pure: bytes in, frames out.
 //!
 //! [`FrameReader`] cuts what came from QEMU into frames, many per read. [`FrameQueue`] holds what goes to QEMU, ready to be
-//! written in one call, and is full at a limit: a guest that does not read loses frames, it does not grow the daemon.
+//! written in one call, and is full at a limit: what a guest does not read stays in the TAP, it does not grow the
+//! daemon.
 
 /// The largest frame QEMU may send, in bytes: 64 KiB of payload and the Ethernet header, rounded up.
 pub const FRAME_BYTES_MAX: usize = 65_550;
@@ -89,8 +90,15 @@ pub(crate) struct FrameQueue {
 }
 
 impl FrameQueue {
+    const ENTRY_BYTES_MAX: usize = PREFIX_BYTES + FRAME_BYTES_MAX;
+
     pub(crate) fn new() -> Self {
         Self { buffer: vec![0; QUEUE_BYTES_MAX].into_boxed_slice(), start: 0, end: 0 }
+    }
+
+    /// The largest frame would fit.
+    pub(crate) fn has_room(&self) -> bool {
+        self.buffer.len() - (self.end - self.start) >= Self::ENTRY_BYTES_MAX
     }
 
     /// Asks `fill` to put one frame into a slice that holds the largest one, and queues what it put there: `Ok(n)` is its
@@ -99,14 +107,12 @@ impl FrameQueue {
         &mut self,
         fill: impl FnOnce(&mut [u8]) -> Result<usize, E>,
     ) -> Option<Result<usize, E>> {
-        const ENTRY_BYTES_MAX: usize = PREFIX_BYTES + FRAME_BYTES_MAX;
-        let held = self.end - self.start;
-        if self.buffer.len() - self.end < ENTRY_BYTES_MAX && self.buffer.len() - held >= ENTRY_BYTES_MAX {
+        if self.buffer.len() - self.end < Self::ENTRY_BYTES_MAX && self.has_room() {
             self.buffer.copy_within(self.start..self.end, 0);
             self.end -= self.start;
             self.start = 0;
         }
-        let entry = self.buffer[self.end..].first_chunk_mut::<ENTRY_BYTES_MAX>()?;
+        let entry = self.buffer[self.end..].first_chunk_mut::<{ Self::ENTRY_BYTES_MAX }>()?;
         let (prefix, frame) = entry.split_at_mut(PREFIX_BYTES);
         let filled = fill(frame);
         if let Ok(bytes) = filled {

@@ -31,6 +31,7 @@ const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
 const IFLA_MASTER: u16 = 10;
 const IFLA_LINKINFO: u16 = 18;
+const IFLA_STATS64: u16 = 23;
 const IFLA_AF_SPEC: u16 = 26;
 const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INET6_ADDR_GEN_MODE: u16 = 8;
@@ -39,6 +40,9 @@ const AF_INET6: u16 = 10;
 const IFF_UP: u32 = 1;
 /// The top bits of an attribute's type are flags.
 const NLA_TYPE_MASK: u16 = 0x3fff;
+
+/// The eighth figure of `struct rtnl_link_stats64`.
+const TX_DROPPED_AT: usize = 7 * size_of::<u64>();
 
 const HEADER_BYTES: usize = 16;
 const LINK_BYTES: usize = 16;
@@ -54,6 +58,8 @@ pub(crate) struct Link {
     pub(crate) mtu: u32,
     /// The bridge (or whatever else) it is a port of.
     pub(crate) master: Option<u32>,
+    /// Frames that were to leave by it and that the kernel dropped.
+    pub(crate) tx_dropped: u64,
 }
 
 /// What to change about an interface; what is `None` stays.
@@ -200,11 +206,16 @@ fn understand(mut bytes: &[u8], answer: &mut Answer) -> io::Result<bool> {
 }
 
 fn parse_link(body: &[u8]) -> Option<Link> {
-    let mut link = Link { index: u32_at(body, 4), name: String::new(), kind: None, mtu: 0, master: None };
+    let mut link =
+        Link { index: u32_at(body, 4), name: String::new(), kind: None, mtu: 0, master: None, tx_dropped: 0 };
     for (kind, value) in attributes(&body[LINK_BYTES..]) {
         match kind {
             IFLA_IFNAME => link.name = text(value),
             IFLA_MTU if value.len() >= 4 => link.mtu = u32_at(value, 0),
+            IFLA_STATS64 => {
+                let figure = value.get(TX_DROPPED_AT..).and_then(<[u8]>::first_chunk);
+                link.tx_dropped = figure.map_or(0, |figure| u64::from_ne_bytes(*figure));
+            }
             IFLA_MASTER if value.len() >= 4 => link.master = Some(u32_at(value, 0)),
             IFLA_LINKINFO => {
                 link.kind = attributes(value).find(|(kind, _)| *kind == IFLA_INFO_KIND).map(|(_, value)| text(value));

@@ -146,6 +146,8 @@ pub struct PortHandle {
     commands: mpsc::Sender<Command>,
     published: Arc<Mutex<Counters>>,
     heard: watch::Receiver<Option<Instant>>,
+    /// The TAP's name.
+    tap: String,
     fence: Option<Fence>,
     end: watch::Receiver<Option<PortEnd>>,
 }
@@ -192,6 +194,7 @@ impl Port {
         let (sender, commands) = mpsc::channel(COMMANDS_MAX);
         let (ended, end) = watch::channel(None);
         let (first_heard, heard) = watch::channel(None);
+        let name = tap.name().to_owned();
         let pump = Pump::new(qemu, tap, config.runs_under);
         let port = Self { pump, commands, published: Arc::clone(&published), heard: first_heard };
         tasks.spawn(
@@ -202,7 +205,7 @@ impl Port {
             }
             .instrument(span),
         );
-        PortHandle { commands: sender, published, heard, fence, end }
+        PortHandle { commands: sender, published, heard, tap: name, fence, end }
     }
 
     async fn run(mut self) -> PortEnd {
@@ -212,10 +215,13 @@ impl Port {
                 Ok(Some(command)) => self.apply(command),
                 Err(Woken) => self.pump.turn(),
             };
-            self.publish();
             if let Err(end) = end {
+                // The last look at what ends with the TAP.
+                self.pump.counters.dropped_in_full = Tap::dropped(self.pump.tap.name()).unwrap_or_default();
+                self.publish();
                 return end;
             }
+            self.publish();
         }
     }
 
@@ -232,7 +238,7 @@ impl Port {
             }
             // An error here is found again, and told apart, by the read or write that follows.
             _ = self.pump.qemu.readable() => {}
-            _ = self.pump.tap.readable() => {}
+            _ = self.pump.tap.readable(), if self.pump.takes_in() => {}
             _ = self.pump.qemu.writable(), if self.pump.has_waiting() => {}
         }
         Err(Woken)
@@ -277,7 +283,10 @@ impl Port {
     }
 
     fn publish(&self) {
-        *self.published.lock().unwrap_or_else(PoisonError::into_inner) = self.pump.counters;
+        let mut published = self.published.lock().unwrap_or_else(PoisonError::into_inner);
+        let dropped_in_full = self.pump.counters.dropped_in_full.max(published.dropped_in_full);
+        *published = Counters { dropped_in_full, ..self.pump.counters };
+        drop(published);
         if self.pump.counters.frames_out > 0 {
             self.heard.send_if_modified(|heard| {
                 let first = heard.is_none();
@@ -381,10 +390,14 @@ impl PortHandle {
         announced.map_err(AnnounceError::Refused)
     }
 
-    /// The figures as of the last frames moved.
+    /// The figures as of the last frames moved, and what the kernel has dropped by now.
     #[must_use]
     pub fn counters(&self) -> Counters {
-        *self.published.lock().unwrap_or_else(PoisonError::into_inner)
+        // Once it has ended, another port's TAP may bear the name.
+        let dropped = if self.end.borrow().is_none() { Tap::dropped(&self.tap) } else { None };
+        let mut published = self.published.lock().unwrap_or_else(PoisonError::into_inner);
+        published.dropped_in_full = published.dropped_in_full.max(dropped.unwrap_or_default());
+        *published
     }
 
     /// Waits for the first frame of the guest that left through this port, and says when that was. `None`: the port has

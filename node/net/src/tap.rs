@@ -161,6 +161,11 @@ impl Tap {
         Ok(Self { name: name.to_owned(), file })
     }
 
+    /// How many frames for the guest the kernel has dropped because nobody took them; `None`: the interface is gone.
+    pub(crate) fn dropped(name: &str) -> Option<u64> {
+        netlink::link(name).ok().flatten().map(|link| link.tx_dropped)
+    }
+
     /// The interface's name.
     #[must_use]
     pub fn name(&self) -> &str {
