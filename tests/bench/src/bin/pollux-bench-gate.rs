@@ -1,7 +1,8 @@
 //! `pollux-bench-gate`: frames through a VM's gate beside frames through a plain TAP, with the same guest.
 //!
 //! One network namespace with one bridge. The same guest boots on it again and again, its card once on the product's port
-//! (gate and kernel's fence included, as a daemon has it), once on QEMU's own TAP, with and without its offload header.
+//! (gate and kernel's fence included, as a daemon has it), once on QEMU's own TAP, with and without its offload header; and all
+//! of it with Ethernet's own MTU and with a large one.
 //! Frames are counted where they pass the TAP, by the kernel and by the guest.
 
 use std::{
@@ -21,7 +22,7 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
 use nix::sched::{CloneFlags, unshare};
-use pollux_net::{Fence, Port, PortConfig, PortHandle, Tap, nic_socket_pair};
+use pollux_net::{Fence, MTU_DEFAULT, Port, PortConfig, PortHandle, Tap, nic_socket_pair};
 use pollux_probe::guest::Guest;
 use pollux_wire::id::{Generation, VmId};
 use rustix::io::FdFlags;
@@ -36,7 +37,8 @@ const MAC: &str = "52:54:00:be:7c:11";
 const TALK_PORT: u16 = 7000;
 const ECHO_PORT: u16 = 7001;
 const DISCARD_PORT: u16 = 7002;
-const MTU: u32 = 1500;
+const MTU: u32 = MTU_DEFAULT;
+const LARGE_MTU: u32 = 9000;
 const BOOT_MAX: Duration = Duration::from_secs(90);
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Where in a flood counting begins.
@@ -45,6 +47,7 @@ const FENCE: Duration = Duration::from_secs(5);
 const KEEP_EVERY: Duration = Duration::from_secs(1);
 const SMALL: usize = 18;
 const FULL: usize = 1472;
+const LARGE: usize = 8972;
 const STREAM_BYTES: usize = 32 << 10;
 
 /// Measures the gate beside plain TAPs. Needs root: everything happens in a network namespace of its own.
@@ -57,6 +60,9 @@ struct Cli {
     /// Seconds that each figure is taken over.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=60))]
     seconds: u64,
+    /// Only that case; may be given several times.
+    #[arg(long = "case", value_parser = case)]
+    cases: Vec<Case>,
     /// An array of rows on standard output instead of the table.
     #[arg(long)]
     json: bool,
@@ -98,21 +104,46 @@ struct Case {
     stream: bool,
     outwards: bool,
     bytes: usize,
+    mtu: u32,
 }
 
-const CASES: [Case; 6] = [
-    Case { name: "udp-small-out", stream: false, outwards: true, bytes: SMALL },
-    Case { name: "udp-full-out", stream: false, outwards: true, bytes: FULL },
-    Case { name: "udp-small-in", stream: false, outwards: false, bytes: SMALL },
-    Case { name: "udp-full-in", stream: false, outwards: false, bytes: FULL },
-    Case { name: "tcp-out", stream: true, outwards: true, bytes: STREAM_BYTES },
-    Case { name: "tcp-in", stream: true, outwards: false, bytes: STREAM_BYTES },
+const CASES: [Case; 10] = [
+    Case { name: "udp-small-out", stream: false, outwards: true, bytes: SMALL, mtu: MTU },
+    Case { name: "udp-full-out", stream: false, outwards: true, bytes: FULL, mtu: MTU },
+    Case { name: "udp-small-in", stream: false, outwards: false, bytes: SMALL, mtu: MTU },
+    Case { name: "udp-full-in", stream: false, outwards: false, bytes: FULL, mtu: MTU },
+    Case { name: "tcp-out", stream: true, outwards: true, bytes: STREAM_BYTES, mtu: MTU },
+    Case { name: "tcp-in", stream: true, outwards: false, bytes: STREAM_BYTES, mtu: MTU },
+    Case { name: "udp-9000-out", stream: false, outwards: true, bytes: LARGE, mtu: LARGE_MTU },
+    Case { name: "udp-9000-in", stream: false, outwards: false, bytes: LARGE, mtu: LARGE_MTU },
+    Case { name: "tcp-9000-out", stream: true, outwards: true, bytes: STREAM_BYTES, mtu: LARGE_MTU },
+    Case { name: "tcp-9000-in", stream: true, outwards: false, bytes: STREAM_BYTES, mtu: LARGE_MTU },
 ];
+
+fn case(name: &str) -> Result<Case, String> {
+    CASES
+        .into_iter()
+        .find(|case| case.name == name)
+        .ok_or_else(|| format!("{name} is no case; there are {}", CASES.map(|case| case.name).join(", ")))
+}
 
 #[derive(Debug, Clone, Copy)]
 struct Flow {
     frames_per_s: f64,
     mb_per_s: f64,
+    /// Processor time that a frame took, of QEMU and of this process, which has the gate and the host's end of the flow.
+    cpu_us_per_frame: f64,
+}
+
+impl Flow {
+    /// What flowed in so many seconds, and the processors' seconds it took.
+    fn of(frames: u64, bytes: u64, elapsed: f64, cpu: f64) -> Self {
+        Self {
+            frames_per_s: frames as f64 / elapsed,
+            mb_per_s: bytes as f64 / 1e6 / elapsed,
+            cpu_us_per_frame: cpu * 1e6 / frames.max(1) as f64,
+        }
+    }
 }
 
 #[derive(Serialize)]
@@ -141,27 +172,36 @@ fn main() -> Result<()> {
     ip(&["link", "set", "lo", "up"])?;
 
     let runtime = tokio::runtime::Runtime::new().context("cannot start the runtime")?;
+    let cases: Vec<Case> = CASES.into_iter().filter(|case| cli.cases.is_empty() || cli.cases.contains(case)).collect();
     let mut flows = Vec::new();
     for run in 1..=cli.runs {
-        for card in Card::ALL {
-            eprintln!("bench: run {run} of {}, {}", cli.runs, card.name());
-            let _machine = Machine::boot(card, &cli, &kernel, &initrd, &runtime)?;
-            for case in CASES {
-                let flow = measure(case, Duration::from_secs(cli.seconds))?;
-                eprintln!("bench:   {:14} {:9.0} frames/s {:8.1} MB/s", case.name, flow.frames_per_s, flow.mb_per_s);
+        for (mtu, card) in [MTU, LARGE_MTU].into_iter().flat_map(|mtu| Card::ALL.map(|card| (mtu, card))) {
+            let cases: Vec<Case> = cases.iter().filter(|case| case.mtu == mtu).copied().collect();
+            if cases.is_empty() {
+                continue;
+            }
+            eprintln!("bench: run {run} of {}, {}, an MTU of {mtu}", cli.runs, card.name());
+            let machine = Machine::boot(card, mtu, &cli, &kernel, &initrd, &runtime)?;
+            for case in cases {
+                let flow = measure(&machine, case, Duration::from_secs(cli.seconds))?;
+                let Flow { frames_per_s, mb_per_s, cpu_us_per_frame } = flow;
+                eprintln!(
+                    "bench:   {:14} {frames_per_s:9.0} frames/s {mb_per_s:8.1} MB/s {cpu_us_per_frame:7.1} us of processors per frame",
+                    case.name
+                );
                 flows.push((card, case, flow));
             }
         }
     }
-    let rows = rows(&flows);
+    let rows = rows(&cases, &flows);
     let mut out = std::io::stdout();
     if cli.json {
         writeln!(out, "{}", serde_json::to_string(&rows)?)?;
     } else {
-        writeln!(out, "{:15} {:13} {:>10} {:>10} {:>6}  PEER'S NAME", "CASE", "METRIC", "POLLUX", "PEER", "RATIO")?;
+        writeln!(out, "{:15} {:16} {:>10} {:>10} {:>6}  PEER'S NAME", "CASE", "METRIC", "POLLUX", "PEER", "RATIO")?;
         for row in &rows {
             let Row { case, metric, pollux, peer, peer_name, ratio } = row;
-            writeln!(out, "{case:15} {metric:13} {pollux:>10.1} {peer:>10.1} {ratio:>6.2}  {peer_name}")?;
+            writeln!(out, "{case:15} {metric:16} {pollux:>10.1} {peer:>10.1} {ratio:>6.2}  {peer_name}")?;
         }
     }
     Ok(())
@@ -176,6 +216,7 @@ struct Machine {
 impl Machine {
     fn boot(
         card: Card,
+        mtu: u32,
         cli: &Cli,
         kernel: &PathBuf,
         initrd: &PathBuf,
@@ -198,7 +239,10 @@ impl Machine {
         command.args(["-accel", if pollux_qemu::kvm_usable() { "kvm" } else { "tcg" }, "-smp", "1", "-m", "224M"]);
         command.arg("-kernel").arg(kernel).arg("-initrd").arg(initrd);
         command.args(["-append", &format!("console=ttyS0 quiet pollux.ip={GUEST}/24")]);
-        command.args(["-device", &format!("virtio-net-pci,netdev=net0,mac={MAC},romfile=")]);
+        let told = if mtu == MTU { String::new() } else { format!(",host_mtu={mtu}") };
+        command.args(["-device", &format!("virtio-net-pci,netdev=net0,mac={MAC},romfile={told}")]);
+        // What the host itself sends on it is as large as the guest takes.
+        ip(&["link", "set", BRIDGE, "mtu", &mtu.to_string()])?;
         let mut inherited = None;
         let port = match card {
             Card::Gate => {
@@ -208,7 +252,7 @@ impl Machine {
                 let number = theirs.as_fd().as_raw_fd();
                 command.args(["-netdev", &format!("stream,id=net0,server=off,addr.type=fd,addr.str={number}")]);
                 inherited = Some(theirs);
-                let tap = Tap::open(TAP, BRIDGE, MTU)?;
+                let tap = Tap::open(TAP, BRIDGE, mtu)?;
                 let fence = runtime.block_on(Fence::raise(&tap, FENCE))?;
                 fence.note(1)?;
                 fence.unlock(1)?;
@@ -229,7 +273,7 @@ impl Machine {
         let machine = Self { qemu, port };
         if card != Card::Gate {
             let deadline = Instant::now() + PATIENCE;
-            while ip(&["link", "set", TAP, "master", BRIDGE, "up"]).is_err() {
+            while ip(&["link", "set", TAP, "mtu", &mtu.to_string(), "master", BRIDGE, "up"]).is_err() {
                 ensure!(Instant::now() < deadline, "QEMU made no TAP");
                 thread::sleep(Duration::from_millis(50));
             }
@@ -284,12 +328,28 @@ impl Drop for Machine {
     }
 }
 
-fn measure(case: Case, length: Duration) -> Result<Flow> {
-    if case.outwards { from_guest(case, length) } else { to_guest(case, length) }
+fn measure(machine: &Machine, case: Case, length: Duration) -> Result<Flow> {
+    if case.outwards { from_guest(machine, case, length) } else { to_guest(machine, case, length) }
+}
+
+impl Machine {
+    /// Processor time taken so far, in seconds.
+    fn cpu(&self) -> Result<f64> {
+        let ticks = |process: &str| -> Result<u64> {
+            let stat = std::fs::read_to_string(format!("/proc/{process}/stat"))?;
+            let (_, figures) = stat.rsplit_once(')').context("no process")?;
+            // Fields 14 and 15 of all, in user and in kernel mode.
+            let spent: Vec<u64> =
+                figures.split_whitespace().skip(11).take(2).filter_map(|it| it.parse().ok()).collect();
+            Ok(spent.iter().sum())
+        };
+        let all = ticks("self")? + ticks(&self.qemu.id().to_string())?;
+        Ok(all as f64 / rustix::param::clock_ticks_per_second() as f64)
+    }
 }
 
 /// The guest sends; the kernel counts what passes the TAP.
-fn from_guest(case: Case, length: Duration) -> Result<Flow> {
+fn from_guest(machine: &Machine, case: Case, length: Duration) -> Result<Flow> {
     let taken = Arc::new(AtomicU64::new(0));
     // Nobody reads it: what does not fit is dropped at little cost, after it was counted.
     let datagrams = UdpSocket::bind((HOST, 0))?;
@@ -311,22 +371,24 @@ fn from_guest(case: Case, length: Duration) -> Result<Flow> {
     let asking = thread::spawn(move || ask(&request));
     thread::sleep(WARM_UP);
     let (began, before, bytes_before) = (Instant::now(), counters()?, taken.load(Ordering::Relaxed));
+    let cpu = machine.cpu()?;
     thread::sleep(length);
     let (elapsed, after) = (began.elapsed().as_secs_f64(), counters()?);
+    let cpu = machine.cpu()? - cpu;
     let bytes = if case.stream { taken.load(Ordering::Relaxed) - bytes_before } else { after.1 - before.1 };
     let answer = asking.join().ok().context("the conversation with the guest panicked")??;
     ensure!(answer.starts_with("OK "), "the guest answered {answer}");
-    Ok(Flow { frames_per_s: (after.0 - before.0) as f64 / elapsed, mb_per_s: bytes as f64 / 1e6 / elapsed })
+    Ok(Flow::of(after.0 - before.0, bytes, elapsed, cpu))
 }
 
 /// The host sends; the guest counts what its card received.
-fn to_guest(case: Case, length: Duration) -> Result<Flow> {
+fn to_guest(machine: &Machine, case: Case, length: Duration) -> Result<Flow> {
     let to = SocketAddr::from((GUEST, DISCARD_PORT));
     let over = Arc::new(AtomicBool::new(false));
     let ended = over.clone();
     // Asked before and after: in the middle of a flood the guest has no time for questions.
     let before = guest_counters()?;
-    let began = Instant::now();
+    let (began, cpu) = (Instant::now(), machine.cpu()?);
     let sender = thread::spawn(move || -> Result<()> {
         let payload = vec![0x5a; case.bytes];
         if case.stream {
@@ -350,12 +412,9 @@ fn to_guest(case: Case, length: Duration) -> Result<Flow> {
     sender.join().ok().context("the sender panicked")??;
     // What waits on the way is on its way still: the time is over when the guest has come to the end of the queue.
     echoed()?;
-    let elapsed = began.elapsed().as_secs_f64();
+    let (elapsed, cpu) = (began.elapsed().as_secs_f64(), machine.cpu()? - cpu);
     let after = guest_counters()?;
-    Ok(Flow {
-        frames_per_s: (after.0 - before.0) as f64 / elapsed,
-        mb_per_s: (after.1 - before.1) as f64 / 1e6 / elapsed,
-    })
+    Ok(Flow::of(after.0 - before.0, after.1 - before.1, elapsed, cpu))
 }
 
 /// Waits until the guest gives a datagram back, which it takes up after all that were sent before.
@@ -404,20 +463,23 @@ fn ip(arguments: &[&str]) -> Result<()> {
 /// One figure of a flow.
 type Figure = fn(&Flow) -> f64;
 
-fn rows(flows: &[(Card, Case, Flow)]) -> Vec<Row> {
+fn rows(cases: &[Case], flows: &[(Card, Case, Flow)]) -> Vec<Row> {
     let median = |card, case: Case, metric: Figure| {
         let of = flows.iter().filter(|(by, what, _)| (*by, *what) == (card, case));
         let mut figures: Vec<f64> = of.map(|(_, _, flow)| metric(flow)).collect();
         figures.sort_by(f64::total_cmp);
         f64::midpoint(figures[(figures.len() - 1) / 2], figures[figures.len() / 2])
     };
-    let metrics: [(&'static str, Figure); 2] =
-        [("frames_per_s", |flow| flow.frames_per_s), ("mb_per_s", |flow| flow.mb_per_s)];
+    let metrics: [(&'static str, Figure); 3] = [
+        ("frames_per_s", |flow| flow.frames_per_s),
+        ("mb_per_s", |flow| flow.mb_per_s),
+        ("cpu_us_per_frame", |flow| flow.cpu_us_per_frame),
+    ];
     let mut rows = Vec::new();
-    for case in CASES {
+    for case in cases.iter().copied() {
         for (name, metric) in metrics {
             // A stream's frames are as large as its offloads make them: only its bytes compare.
-            if case.stream && name == "frames_per_s" {
+            if case.stream && name != "mb_per_s" {
                 continue;
             }
             for peer in [Card::TapPlain, Card::Tap] {
