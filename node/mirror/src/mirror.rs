@@ -209,6 +209,10 @@ pub struct Mirror {
     proposed: bool,
     /// The mirror's own flush, to settle.
     flush: Option<OwnFlush>,
+    /// Changes that nobody waits for any more, on their way to a replica outside of the set: what is copied there comes after them.
+    stragglers: BTreeMap<Tag, (ReplicaId, Range<u64>)>,
+    /// Flushes of replicas that catch up, and the extents they cover.
+    checkpoints: BTreeMap<Tag, Extents>,
     /// What members are being told to have settled: a change that overtook that would be unmarked there.
     settling: BTreeMap<Tag, Extents>,
     /// The same of who was taken in: all but these are not active there any more.
@@ -257,6 +261,8 @@ enum Purpose {
     Copy(u64),
     JoinFlush,
     OwnFlush,
+    /// Of one that catches up, so that what was copied need not be copied again.
+    Checkpoint,
     /// [`Part::Settled`]: until it has ended nothing is changed in what settles.
     Settling,
     /// [`Part::Welcome`]: until it has ended nothing else becomes hot.
@@ -310,6 +316,8 @@ impl Mirror {
             notes_again: BTreeSet::new(),
             proposed: false,
             flush: None,
+            stragglers: BTreeMap::new(),
+            checkpoints: BTreeMap::new(),
             settling: BTreeMap::new(),
             welcomes: BTreeMap::new(),
             welcome_again: BTreeSet::new(),
@@ -405,6 +413,7 @@ impl Mirror {
 
     fn done(&mut self, tag: Tag, outcome: Result<(), Failure>, fx: &mut Vec<Effect>) {
         let Some(Asked { replica, purpose, .. }) = self.asked.remove(&tag) else { return };
+        self.stragglers.remove(&tag);
         if outcome == Err(Failure::Fenced) {
             self.end_for_good("the right to write went elsewhere", fx);
             return;
@@ -416,13 +425,15 @@ impl Mirror {
             self.failed(replica, failure, fx);
         }
         match (purpose, &outcome) {
+            (Purpose::Checkpoint, Ok(())) => self.checkpoint_ended(replica, tag, fx),
+            (Purpose::Checkpoint, Err(_)) => drop(self.checkpoints.remove(&tag)),
             (Purpose::Note, Ok(())) => drop(self.notes.remove(&tag)),
             (Purpose::Copy(copy), _) => self.copy_goes_on(copy, tag, outcome.is_ok(), fx),
             (Purpose::JoinFlush, Ok(())) => self.join_flushed(replica, tag),
             (Purpose::OwnFlush, _) => self.own_flush_ended(tag, outcome.is_ok(), fx),
             (Purpose::Note, Err(_)) => self.note_failed(tag),
             (Purpose::Settling, Ok(())) => drop(self.settling.remove(&tag)),
-            (Purpose::Settling, Err(_)) => self.settling_failed(tag),
+            (Purpose::Settling, Err(_)) => self.settling_failed(replica, tag),
             (Purpose::Welcome, Ok(())) => drop(self.welcomes.remove(&tag)),
             (Purpose::Welcome, Err(_)) => self.welcome_failed(replica, tag),
             (Purpose::JoinFlush, Err(_)) | (Purpose::Request(_) | Purpose::Aside, _) => {}

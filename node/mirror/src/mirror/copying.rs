@@ -9,7 +9,10 @@ use core::ops::Range;
 use pollux_wire::id::ReplicaId;
 
 use super::{Effect, Mirror, Purpose, standing::Standing};
-use crate::request::{Part, Tag};
+use crate::{
+    grains::Extents,
+    request::{Part, Tag},
+};
 
 /// Runs looked at before the search for one that can be copied now is put off to the next event.
 const LOOKS_MAX: usize = 16;
@@ -29,6 +32,12 @@ enum Step {
     Reading(Tag),
     Writing(Tag),
     Noting(BTreeSet<Tag>),
+}
+
+impl Copy {
+    pub(super) fn touches(&self, range: Range<u64>) -> bool {
+        self.range.start < range.end && range.start < self.range.end
+    }
 }
 
 impl Mirror {
@@ -71,7 +80,10 @@ impl Mirror {
 
     /// Begins to copy a range, unless it is being copied, or written, or nobody has it.
     fn copy(&mut self, to: ReplicaId, range: &Range<u64>, fx: &mut Vec<Effect>) -> bool {
-        if range.is_empty() {
+        let late = |(id, straggling): &(ReplicaId, Range<u64>)| {
+            *id == to && straggling.start < range.end && range.start < straggling.end
+        };
+        if range.is_empty() || self.stragglers.values().any(late) {
             return false;
         }
         let overlaps = |copy: &Copy| copy.to == to && copy.range.start < range.end && range.start < copy.range.end;
@@ -125,6 +137,7 @@ impl Mirror {
             let range = self.end_copy(number).filter(|_| !void);
             if let (Some(range), Some(peer)) = (range, self.peers.get_mut(&to)) {
                 peer.lacks.remove(&range);
+                peer.copied.union(&Extents::touching(&range));
                 // What was copied within the set has to be on stable storage before the extent settles.
                 if peer.standing != Standing::Catching {
                     self.heat.changed(&range);

@@ -21,6 +21,8 @@ use crate::{
 /// An extent is cold again when nothing was written anywhere for so long, in milliseconds, so that an idle guest's crash costs
 /// no copying.
 const IDLE_MS: Millis = 10_000;
+/// A request waits no longer than this, in milliseconds, for a replica outside of the set.
+const STALL_MS: Millis = 40;
 /// A flush to make room is not repeated within this, in milliseconds.
 const FLUSH_AGAIN_MS: Millis = 20;
 
@@ -63,7 +65,11 @@ impl Mirror {
             let overtakes = ahead.iter().any(|(other, other_changes)| {
                 (changes || *other_changes) && other.start < range.end && range.start < other.end
             });
-            let free = !overtakes && !self.ranges.conflicts(&range, changes);
+            let mut conflicts = self.ranges.conflicts(&range, changes);
+            if conflicts && self.now.saturating_sub(since) >= STALL_MS && self.let_straggle(&range) {
+                conflicts = self.ranges.conflicts(&range, changes);
+            }
+            let free = !overtakes && !conflicts;
             if free && self.is_equal(&range, fx) && (!changes || self.has_room(&range, fx)) {
                 self.begin(request, since, fx);
             } else {
@@ -71,6 +77,38 @@ impl Mirror {
                 self.waiting.push_back((request, since));
             }
         }
+    }
+
+    /// Changes that were answered and wait only for replicas outside of the set are not waited for any more: the place lacks there
+    /// from now on. Whether there were any.
+    fn let_straggle(&mut self, range: &Range<u64>) -> bool {
+        let needed = self.needed();
+        let overlaps = |other: &Range<u64>| other.start < range.end && range.start < other.end;
+        let only_outside = |open: &InFlight| {
+            let mut asked = open.parts.iter().filter(|(_, state)| **state == State::Asked);
+            open.request.kind.changes() && open.answer == Some(Ok(())) && asked.all(|(id, _)| !needed.contains(id))
+        };
+        let late = self.in_flight.iter().filter(|(_, open)| overlaps(&open.request.range) && only_outside(open));
+        let late: Vec<RequestId> = late.map(|(id, _)| *id).collect();
+        for id in &late {
+            let tags = self.asked.iter().filter(|(_, asked)| asked.purpose == Purpose::Request(*id));
+            let tags: Vec<(Tag, ReplicaId)> = tags.map(|(tag, asked)| (*tag, asked.replica)).collect();
+            let Some(open) = self.in_flight.get_mut(id) else { continue };
+            for (tag, replica) in tags {
+                open.parts.insert(replica, State::Failed(Failure::Silent(STALL_MS)));
+                self.stragglers.insert(tag, (replica, open.request.range.clone()));
+                if let Some(peer) = self.peers.get_mut(&replica) {
+                    peer.lacks.insert(&open.request.range);
+                }
+            }
+            // What it was answered stands; it has ended everywhere else.
+            if let Some(open) = self.in_flight.remove(id) {
+                self.ranges.leave(&open.request.range, true);
+                self.heat.end(&open.request.range);
+                self.changed_at = self.now;
+            }
+        }
+        !late.is_empty()
     }
 
     /// Nobody in the set lacks anything there; otherwise it is copied now.
@@ -393,6 +431,7 @@ impl Mirror {
         });
         self.note_again(fx);
         self.welcome_those_again(fx);
+        self.checkpoint(fx);
         let idle = self.now.saturating_sub(self.changed_at) >= IDLE_MS;
         if idle && self.heat.len() > 0 && self.flush_may_settle(IDLE_MS) {
             self.own_flush(fx);

@@ -10,7 +10,7 @@ use pollux_wire::id::ReplicaId;
 
 use super::{Effect, Mirror, Purpose};
 use crate::{
-    grains::Grains,
+    grains::{EXTENT_BYTES, Extents, Grains},
     request::{Failure, Part, Tag},
 };
 
@@ -20,6 +20,8 @@ pub(super) struct Peer {
     pub(super) standing: Standing,
     /// What it does not have. Of a member: what is copied before anybody reads or writes it.
     pub(super) lacks: Grains,
+    /// Extents in which something was copied to it since it was last flushed.
+    pub(super) copied: Extents,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,7 +53,7 @@ pub(super) enum Step {
 
 impl Peer {
     pub(super) fn new(standing: Standing, lacks: Grains) -> Self {
-        Self { standing, lacks }
+        Self { standing, lacks, copied: Extents::default() }
     }
 
     /// Changes are sent there.
@@ -130,13 +132,15 @@ impl Mirror {
         let tags: Vec<(Tag, Purpose)> = of_it.map(|(tag, asked)| (*tag, asked.purpose)).collect();
         for (tag, purpose) in tags {
             self.asked.remove(&tag);
+            self.stragglers.remove(&tag);
             match purpose {
                 Purpose::Request(request) => self.part_ended(request, replica, Err(failure.clone())),
                 Purpose::Note => self.note_failed(tag),
                 Purpose::Copy(copy) => self.copy_goes_on(copy, tag, false, fx),
                 Purpose::OwnFlush => self.own_flush_ended(tag, false, fx),
-                Purpose::Settling => self.settling_failed(tag),
+                Purpose::Settling => self.settling_failed(replica, tag),
                 Purpose::Welcome => self.welcome_failed(replica, tag),
+                Purpose::Checkpoint => drop(self.checkpoints.remove(&tag)),
                 Purpose::JoinFlush | Purpose::Aside => {}
             }
         }
@@ -163,8 +167,10 @@ impl Mirror {
     }
 
     /// Nobody knows whether a replica heard that these have settled: they are hot, until it has.
-    pub(super) fn settling_failed(&mut self, tag: Tag) {
-        if let Some(extents) = self.settling.remove(&tag) {
+    pub(super) fn settling_failed(&mut self, replica: ReplicaId, tag: Tag) {
+        if let Some(extents) = self.settling.remove(&tag)
+            && self.is_sound(replica)
+        {
             self.heat.inherit(&extents);
             self.flush_covered = None;
         }
@@ -241,6 +247,42 @@ impl Mirror {
             peer.lacks.union(lacks);
             peer.lacks.clip(self.size);
             peer.standing = Standing::Catching;
+        }
+    }
+
+    /// What has been copied to those that catch up is put on stable storage from time to time, and told to have settled there: if
+    /// the way breaks after that, it is not copied again.
+    pub(super) fn checkpoint(&mut self, fx: &mut Vec<Effect>) {
+        let busy = |id: &ReplicaId| {
+            self.asked.values().any(|asked| asked.replica == *id && asked.purpose == Purpose::Checkpoint)
+        };
+        let ready = |(id, peer): (&ReplicaId, &Peer)| {
+            (peer.standing == Standing::Catching && !peer.copied.is_empty() && !busy(id)).then_some(*id)
+        };
+        let ready: Vec<ReplicaId> = self.peers.iter().filter_map(ready).collect();
+        for id in ready {
+            let Some(copied) = self.peers.get_mut(&id).map(|peer| core::mem::take(&mut peer.copied)) else { continue };
+            let tag = self.ask(id, Purpose::Checkpoint, None, Part::Flush, 0..0, fx);
+            self.checkpoints.insert(tag, copied);
+        }
+    }
+
+    /// Of an extent that is hot, or lacks something, nothing is told. What was written there since is in the members' notes.
+    pub(super) fn checkpoint_ended(&mut self, id: ReplicaId, tag: Tag, fx: &mut Vec<Effect>) {
+        let Some(copied) = self.checkpoints.remove(&tag) else { return };
+        let Some(peer) = self.peers.get(&id).filter(|peer| peer.standing == Standing::Catching) else { return };
+        let hot = self.heat.extents();
+        let mut settled = Extents::default();
+        for extent in copied.without(&hot).iter() {
+            let start = u64::from(extent) * EXTENT_BYTES;
+            let copying = self.copies.values().any(|copy| copy.to == id && copy.touches(start..start + EXTENT_BYTES));
+            if !copying && !peer.lacks.touches(&(start..start + EXTENT_BYTES)) {
+                settled.insert(extent);
+            }
+        }
+        if !settled.is_empty() {
+            let tag = self.ask(id, Purpose::Settling, None, Part::Settled(settled.clone()), 0..0, fx);
+            self.settling.insert(tag, settled);
         }
     }
 

@@ -228,8 +228,10 @@ impl World {
     }
 
     fn delay(&mut self, store: usize) -> Time {
+        // Now and then one thing takes long, and what comes after it does not.
+        let late = if self.rng.chance(12) { self.rng.between(60, 260) } else { 0 };
         let slow = if self.stores[store].slow { 40 } else { 1 };
-        self.rng.between(1, 6) * slow
+        self.rng.between(1, 6) * slow + late
     }
 
     /// A part reaches its replica.
