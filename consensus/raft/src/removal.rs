@@ -47,7 +47,10 @@ impl Consensus {
             Command::ReleaseLost { vm, expect, .. } => self.lives(*vm, *expect),
             // In any other phase the state says what is to be said.
             Command::TakeBack { vm, expect, .. } if self.arrives(*vm) => self.lives(*vm, *expect),
-            Command::RemoveNode { node, .. } => self.costs_the_quorum(*node),
+            Command::RemoveNode { node, lost, .. } => {
+                let alive = lost.then(|| self.hears(*node)).flatten();
+                alive.or_else(|| self.costs_the_quorum(*node))
+            }
             Command::Found { .. }
             | Command::AddToken { .. }
             | Command::Join { .. }
@@ -103,6 +106,17 @@ impl Consensus {
             return Some(Objection::NotNow(format!("the leader does not listen to {name} yet")));
         };
         verdict_against(&vm.spec.name, name, health)
+    }
+
+    /// Nobody's node is given up as lost while the leader hears it.
+    fn hears(&self, node: NodeId) -> Option<Objection> {
+        let state = self.watch().borrow().state.clone();
+        let name = state.name_of(node)?;
+        let Some(health) = self.ear().health() else {
+            return Some(Objection::NotNow("the leader was just elected and has not listened yet".to_owned()));
+        };
+        let alive = health.iter().any(|health| health.node == node && health.verdict != Verdict::Down);
+        alive.then(|| Objection::No(format!("{name} is alive: remove it without declaring it lost")))
     }
 
     /// Who is left must be able to decide.

@@ -134,6 +134,7 @@ impl Groups {
         let group = Group { path: self.node.join(vm) };
         make(&group.path)?;
         group.empty()?;
+        group.remove_parts();
         if self.unlimited.is_none() {
             group.write("memory.max", memory_bytes.saturating_add(MEMORY_BEYOND_GUEST))?;
             group.write("pids.max", u64::from(vcpus.saturating_add(THREADS_BEYOND_VCPUS)))?;
@@ -164,9 +165,19 @@ impl Group {
             return Ok(());
         }
         self.empty()?;
+        self.remove_parts();
         match fs::remove_dir(&self.path) {
             Err(source) if source.kind() != io::ErrorKind::NotFound => Err(self.failed("remove", source)),
             _ => Ok(()),
+        }
+    }
+
+    /// Removes the groups below it, of single threads: what a killed daemon left of a throttle. They are empty.
+    fn remove_parts(&self) {
+        for part in children(&self.path) {
+            if let Err(error) = fs::remove_dir(&part.path) {
+                tracing::warn!(path = %part.path.display(), %error, "a part of a VM's group stays");
+            }
         }
     }
 
@@ -229,6 +240,10 @@ fn children(path: &Path) -> Vec<Group> {
 /// Has the controllers reach the groups below `node`; why not, in words.
 fn enable(mount: &Path, node: &Path) -> Result<(), String> {
     for parent in [mount, node] {
+        // To slow a guest down on request; where there is none here, that is done by the older hierarchy, or refused by name.
+        if let Err(error) = fs::write(parent.join("cgroup.subtree_control"), "+cpu") {
+            tracing::debug!(parent = %parent.display(), %error, "the cpu controller is not passed on");
+        }
         let there = fs::read_to_string(parent.join("cgroup.controllers")).unwrap_or_default();
         let missing: Vec<&str> =
             CONTROLLERS.into_iter().filter(|wanted| !there.split_whitespace().any(|name| name == *wanted)).collect();

@@ -65,6 +65,22 @@ fn a_new_machine_finds_nothing_of_the_one_before_it() {
     assert!(!again.procs().exists());
 }
 
+/// A daemon that was killed while it slowed a guest down leaves groups of single threads.
+#[test]
+fn a_group_with_parts_ends_and_begins_anew_all_the_same() {
+    let place = Place::new("parts");
+    let group = place.groups.make("vm-1", 1, 1 << 20).unwrap();
+    let part = || group.procs().with_file_name("pollux-vcpu-0");
+    fs::create_dir(part()).unwrap();
+
+    let again = place.groups.make("vm-1", 1, 1 << 20).unwrap();
+    assert!(!part().exists());
+    fs::create_dir(part()).unwrap();
+
+    again.end().unwrap();
+    assert!(!again.procs().exists());
+}
+
 #[test]
 fn a_new_daemon_finds_nothing_of_the_one_before_it() {
     let place = Place::new("life");

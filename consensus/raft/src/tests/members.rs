@@ -243,6 +243,10 @@ async fn a_vm_is_released_only_while_the_leader_counts_its_host_dead() {
     let busy = cluster.propose(1, remove(3, 1)).await.outcome;
     assert!(matches!(&busy, Outcome::Refused(why) if why.to_string().contains("VM web")), "{busy:?}");
 
+    let lost = Command::RemoveNode { node: NodeId(2), after: Incarnation(1), heir: NodeId(1), lost: true };
+    let given_up = try_propose(&cluster, 1, 899, lost).await;
+    assert!(matches!(&given_up, Err(ProposeError::Refused { why, .. }) if why.contains("is alive")), "{given_up:?}");
+
     cluster.kill(3).await;
     tokio::time::sleep(Duration::from_millis(1_500)).await;
     let overdue = try_propose(&cluster, 2, 901, release.clone()).await;
