@@ -69,5 +69,5 @@ fn losing_one_grain_of_what_lacks_is_found() {
 
 #[test]
 fn a_flush_in_vain_is_found() {
-    must_break(Control::FlushInVain, &["which it may not"]);
+    must_break(Control::FlushInVain, &["which it may not", "rule 14"]);
 }
