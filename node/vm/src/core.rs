@@ -150,6 +150,15 @@ impl VmCore {
         matches!(self.role, Role::Idle(_)) && self.asks.is_empty()
     }
 
+    /// A move comes here, its guest has not been let run, and only this life can say so for certain: the log has not decided what
+    /// becomes of it.
+    #[must_use]
+    pub fn owes_an_answer(&self) -> bool {
+        let phase = self.view.vm.as_ref().map(|seen| &seen.phase);
+        let comes_here = matches!(phase, Some(Phase::Moving { to, .. } | Phase::Arriving { to, .. }) if *to == self.me);
+        comes_here && matches!(self.role, Role::Sink(_) | Role::Discarding(_) | Role::Idle(_))
+    }
+
     /// What it is doing, in a word, for people.
     #[must_use]
     pub fn doing(&self) -> &'static str {

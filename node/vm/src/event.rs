@@ -51,6 +51,8 @@ pub enum Event {
     MachineEnded(String),
     /// After [`Effect::Discard`]: no process, tap, socket or memory of it is left.
     Gone,
+    /// This daemon is about to end in good order: what only it can say has to be said now.
+    Leaving,
     /// The guest switched itself off. QEMU keeps it, paused.
     GuestOff,
     /// After [`Effect::Pause`]: vCPUs are still, every frame of before has left, the gate is closed.

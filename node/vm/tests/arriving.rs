@@ -200,6 +200,25 @@ fn a_guest_that_certainly_did_not_run_at_the_target_is_given_back() {
     assert!(matches!(proposed(&fx), Some(Command::GiveBack { op: OP, expect: Generation(6), .. })), "{fx:?}");
 }
 
+/// Whatever the next life finds: this one knows that the guest did not run.
+#[test]
+fn a_target_whose_daemon_ends_in_order_gives_the_guest_up_before() {
+    let (mut desk, _) = loading();
+    assert!(desk.core.owes_an_answer());
+    let fx = desk.hear(Event::Leaving);
+    assert!(fx.contains(&Effect::Discard), "{fx:?}");
+    let fx = desk.hear(Event::Gone);
+    assert!(aborts_because(&fx, "the daemon of the target node ends"), "{fx:?}");
+    assert!(desk.core.owes_an_answer(), "the log has not answered");
+    desk.decided(5, running(OTHER));
+    assert!(!desk.core.owes_an_answer());
+
+    let mut desk = committing();
+    desk.hear(Event::Leaving);
+    let fx = desk.hear(Event::Gone);
+    assert!(matches!(proposed(&fx), Some(Command::GiveBack { op: OP, expect: Generation(6), .. })), "{fx:?}");
+}
+
 /// The same when its machine's end is heard of first.
 #[test]
 fn a_machine_that_ended_before_it_was_let_run_is_given_back_too() {

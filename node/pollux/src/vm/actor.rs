@@ -51,6 +51,8 @@ pub(super) const MAIL_MAX: usize = 256;
 const EARLY_MAX: usize = STREAMS_MAX as usize + 1;
 /// As long as a guest may act, the kernel is told so this often, in milliseconds. A fraction of the fence's time.
 const KEEP_MS: u64 = 1_000;
+/// The log has so long to take what a daemon that ends has to say, in milliseconds.
+const LEAVE_MS: u64 = 3_000;
 
 pub(super) struct Actor {
     vm: VmId,
@@ -136,7 +138,10 @@ impl Actor {
         while !self.is_done() {
             match self.select(&cancel).await {
                 Some(input) => self.take(input).await,
-                None => break,
+                None => {
+                    self.leave().await;
+                    break;
+                }
             }
         }
         let _span = self.span().entered();
@@ -149,6 +154,25 @@ impl Actor {
         self.reading.cancel();
         self.ended.cancel();
         self.disconnect("the daemon lets go of the VM");
+    }
+
+    /// A standby that has not been let run is given up while this life can still say that it has not: the next one, on a host that was
+    /// started anew, could not, and its source's copy would be lost with it (DESIGN, rule 17).
+    async fn leave(&mut self) {
+        if !self.core.owes_an_answer() {
+            return;
+        }
+        let given_up = async {
+            self.apply(Event::Leaving).await;
+            let never = CancellationToken::new();
+            while self.core.owes_an_answer() {
+                let Some(input) = self.select(&never).await else { return };
+                self.take(input).await;
+            }
+        };
+        if tokio::time::timeout(Duration::from_millis(LEAVE_MS), given_up).await.is_err() {
+            tracing::warn!(vm = %self.vm, "the log did not take in time that this node gives up a move to it");
+        }
     }
 
     fn is_done(&self) -> bool {

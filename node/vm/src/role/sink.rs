@@ -67,6 +67,7 @@ impl Sink {
             Event::SourceConnected => self.connected = true,
             Event::MachineFailed(why) => self.failed = Some(format!("the target could not make a standby: {why}")),
             Event::MachineEnded(why) => self.failed = Some(format!("the target's standby ended: {why}")),
+            Event::Leaving => self.failed = Some("the daemon of the target node ends".into()),
             Event::LoadFailed(why) => self.failed = Some(format!("the target could not load the device state: {why}")),
             Event::Loaded => self.loaded = true,
             Event::CommittedToRun => self.committed = true,
