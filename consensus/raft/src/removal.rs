@@ -99,8 +99,9 @@ impl Consensus {
         let vm = state.vms.get(&vm).filter(|vm| vm.generation <= expect)?;
         let owner = vm.phase.owner()?.node;
         let name = state.name_of(owner).unwrap_or("its node");
-        let Some(health) = self.ear().health() else {
-            return Some(Objection::NotNow("the leader was just elected and has not listened yet".to_owned()));
+        let health = match self.heard() {
+            Ok(health) => health,
+            Err(objection) => return Some(objection),
         };
         let Some(health) = health.iter().find(|health| health.node == owner) else {
             return Some(Objection::NotNow(format!("the leader does not listen to {name} yet")));
@@ -108,12 +109,18 @@ impl Consensus {
         verdict_against(&vm.spec.name, name, health)
     }
 
+    fn heard(&self) -> Result<Vec<NodeHealth>, Objection> {
+        let not_yet = || Objection::NotNow("the leader was just elected and has not listened yet".to_owned());
+        self.ear().health().ok_or_else(not_yet)
+    }
+
     /// Nobody's node is given up as lost while the leader hears it.
     fn hears(&self, node: NodeId) -> Option<Objection> {
         let state = self.watch().borrow().state.clone();
         let name = state.name_of(node)?;
-        let Some(health) = self.ear().health() else {
-            return Some(Objection::NotNow("the leader was just elected and has not listened yet".to_owned()));
+        let health = match self.heard() {
+            Ok(health) => health,
+            Err(objection) => return Some(objection),
         };
         let alive = health.iter().any(|health| health.node == node && health.verdict != Verdict::Down);
         alive.then(|| Objection::No(format!("{name} is alive: remove it without declaring it lost")))

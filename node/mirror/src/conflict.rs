@@ -7,6 +7,11 @@
 use alloc::{collections::BTreeMap, vec::Vec};
 use core::ops::Range;
 
+/// Do they have a byte in common?
+pub(crate) fn overlap(a: &Range<u64>, b: &Range<u64>) -> bool {
+    a.start < b.end && b.start < a.end
+}
+
 /// Ranges under way. Those that change never overlap with anything; those that read may overlap each other.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Ranges {

@@ -99,6 +99,13 @@ impl Extents {
         Self(extents)
     }
 
+    /// The bytes of one.
+    #[must_use]
+    pub fn range_of(extent: u32) -> Range<u64> {
+        let start = u64::from(extent) * EXTENT_BYTES;
+        start..start + EXTENT_BYTES
+    }
+
     /// Adds another set.
     pub fn union(&mut self, other: &Self) {
         self.0 |= &other.0;

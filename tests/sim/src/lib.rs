@@ -21,3 +21,8 @@ pub mod volume;
 
 pub use failure::Failure;
 pub use rng::Rng;
+
+/// A value as the command line names it.
+fn option_name(value: &impl clap::ValueEnum) -> String {
+    value.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
+}

@@ -5,7 +5,7 @@
 
 use std::{
     cell::{Cell, RefCell},
-    panic,
+    panic::{self, AssertUnwindSafe},
     sync::Once,
 };
 
@@ -15,8 +15,22 @@ thread_local! {
     static FOUND: RefCell<Option<String>> = const { RefCell::new(None) };
 }
 
+/// Plays a run on this thread. A panic anywhere in it, be it of a task that ends alone, is the finding.
+///
+/// # Errors
+/// What it said, or what the run found.
+pub(crate) fn watched<T>(play: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
+    begin();
+    let played = panic::catch_unwind(AssertUnwindSafe(play));
+    match (end(), played) {
+        (Some(panic), _) => Err(panic),
+        (None, Ok(played)) => played,
+        (None, Err(_)) => Err("a panic without a word".into()),
+    }
+}
+
 /// A run begins on this thread.
-pub(crate) fn begin() {
+fn begin() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         let before = panic::take_hook();
@@ -41,7 +55,7 @@ pub(crate) fn any() -> bool {
 }
 
 /// The run is over: the first panic, if there was one.
-pub(crate) fn end() -> Option<String> {
+fn end() -> Option<String> {
     WATCHING.set(false);
     FOUND.take()
 }

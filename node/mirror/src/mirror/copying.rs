@@ -10,6 +10,7 @@ use pollux_wire::id::ReplicaId;
 
 use super::{Effect, Mirror, Purpose, standing::Standing};
 use crate::{
+    conflict::overlap,
     grains::Extents,
     request::{Part, Tag},
 };
@@ -35,8 +36,9 @@ enum Step {
 }
 
 impl Copy {
-    pub(super) fn touches(&self, range: Range<u64>) -> bool {
-        self.range.start < range.end && range.start < self.range.end
+    /// It writes there, on that replica.
+    pub(super) fn touches(&self, to: ReplicaId, range: &Range<u64>) -> bool {
+        self.to == to && overlap(&self.range, range)
     }
 }
 
@@ -80,14 +82,11 @@ impl Mirror {
 
     /// Begins to copy a range, unless it is being copied, or written, or nobody has it.
     fn copy(&mut self, to: ReplicaId, range: &Range<u64>, fx: &mut Vec<Effect>) -> bool {
-        let late = |(id, straggling): &(ReplicaId, Range<u64>)| {
-            *id == to && straggling.start < range.end && range.start < straggling.end
-        };
+        let late = |(id, straggling): &(ReplicaId, Range<u64>)| *id == to && overlap(straggling, range);
         if range.is_empty() || self.stragglers.values().any(late) {
             return false;
         }
-        let overlaps = |copy: &Copy| copy.to == to && copy.range.start < range.end && range.start < copy.range.end;
-        if self.copies.values().any(overlaps) || self.ranges.conflicts(range, false) {
+        if self.copies.values().any(|copy| copy.touches(to, range)) || self.ranges.conflicts(range, false) {
             return false;
         }
         let has = |id: &ReplicaId| *id != to && self.peers.get(id).is_some_and(|peer| !peer.lacks.touches(range));

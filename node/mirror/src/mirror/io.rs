@@ -14,6 +14,7 @@ use super::{
 };
 use crate::{
     Millis,
+    conflict::overlap,
     grains::Extents,
     request::{Answer, Failure, Kind, Part, Request, RequestId, Tag},
 };
@@ -62,11 +63,10 @@ impl Mirror {
         for _ in 0..self.waiting.len() {
             let Some((request, since)) = self.waiting.pop_front() else { return };
             let (range, changes) = (request.range.clone(), request.kind.changes());
-            let overtakes = ahead.iter().any(|(other, other_changes)| {
-                (changes || *other_changes) && other.start < range.end && range.start < other.end
-            });
+            let overtakes =
+                ahead.iter().any(|(other, other_changes)| (changes || *other_changes) && overlap(other, &range));
             let mut conflicts = self.ranges.conflicts(&range, changes);
-            if conflicts && self.now.saturating_sub(since) >= STALL_MS && self.let_straggle(&range) {
+            if conflicts && self.now.saturating_sub(since) >= STALL_MS && self.let_straggle(&range, fx) {
                 conflicts = self.ranges.conflicts(&range, changes);
             }
             let free = !overtakes && !conflicts;
@@ -81,32 +81,26 @@ impl Mirror {
 
     /// Changes that were answered and wait only for replicas outside of the set are not waited for any more: the place lacks there
     /// from now on. Whether there were any.
-    fn let_straggle(&mut self, range: &Range<u64>) -> bool {
+    fn let_straggle(&mut self, range: &Range<u64>, fx: &mut Vec<Effect>) -> bool {
         let needed = self.needed();
-        let overlaps = |other: &Range<u64>| other.start < range.end && range.start < other.end;
         let only_outside = |open: &InFlight| {
             let mut asked = open.parts.iter().filter(|(_, state)| **state == State::Asked);
             open.request.kind.changes() && open.answer == Some(Ok(())) && asked.all(|(id, _)| !needed.contains(id))
         };
-        let late = self.in_flight.iter().filter(|(_, open)| overlaps(&open.request.range) && only_outside(open));
+        let late = self.in_flight.iter().filter(|(_, open)| overlap(&open.request.range, range) && only_outside(open));
         let late: Vec<RequestId> = late.map(|(id, _)| *id).collect();
         for id in &late {
             let tags = self.asked.iter().filter(|(_, asked)| asked.purpose == Purpose::Request(*id));
             let tags: Vec<(Tag, ReplicaId)> = tags.map(|(tag, asked)| (*tag, asked.replica)).collect();
-            let Some(open) = self.in_flight.get_mut(id) else { continue };
+            let Some(open) = self.in_flight.get(id) else { continue };
             for (tag, replica) in tags {
-                open.parts.insert(replica, State::Failed(Failure::Silent(STALL_MS)));
                 self.stragglers.insert(tag, (replica, open.request.range.clone()));
                 if let Some(peer) = self.peers.get_mut(&replica) {
                     peer.lacks.insert(&open.request.range);
                 }
             }
             // What it was answered stands; it has ended everywhere else.
-            if let Some(open) = self.in_flight.remove(id) {
-                self.ranges.leave(&open.request.range, true);
-                self.heat.end(&open.request.range);
-                self.changed_at = self.now;
-            }
+            self.end(*id, fx);
         }
         !late.is_empty()
     }
@@ -188,10 +182,7 @@ impl Mirror {
                 }
             }
             Kind::Flush => {
-                let asks = |standing: &Standing| matches!(standing, Standing::Member | Standing::Joining(_));
-                let asked: Vec<ReplicaId> =
-                    self.peers.iter().filter(|(_, peer)| asks(&peer.standing)).map(|(id, _)| *id).collect();
-                for replica in asked {
+                for replica in self.flushing() {
                     self.ask(replica, Purpose::Request(id), Some(id), Part::Flush, 0..0, fx);
                     open.parts.insert(replica, State::Asked);
                 }
@@ -359,20 +350,23 @@ impl Mirror {
 
     /// Extents in which a member lacks something.
     fn unequal(&self, extent: u32) -> bool {
-        let start = u64::from(extent) * crate::EXTENT_BYTES;
+        let range = Extents::range_of(extent);
         let lacks = |peer: &Peer| {
-            matches!(peer.standing, Standing::Member | Standing::Joining(_))
-                && peer.lacks.touches(&(start..start + crate::EXTENT_BYTES))
+            matches!(peer.standing, Standing::Member | Standing::Joining(_)) && peer.lacks.touches(&range)
         };
         self.peers.values().any(lacks)
+    }
+
+    /// Those that are asked for a flush: whose word is needed, but for those that have failed.
+    fn flushing(&self) -> BTreeSet<ReplicaId> {
+        let asks = |peer: &Peer| matches!(peer.standing, Standing::Member | Standing::Joining(_));
+        self.peers.iter().filter(|(_, peer)| asks(peer)).map(|(id, _)| *id).collect()
     }
 
     pub(super) fn own_flush(&mut self, fx: &mut Vec<Effect>) {
         self.flushed_at = self.now;
         let covers = self.heat.now();
-        let asks = |standing: &Standing| matches!(standing, Standing::Member | Standing::Joining(_));
-        let asked: BTreeSet<ReplicaId> =
-            self.peers.iter().filter(|(_, peer)| asks(&peer.standing)).map(|(id, _)| *id).collect();
+        let asked = self.flushing();
         let ask = |id: &ReplicaId| self.ask(*id, Purpose::OwnFlush, None, Part::Flush, 0..0, fx);
         let waits = asked.iter().map(ask).collect();
         self.flush = Some(OwnFlush { covers, asked, waits });

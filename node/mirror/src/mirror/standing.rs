@@ -10,7 +10,7 @@ use pollux_wire::id::ReplicaId;
 
 use super::{Effect, Mirror, Purpose};
 use crate::{
-    grains::{EXTENT_BYTES, Extents, Grains},
+    grains::{Extents, Grains},
     request::{Failure, Part, Tag},
 };
 
@@ -274,9 +274,9 @@ impl Mirror {
         let hot = self.heat.extents();
         let mut settled = Extents::default();
         for extent in copied.without(&hot).iter() {
-            let start = u64::from(extent) * EXTENT_BYTES;
-            let copying = self.copies.values().any(|copy| copy.to == id && copy.touches(start..start + EXTENT_BYTES));
-            if !copying && !peer.lacks.touches(&(start..start + EXTENT_BYTES)) {
+            let range = Extents::range_of(extent);
+            let copying = self.copies.values().any(|copy| copy.touches(id, &range));
+            if !copying && !peer.lacks.touches(&range) {
                 settled.insert(extent);
             }
         }

@@ -1,12 +1,6 @@
 //! One run: founding, the safety phase, the liveness phase, the verdict.
 
-use std::{
-    net::SocketAddr,
-    panic::{self, AssertUnwindSafe},
-    path::Path,
-    sync::Arc,
-    time::Duration,
-};
+use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use pollux_link::{Authority, Fingerprint, Role};
 use pollux_raft::Retention;
@@ -110,14 +104,9 @@ impl Outcome {
 /// The first rule that was broken, be it seen by the recorder or by an assertion anywhere.
 pub fn run(seed: u64, settings: &Settings) -> Result<Outcome, Box<Failure>> {
     let recorder = Arc::new(Recorder::new(settings.print, settings.control));
-    panics::begin();
-    let played = panic::catch_unwind(AssertUnwindSafe(|| play(seed, settings, &recorder)));
-    // A task that panics ends alone; what it said is the finding.
-    let what = match (panics::end(), played) {
-        (Some(panic), _) => panic,
-        (None, Ok(Ok(outcome))) => return Ok(outcome),
-        (None, Ok(Err(what))) => what,
-        (None, Err(_)) => "a panic without a word".into(),
+    let what = match panics::watched(|| play(seed, settings, &recorder)) {
+        Ok(outcome) => return Ok(outcome),
+        Err(what) => what,
     };
     let mut options = String::new();
     if settings.faults != Settings::default().faults {

@@ -23,6 +23,6 @@ impl Control {
     /// Its name on the command line.
     #[must_use]
     pub fn name(self) -> String {
-        self.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
+        crate::option_name(&self)
     }
 }

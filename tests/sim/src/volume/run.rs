@@ -1,7 +1,5 @@
 //! One run: the safety phase, the liveness phase, the verdict.
 
-use std::panic::{self, AssertUnwindSafe};
-
 use super::{
     Control, REPLICAS, Time, UNIT_BYTES,
     world::{World, replica},
@@ -68,24 +66,18 @@ impl Outcome {
 /// # Errors
 /// The first rule that was broken, be it seen by the oracle or by an assertion of the code under test.
 pub fn run(seed: u64, settings: &Settings) -> Result<Outcome, Box<Failure>> {
-    panics::begin();
     let mut world = World::new(seed, settings.clone());
     let mut steps = 0;
-    let result = panic::catch_unwind(AssertUnwindSafe(|| play(&mut world, &mut steps)));
-    let what = match (panics::end(), result) {
-        (Some(panic), _) => Some(panic),
-        (None, Ok(played)) => played.err(),
-        (None, Err(_)) => Some("a panic without a word".into()),
-    };
-    match what {
-        Some(what) => Err(Box::new(Failure {
+    let played = panics::watched(|| play(&mut world, &mut steps));
+    match played {
+        Err(what) => Err(Box::new(Failure {
             simulation: "volume",
             seed,
             what,
             tail: world.trace.tail(),
             options: options(settings),
         })),
-        None => Ok(Outcome {
+        Ok(()) => Ok(Outcome {
             trace_hash: world.trace.hash(),
             steps,
             acknowledged: world.guest.acknowledged,
