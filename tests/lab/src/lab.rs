@@ -29,6 +29,8 @@ use crate::{
 const DIR_BYTES_MAX: usize = 90;
 /// How long a killed daemon has to be gone.
 const KILL_MAX: Duration = Duration::from_secs(10);
+/// How long a daemon that is told to end has for it: more than its own limits add up to.
+const STOP_MAX: Duration = Duration::from_secs(60);
 /// How long a daemon has to stand still once it was told to. It is told so by the kernel, which does not ask it.
 const PAUSE_MAX: Duration = Duration::from_secs(1);
 
@@ -186,10 +188,22 @@ impl Lab {
     /// # Errors
     /// When it does not run, or does not end.
     pub fn kill(&self, node: &str) -> Result<(), LabError> {
+        self.end(node, Signal::KILL, KILL_MAX)
+    }
+
+    /// Tells the daemon of `node` to end, as an orderly shutdown of its host does, and waits until it is gone.
+    ///
+    /// # Errors
+    /// When it does not run, or does not end.
+    pub fn stop(&self, node: &str) -> Result<(), LabError> {
+        self.end(node, Signal::TERM, STOP_MAX)
+    }
+
+    fn end(&self, node: &str, signal: Signal, within: Duration) -> Result<(), LabError> {
         let _lock = Lock::take(&self.name)?;
         let process = self.running(node)?;
-        process.signal(Signal::KILL);
-        if process.wait(Instant::now() + KILL_MAX) { Ok(()) } else { Err(LabError::Stubborn(vec![process.pid])) }
+        process.signal(signal);
+        if process.wait(Instant::now() + within) { Ok(()) } else { Err(LabError::Stubborn(vec![process.pid])) }
     }
 
     /// Pauses the daemon of `node`, and with `with_vms` everything it started: a host that has stopped in its tracks.

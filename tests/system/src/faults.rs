@@ -82,6 +82,8 @@ pub enum Fault {
     TargetDaemon,
     /// The target's QEMU is killed.
     TargetQemu,
+    /// The target's host is shut down in good order and booted anew.
+    TargetReboots,
     /// The leader, which is neither, is killed, and started again.
     Leader,
     /// What the source sends to the target is lost.
@@ -110,11 +112,12 @@ pub enum Fault {
 
 impl Fault {
     /// Those that take seconds.
-    pub const QUICK: [Self; 14] = [
+    pub const QUICK: [Self; 15] = [
         Self::SourceDaemon,
         Self::SourceQemu,
         Self::TargetDaemon,
         Self::TargetQemu,
+        Self::TargetReboots,
         Self::Leader,
         Self::LinkThere,
         Self::LinkBack,
@@ -134,7 +137,8 @@ impl Fault {
             Self::SourceDaemon | Self::SourceQemu => place.at_source(),
             // Once the guest may have acted at the target, the source's older copy must not act.
             Self::TargetDaemon => place.number() >= Place::Run.number(),
-            Self::TargetQemu => place == Place::Arrived,
+            // A daemon that ends in order says what it did not let run.
+            Self::TargetQemu | Self::TargetReboots => place == Place::Arrived,
             Self::Everything => true,
             Self::Leader
             | Self::LinkThere
@@ -251,6 +255,7 @@ impl Table {
         match fault {
             Fault::SourceDaemon => self.dies(source, hold, !place.at_source()),
             Fault::TargetDaemon => self.dies(target, hold, place.at_source()),
+            Fault::TargetReboots => self.reboots(target, hold),
             Fault::Leader => self.dies(leader, hold, false),
             Fault::SourceQemu => self.loses_qemu(source, hold),
             Fault::TargetQemu if place == Place::Connect => {
@@ -287,6 +292,26 @@ impl Table {
         until("its QEMUs to die with it", SETTLE, || self.world.has(node, 0));
         self.world.start_again(node);
         drop(held);
+    }
+
+    /// What stood still stands still until the host is back: its next life knows nothing that this one did not leave with the cluster.
+    fn reboots(&self, node: &str, hold: Hold) {
+        self.world.stop(node);
+        until("its QEMUs to end with it", SETTLE, || self.world.has(node, 0));
+        self.forget_boot(node);
+        self.world.start_again(node);
+        drop(hold);
+    }
+
+    /// What is known of standbys in `node`'s directory was written before its host booted.
+    fn forget_boot(&self, node: &str) {
+        let host = self.world.host(node);
+        let marks = host.dir().expect("a node has a directory").join("standby");
+        for mark in fs::read_dir(&marks).expect("marks can be listed").map(|mark| mark.expect("a mark").path()) {
+            let text = fs::read_to_string(&mark).expect("a mark can be read");
+            let (operation, _) = text.split_once(' ').expect("an operation and a boot");
+            fs::write(&mark, format!("{operation} another-boot\n")).expect("a mark can be written");
+        }
     }
 
     fn loses_qemu(&self, node: &str, hold: Hold) {

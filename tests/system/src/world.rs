@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use pollux_lab::{Cable, Daemon, DaemonState, Host, Lab, LabConfig, LabName, leftovers};
+use pollux_lab::{Cable, Daemon, DaemonState, Host, Lab, LabConfig, LabError, LabName, leftovers};
 use pollux_probe::owners::Watched;
 
 use crate::{
@@ -390,10 +390,24 @@ impl World {
     /// If it did not run.
     #[track_caller]
     pub fn kill(&self, node: &str) {
+        self.ends(node, |lab| lab.kill(node));
+    }
+
+    /// Tells a node's daemon to end, as a shutdown of its host does, and waits until it has.
+    ///
+    /// # Panics
+    /// If it does not run, or does not end.
+    #[track_caller]
+    pub fn stop(&self, node: &str) {
+        self.ends(node, |lab| lab.stop(node));
+    }
+
+    #[track_caller]
+    fn ends(&self, node: &str, how: impl FnOnce(&Lab) -> Result<(), LabError>) {
         let pid = self.daemon(node);
-        self.lab.kill(node).unwrap_or_else(|error| panic!("{node} cannot be killed: {error}"));
+        how(&self.lab).unwrap_or_else(|error| panic!("{node} cannot be ended: {error}"));
         // Its first thread may be gone before the others, and with them its lock and its sockets.
-        until("the last thread of a killed daemon to end", SETTLE, || match census::threads(pid) {
+        until("the last thread of a daemon to end", SETTLE, || match census::threads(pid) {
             0 | 1 => Ok(()),
             threads => Err(format!("{threads} threads of {pid}")),
         });

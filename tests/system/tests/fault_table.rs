@@ -45,6 +45,7 @@ row! {
     table_source_qemu: SourceQemu,
     table_target_daemon: TargetDaemon,
     table_target_qemu: TargetQemu,
+    table_target_reboots: TargetReboots,
     table_leader: Leader,
     table_link_there: LinkThere,
     table_link_back: LinkBack,

@@ -23,6 +23,7 @@ Break it:
   pollux lab cut n1          # off the cluster's network; or n1:n2, or 'n1>n2' one way only
   pollux lab heal            # all cables, or the one named
   pollux lab kill n2         # its daemon, without warning; its VMs end with it
+  pollux lab stop n2         # its daemon, in good order
   pollux lab start n2
   pollux lab down";
 
@@ -40,7 +41,9 @@ pub(crate) enum Lab {
     Heal(HealCable),
     /// Kill a node's daemon without warning.
     Kill(OneNode),
-    /// Stop a node's daemon in its tracks.
+    /// Tell a node's daemon to end, as a shutdown of its host does, and wait for that.
+    Stop(OneNode),
+    /// Halt a node's daemon in its tracks.
     Pause(Pause),
     /// Let a paused daemon go on.
     Resume(OneNode),
@@ -129,6 +132,7 @@ pub(crate) fn run(format: Format, verb: Lab) -> Result<(), Failure> {
         Lab::Cut(verb) => told(format, &Made::open(&verb.lab.name)?.cut(verb.cable)?),
         Lab::Heal(verb) => told(format, &Made::open(&verb.lab.name)?.heal(verb.cable)?),
         Lab::Kill(verb) => on_node(format, &verb, |lab, node| lab.kill(node)),
+        Lab::Stop(verb) => on_node(format, &verb, |lab, node| lab.stop(node)),
         Lab::Pause(verb) => on_node(format, &verb.node, |lab, node| lab.pause(node, verb.with_vms)),
         Lab::Resume(verb) => on_node(format, &verb, |lab, node| lab.resume(node)),
         Lab::Start(verb) => on_node(format, &verb, |lab, node| lab.start(node)),
