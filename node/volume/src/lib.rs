@@ -1,0 +1,17 @@
+//! One volume on one node: its replicas here, and the way to those elsewhere.
+//!
+//! ```text
+//!   Volume (where the guest runs) --Ask--> Side: a Keeper ----------------------------------> replica of this node
+//!          <------------------------Done--       a Remote --bulk link--> session --> Keeper -> replica of another node
+//! ```
+//!
+//! [`Side`] is one replica as who mirrors it sees it, wherever it is. A keeper carries out on this node what is asked of a replica:
+//! it marks what may differ before it differs, in a log beside the data (DESIGN, rule 14), and refuses whoever was overtaken (rule
+//! 4). The node's registry of keepers hands a replica to one session at a time, the newest; a newer one waits until nothing of the
+//! older one is under way any more.
+
+mod claim;
+mod side;
+
+pub use claim::{Claim, Door, Opened, Place, SessionId};
+pub use side::{Ask, Broken, Done, Side};
