@@ -2,7 +2,9 @@
 //!
 //! The judgement is [`pollux_state::detector`]'s, pure and tested there; here are the clock, the messages and the question
 //! whose list it is. A list belongs to one term of one leader: a new leader begins with an empty one and counts every
-//! silence from its election.
+//! silence from its election. The task that begins it may be late, so whoever looks into a list says of which term, as a
+//! majority has just confirmed it: one that a node kept from an earlier time at the head calls everybody dead who spoke to
+//! another leader since.
 
 use std::{
     sync::{Mutex, MutexGuard, PoisonError},
@@ -18,11 +20,12 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use crate::{
     consensus::Consensus,
-    message::{self, LivenessReply, ReadReply},
+    message::{self, LivenessReply},
 };
 
 /// How often a node tells the leader that it lives.
-pub const HEARTBEAT_EVERY: Duration = Duration::from_millis(250);
+pub const HEARTBEAT_EVERY: Duration = Duration::from_millis(HEARTBEAT_EVERY_MS);
+pub(crate) const HEARTBEAT_EVERY_MS: u64 = 250;
 /// How long to wait before asking again when nothing has changed.
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
 
@@ -43,12 +46,14 @@ pub enum LivenessError {
 
 /// After so long without a look at the list, in milliseconds, this process was not awake to hear anybody: four times
 /// [`HEARTBEAT_EVERY`], at which it looks at the latest, so that a busy moment is none.
-const ASLEEP_AFTER_MS: u64 = 1_000;
+const ASLEEP_AFTER_MS: u64 = 4 * HEARTBEAT_EVERY_MS;
 
 /// The leader's list; empty elsewhere.
 #[derive(Debug)]
 pub(crate) struct Ear {
     heard: Mutex<Hearing>,
+    /// [`ASLEEP_AFTER_MS`], but in negative controls.
+    asleep_after_ms: u64,
 }
 
 /// A list, and the time it is kept in: that in which this process was awake. What was not heard in its sleep is no silence.
@@ -67,7 +72,8 @@ struct List {
 
 impl Ear {
     pub(crate) fn new() -> Self {
-        Self { heard: Mutex::new(Hearing { awake_ms: 0, looked: Instant::now(), list: None }) }
+        let hearing = Hearing { awake_ms: 0, looked: Instant::now(), list: None };
+        Self { heard: Mutex::new(hearing), asleep_after_ms: ASLEEP_AFTER_MS }
     }
 
     /// The list, and what time it is for it.
@@ -75,7 +81,7 @@ impl Ear {
         let mut hearing = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
         let passed_ms = u64::try_from(now.duration_since(hearing.looked).as_millis()).unwrap_or(u64::MAX);
-        if passed_ms < ASLEEP_AFTER_MS {
+        if passed_ms < self.asleep_after_ms {
             // Parts of a millisecond are left for the next look.
             hearing.looked += Duration::from_millis(passed_ms);
             hearing.awake_ms += passed_ms;
@@ -104,10 +110,17 @@ impl Ear {
         }
     }
 
-    /// What it makes of every member, where this node leads.
-    pub(crate) fn health(&self) -> Option<Vec<NodeHealth>> {
+    /// What it makes of every member, if it is the list of `term`, in which this node leads.
+    pub(crate) fn health(&self, term: u64) -> Option<Vec<NodeHealth>> {
         let (hearing, now_ms) = self.look();
-        hearing.list.as_ref().map(|list| list.detector.health(now_ms))
+        let list = hearing.list.as_ref().filter(|list| list.term == term)?;
+        Some(list.detector.health(now_ms))
+    }
+
+    /// As if a list had been kept from an earlier time at the head, in which nobody was heard since this node was started.
+    #[cfg(test)]
+    pub(crate) fn keep_list_of(&self, term: u64, members: impl IntoIterator<Item = NodeId>) {
+        self.look().0.list = Some(List { term, detector: Detector::new(0, members) });
     }
 }
 
@@ -167,8 +180,10 @@ impl Consensus {
                     self.peers().ask::<message::Liveness>(leader, self.known_address(leader), &(), wait).await
                 };
                 match reply {
-                    Ok(LivenessReply::Nodes(nodes)) => return Ok(nodes),
-                    Ok(LivenessReply::NotNow { why }) => last = format!("{leader}: {why}"),
+                    Ok(reply) => match current(reply, leadership.borrow().vote.leader_id.term) {
+                        Ok(nodes) => return Ok(nodes),
+                        Err(why) => last = format!("{leader}: {why}"),
+                    },
                     Err(error) => last = format!("{leader}: {error}"),
                 }
             }
@@ -186,13 +201,24 @@ impl Consensus {
 
     /// This node's list, if it surely leads: one that was replaced without knowing it would call everybody else dead.
     pub(crate) async fn liveness_here(&self, wait: Duration) -> LivenessReply {
-        match self.index_here(wait).await {
-            ReadReply::NotNow { why } => LivenessReply::NotNow { why },
-            ReadReply::Index(_) => match self.ear().health() {
-                Some(nodes) => LivenessReply::Nodes(nodes),
-                None => LivenessReply::NotNow { why: "newly elected".to_owned() },
-            },
+        let term = match self.leads_here(wait).await {
+            Ok(leads) => leads.term,
+            Err(why) => return LivenessReply::NotNow { why },
+        };
+        match self.ear().health(term) {
+            Some(nodes) => LivenessReply::Nodes { nodes, term },
+            None => LivenessReply::NotNow { why: "newly elected".to_owned() },
         }
+    }
+}
+
+/// What a leader said, if to the knowledge of who asked, who is in `term`, it leads still. One of a later term that was not heard
+/// of here yet knows better.
+fn current(reply: LivenessReply, term: u64) -> Result<Vec<NodeHealth>, String> {
+    match reply {
+        LivenessReply::Nodes { nodes, term: of } if of >= term => Ok(nodes),
+        LivenessReply::Nodes { term: of, .. } => Err(format!("it led in term {of}, and this is term {term}")),
+        LivenessReply::NotNow { why } => Err(why),
     }
 }
 
@@ -205,17 +231,26 @@ mod tests {
 
     const ME: NodeId = NodeId(1);
     const OTHER: NodeId = NodeId(2);
+    const TERM: u64 = 4;
 
     /// A leader's, which has just heard everybody.
     fn ear() -> Ear {
-        let ear = Ear::new();
-        ear.leads(Some(1), [ME, OTHER]);
+        just_heard(Ear::new())
+    }
+
+    /// One that takes every time for one in which it was awake.
+    fn ear_that_never_looks() -> Ear {
+        just_heard(Ear { asleep_after_ms: u64::MAX, ..Ear::new() })
+    }
+
+    fn just_heard(ear: Ear) -> Ear {
+        ear.leads(Some(TERM), [ME, OTHER]);
         ear.heard(OTHER, Incarnation(1));
         ear
     }
 
     fn verdict(ear: &Ear) -> Verdict {
-        let health = ear.health().unwrap();
+        let health = ear.health(TERM).unwrap();
         health.iter().find(|health| health.node == OTHER).unwrap().verdict
     }
 
@@ -242,5 +277,46 @@ mod tests {
         assert_eq!(verdict(&ear), Verdict::Alive, "whoever asks first when it wakes");
         awake(&ear, Duration::from_millis(DOWN_AFTER_MS)).await;
         assert_eq!(verdict(&ear), Verdict::Down, "and somebody dead is found dead in the usual time");
+    }
+
+    /// Negative control: the story before without the look at the clock.
+    #[tokio::test(start_paused = true)]
+    async fn without_the_look_a_leader_that_slept_counts_everybody_dead() {
+        let ear = ear_that_never_looks();
+        advance(Duration::from_secs(60)).await;
+        assert_eq!(verdict(&ear), Verdict::Down, "the control itself is broken");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn looking_often_makes_no_silence_shorter() {
+        let ear = ear();
+        for _ in 0..DOWN_AFTER_MS * 10 {
+            advance(Duration::from_micros(100)).await;
+            ear.heard(ME, Incarnation(1));
+        }
+        assert_eq!(verdict(&ear), Verdict::Down);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_list_of_another_term_is_none() {
+        let ear = ear();
+        awake(&ear, Duration::from_millis(DOWN_AFTER_MS)).await;
+        assert_eq!(verdict(&ear), Verdict::Down);
+
+        // Another led meanwhile, and was spoken to; this one leads again, and its task has not heard of either yet.
+        assert_eq!(ear.health(TERM + 2), None);
+
+        ear.leads(Some(TERM + 2), [ME, OTHER]);
+        assert_eq!(ear.health(TERM), None, "nor is a term asked for that is over");
+        let health = ear.health(TERM + 2).unwrap();
+        assert!(health.iter().all(|health| health.silent_ms == 0), "{health:?}");
+    }
+
+    #[test]
+    fn who_led_in_an_earlier_term_is_not_believed() {
+        let list = |term| LivenessReply::Nodes { nodes: Vec::new(), term };
+        assert!(current(list(4), 4).is_ok());
+        assert!(current(list(5), 4).is_ok(), "the news of it is on its way here");
+        assert!(current(list(3), 4).is_err_and(|why| why.contains("term 3")));
     }
 }

@@ -161,7 +161,7 @@ async fn advance(consensus: &Consensus, pace: &mut Pace) {
         let metrics = consensus.raft().metrics().borrow().clone();
         let state = consensus.watch().borrow().state.clone();
         let (me, patience) = (consensus.node(), consensus.timing().voter_patience);
-        let health = consensus.ear().health();
+        let health = consensus.ear().health(metrics.current_term);
         let candidates = candidates(&state, &metrics, me, health.as_deref(), patience);
         let replace = pace.allows(Instant::now());
         let step = next_step(&state, metrics.membership_config.membership(), me.0, &candidates, replace);

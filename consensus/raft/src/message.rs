@@ -124,7 +124,12 @@ pub(crate) enum ReadReply {
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) enum LivenessReply {
-    Nodes(Vec<NodeHealth>),
+    /// What the leader thinks of every member.
+    Nodes {
+        nodes: Vec<NodeHealth>,
+        /// The term in which it leads: the list is of that, and a majority confirmed it after the request came.
+        term: u64,
+    },
     NotNow {
         /// Why.
         why: String,
@@ -212,8 +217,8 @@ mod tests {
         is_written_as(&ReadReply::NotNow { why: "no".into() }, "0100000002000000000000006e6f");
         let health = NodeHealth { node: NodeId(1), verdict: Verdict::Suspect, silent_ms: 700, incarnation: None };
         is_written_as(
-            &LivenessReply::Nodes(vec![health]),
-            "000000000100000000000000010000000000000001000000bc0200000000000000",
+            &LivenessReply::Nodes { nodes: vec![health], term: 3 },
+            "000000000100000000000000010000000000000001000000bc02000000000000000300000000000000",
         );
         is_written_as(&LivenessReply::NotNow { why: "no".into() }, "0100000002000000000000006e6f");
         is_written_as(&Incarnation(3), "0300000000000000");

@@ -187,15 +187,16 @@ impl Consensus {
             };
             one_by_one = Some(turn);
         }
-        if (proposal.command.declares_dead() || proposal.command.costs_a_node())
-            && let Err(why) = self.caught_up(wait).await
-        {
-            return ProposeReply::NotAppended { leader: None, why };
-        }
-        match self.objection(&proposal) {
-            Some(Objection::NotNow(why)) => return ProposeReply::NotAppended { leader: None, why },
-            Some(Objection::No(why)) => return ProposeReply::Refused { why },
-            None => {}
+        if proposal.command.declares_dead() || proposal.command.costs_a_node() {
+            let term = match self.caught_up(wait).await {
+                Ok(term) => term,
+                Err(why) => return ProposeReply::NotAppended { leader: None, why },
+            };
+            match self.objection(term, &proposal) {
+                Some(Objection::NotNow(why)) => return ProposeReply::NotAppended { leader: None, why },
+                Some(Objection::No(why)) => return ProposeReply::Refused { why },
+                None => {}
+            }
         }
         let in_flight = self.in_flight().watch(proposal.id);
         let raft = self.raft().clone();

@@ -40,6 +40,15 @@ pub enum ReadError {
     },
 }
 
+/// What a majority confirmed of a leader after it was asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Leads {
+    /// The term in which it leads.
+    pub(crate) term: u64,
+    /// The index that a read begun then needs.
+    pub(crate) index: u64,
+}
+
 impl Consensus {
     /// Waits until this node's [`View`](crate::View) shows everything that was committed before the call, and returns the
     /// index up to which that is. Any view with at least this `applied` will do.
@@ -101,10 +110,22 @@ impl Consensus {
 
     /// The index a read that begins now needs, if this node leads and a majority says so.
     pub(crate) async fn index_here(&self, wait: Duration) -> ReadReply {
+        match self.leads_here(wait).await {
+            Ok(leads) => ReadReply::Index(leads.index),
+            Err(why) => ReadReply::NotNow { why },
+        }
+    }
+
+    /// Whether this node leads and a majority, asked now, says so.
+    pub(crate) async fn leads_here(&self, wait: Duration) -> Result<Leads, String> {
         match tokio::time::timeout(wait, self.raft().get_read_log_id()).await {
-            Ok(Ok((index, _applied))) => ReadReply::Index(index.map_or(0, |id| id.index).max(self.least_index())),
-            Ok(Err(error)) => ReadReply::NotNow { why: error.to_string() },
-            Err(_) => ReadReply::NotNow { why: format!("not confirmed within {} ms", wait.as_millis()) },
+            Ok(Ok((Some(last), _applied))) => {
+                // At least the first entry of the leader's own term, and so of that term: nothing of a later one is committed.
+                Ok(Leads { term: last.leader_id.term, index: last.index.max(self.least_index()) })
+            }
+            Ok(Ok((None, _applied))) => Err("it leads without a log".to_owned()),
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(_) => Err(format!("not confirmed within {} ms", wait.as_millis())),
         }
     }
 }

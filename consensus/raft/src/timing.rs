@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use pollux_state::{detector::DOWN_AFTER_MS, limits::LOST_AFTER_MS};
+
 /// How fast leaders are missed and replaced.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Timing {
@@ -19,16 +21,25 @@ pub struct Timing {
 
 impl Default for Timing {
     fn default() -> Self {
-        Self {
-            heartbeat: Duration::from_millis(100),
-            election_min: Duration::from_millis(500),
-            election_max: Duration::from_millis(1000),
-            voter_patience: Duration::from_secs(30),
-        }
+        Self::USUAL
     }
 }
 
+// A leader that dies is replaced within its lease and one more election timeout. Who spoke to it until then has not been
+// silent for long enough to count as down with the next one.
+const _: () = assert!(DOWN_AFTER_MS as u128 > 2 * Timing::USUAL.election_max.as_millis());
+// And no host loses its guests by a leader's death, however its heartbeats were missed meanwhile.
+const _: () = assert!(LOST_AFTER_MS as u128 > DOWN_AFTER_MS as u128 + 2 * Timing::USUAL.election_max.as_millis());
+
 impl Timing {
+    /// As it is on real hosts.
+    pub const USUAL: Self = Self {
+        heartbeat: Duration::from_millis(100),
+        election_min: Duration::from_millis(500),
+        election_max: Duration::from_millis(1000),
+        voter_patience: Duration::from_secs(30),
+    };
+
     /// How long a leader counts as heard after its last sign of life.
     pub(crate) fn lease(&self) -> Duration {
         self.election_max

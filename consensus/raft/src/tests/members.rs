@@ -7,7 +7,7 @@ use pollux_state::{
 };
 
 use super::*;
-use crate::{ProposeError, Removal, types::Member};
+use crate::{ProposeError, Removal, message::LivenessReply, removal::Objection, types::Member};
 
 /// Longer than a voter may be silent before another node gets its vote.
 const PATIENCE: Duration = Duration::from_secs(40);
@@ -233,7 +233,7 @@ async fn nobody_is_removed_at_the_cost_of_the_quorum_also_when_two_are_at_once()
 async fn a_vm_is_released_only_while_the_leader_counts_its_host_dead() {
     let mut cluster = Cluster::of(3).await;
     let vm = run_a_vm(&mut cluster, 3).await;
-    let release = Command::ReleaseLost { vm, expect: Generation(1), operator: "carol".into() };
+    let release = release_lost(vm);
 
     let alive = try_propose(&cluster, 2, 900, release.clone()).await;
     assert!(
@@ -263,6 +263,44 @@ async fn a_vm_is_released_only_while_the_leader_counts_its_host_dead() {
     tokio::time::sleep(Duration::from_millis(3_000)).await;
     assert_eq!(try_propose(&cluster, 2, 903, release).await.unwrap(), Outcome::Owned(Generation(2)));
     assert_eq!(cluster.propose(1, remove(3, 1)).await.outcome, Outcome::Done);
+}
+
+fn release_lost(vm: VmId) -> Command {
+    Command::ReleaseLost { vm, expect: Generation(1), operator: "carol".into() }
+}
+
+/// It led before, and another did since; its list is of before, and its task has not put it away yet.
+#[tokio::test(start_paused = true)]
+async fn what_a_leader_heard_in_an_earlier_term_gives_nobody_up() {
+    let mut cluster = Cluster::of(3).await;
+    let vm = run_a_vm(&mut cluster, 3).await;
+    tokio::time::sleep(Duration::from_millis(LOST_AFTER_MS)).await;
+    let leader = cluster.node(1);
+    let term = leader.status().term;
+    leader.ear().keep_list_of(term - 1, (1..=3).map(NodeId));
+
+    let said = leader.liveness_here(SOON).await;
+    assert!(matches!(&said, LivenessReply::NotNow { .. }), "{said:?}");
+    let given_up = try_propose(&cluster, 1, 900, release_lost(vm)).await;
+    assert!(matches!(&given_up, Err(ProposeError::Refused { why, .. }) if why.contains("is alive")), "{given_up:?}");
+
+    // And with the same list of its own term: the control.
+    leader.ear().keep_list_of(term, (1..=3).map(NodeId));
+    assert_eq!(try_propose(&cluster, 1, 901, release_lost(vm)).await.unwrap(), Outcome::Owned(Generation(2)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_leader_that_slept_gives_nobody_up() {
+    let mut cluster = Cluster::of(3).await;
+    let vm = run_a_vm(&mut cluster, 3).await;
+    let leader = cluster.node(1);
+    let term = leader.status().term;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+
+    tokio::time::advance(Duration::from_secs(60)).await;
+
+    let objection = leader.objection(term, &proposal(900, NodeId(1), release_lost(vm)));
+    assert!(matches!(&objection, Some(Objection::No(why)) if why.contains("is alive")), "{objection:?}");
 }
 
 #[tokio::test(start_paused = true)]
