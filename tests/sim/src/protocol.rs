@@ -16,6 +16,9 @@
 //!                                 links model
 //! ```
 //!
+//! Between gate and LAN stands a model of the kernel's [`fence`]: daemons sleep, hosts are suspended, and an operator gives up what
+//! was silent for long enough.
+//!
 //! The model of the log is one sequence of proposals. A proposal can be lost before it is appended, appended while its answer
 //! is lost, or delayed for long; nodes apply the sequence in order and late; a node cut off from the quorum neither proposes
 //! nor reads nor applies. The [`oracle`] sees everything at once, which no node does, and checks the rules on every step.
@@ -26,6 +29,7 @@ mod agenda;
 pub mod control;
 mod daemon;
 mod fault;
+mod fence;
 mod guest;
 mod link;
 mod log;

@@ -33,8 +33,8 @@ fn fixed_seeds_break_no_rule_and_converge() {
         }
     }
     // A simulation in which nothing happens proves nothing either.
-    let Outcome { moves, aborted, given_back, taken_back, released_lost, revived, .. } = total;
-    let overridden = taken_back > 0 && released_lost > SEEDS / 20;
+    let Outcome { moves, aborted, given_back, taken_back, released_lost, revived, fenced, lost_asleep, .. } = total;
+    let overridden = taken_back > 0 && released_lost > SEEDS / 20 && lost_asleep > SEEDS / 20 && fenced > SEEDS;
     let busy = moves > SEEDS && aborted > SEEDS && given_back > SEEDS / 10 && overridden && revived > SEEDS / 10;
     assert!(busy, "too little happened: {total:?}");
 }
@@ -93,4 +93,34 @@ fn with_an_operator_who_does_not_look_a_rule_breaks() {
 fn with_a_target_that_gives_back_what_has_acted_a_rule_breaks() {
     let settings = Settings { control: Some(Control::AlwaysUntouched), ..Settings::default() };
     must_break(&settings, &["its guest had acted", "memory went back"]);
+}
+
+#[test]
+fn with_answers_that_never_age_a_rule_breaks() {
+    let settings = Settings { control: Some(Control::AnswersNeverAge), ..Settings::default() };
+    must_break(&settings, &["(rule 2)", "(rule 3)"]);
+}
+
+#[test]
+fn with_a_clock_that_stands_still_while_the_host_is_suspended_a_rule_breaks() {
+    let settings = Settings { control: Some(Control::CoresClockStandsStill), ..Settings::default() };
+    must_break(&settings, &["(rule 2)"]);
+}
+
+#[test]
+fn with_an_operator_who_does_not_wait_a_rule_breaks() {
+    let settings = Settings { control: Some(Control::HastyOperator), ..Settings::default() };
+    must_break(&settings, &["rule 1)"]);
+}
+
+#[test]
+fn without_the_fence_a_rule_breaks() {
+    let settings = Settings { control: Some(Control::NoFence), ..Settings::default() };
+    must_break(&settings, &["rule 1)"]);
+}
+
+#[test]
+fn with_a_fence_that_sleeps_with_its_host_a_rule_breaks() {
+    let settings = Settings { control: Some(Control::FenceSleepsToo), ..Settings::default() };
+    must_break(&settings, &["rule 1)"]);
 }

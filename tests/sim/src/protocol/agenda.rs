@@ -18,13 +18,20 @@ pub(super) struct Process {
     pub(super) serial: u64,
 }
 
+/// When something was: in truth, and by the clock of the cores that were there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Moment {
+    pub(super) real: Time,
+    pub(super) core: Time,
+}
+
 /// Something that happens.
 #[derive(Debug, Clone)]
 pub(super) enum Happening {
     /// A proposal reaches whoever appends. `from`: who waits for the answer, if somebody does.
     Append { proposal: Proposal, sender: usize, from: Option<Process> },
     /// A read reaches the leader.
-    ReadAtLeader { from: Process, vm: VmId, ticket: Ticket, began: Time },
+    ReadAtLeader { from: Process, vm: VmId, ticket: Ticket, began: Moment },
     /// Something that concerns one process, if it still lives. Waits while the process is stopped.
     To(Process, Task),
     /// The guests of a VM are asked to count, and write to their memory.
@@ -66,13 +73,15 @@ pub(super) enum Task {
     /// A proposal has no answer yet.
     Retry { id: OpId },
     /// The leader's answer to a read: the log was at least this long when it was begun.
-    ReadReply { vm: VmId, ticket: Ticket, began: Time, index: u64 },
+    ReadReply { vm: VmId, ticket: Ticket, began: Moment, index: u64 },
     /// A read has no answer yet.
     ReadRetry { vm: VmId, ticket: Ticket },
     /// No leader is heard of.
     LeaderLost,
     /// The time a core asked to be woken.
     Tick(VmId),
+    /// The fence is told that the guest may still act; `keeper`: since the last time that it was let go on.
+    Keep { vm: VmId, keeper: u64 },
     /// A part of the VM did something, if its machine is still this one.
     Machine { vm: VmId, machine: u64, work: Work },
     /// The machine is gone.

@@ -16,6 +16,16 @@ pub enum Control {
     AlwaysUntouched,
     /// An operator declares lost what is only out of reach.
     CarelessOperator,
+    /// An operator declares lost what has been silent for less than the fence's time.
+    HastyOperator,
+    /// What the log once answered counts as current for ever.
+    AnswersNeverAge,
+    /// The cores' clock stands still while the host is suspended.
+    CoresClockStandsStill,
+    /// There is no fence: what passes the gate is out.
+    NoFence,
+    /// The fence does not see that the host was suspended.
+    FenceSleepsToo,
 }
 
 impl Control {

@@ -15,7 +15,7 @@ use pollux_state::{
 use pollux_vm::{Event, Limits, View, VmCore};
 
 use super::{
-    Control,
+    Control, Time,
     agenda::{Process, Task},
     log::Log,
     run::address,
@@ -35,7 +35,7 @@ impl World {
         let serial = self.serial();
         let daemon = Daemon {
             serial,
-            stopped: false,
+            stopped: None,
             backlog: VecDeque::new(),
             life: None,
             applying: false,
@@ -78,7 +78,7 @@ impl World {
 
     pub(super) fn pass_on(&mut self, process: Process, task: Task) {
         let Some(daemon) = self.daemon(process) else { return };
-        if daemon.stopped {
+        if daemon.stopped.is_some() {
             daemon.backlog.push_back(task);
             return;
         }
@@ -99,6 +99,7 @@ impl World {
                     self.tell(process, vm, Event::Tick);
                 }
             }
+            Task::Keep { vm, keeper } => self.keep_on(process, vm, keeper),
             Task::Machine { vm, machine, work } => self.work(process, vm, machine, work),
             Task::Gone { vm, machine } => self.gone(process, vm, machine),
             Task::Send { vm, session, pages } => self.send_pages(process, vm, session, pages),
@@ -204,10 +205,12 @@ impl World {
         if self.settings.control == Some(Control::AlwaysUntouched) {
             untouched = record.map(|record| record.op);
         }
+        let ageless = self.settings.control == Some(Control::AnswersNeverAge);
+        let limits = if ageless { Limits { sure_ms: Time::MAX, ..LIMITS } } else { LIMITS };
         let now = self.now;
         let Some(daemon) = self.daemon(process) else { return };
         daemon.parts.entry(vm).or_insert_with(|| Part {
-            core: VmCore::new(me, vm, LIMITS, untouched),
+            core: VmCore::new(me, vm, limits, untouched),
             machine: None,
             session: None,
             admitted: None,
@@ -216,12 +219,14 @@ impl World {
             doubt: now,
             shown: None,
             tick: None,
+            keeper: None,
         });
     }
 
     /// The daemon dies, and its QEMUs with it.
     pub(super) fn crash(&mut self, node: usize) {
         let Some(daemon) = self.nodes[node].daemon.take() else { return };
+        self.host_wakes(node);
         let id = self.nodes[node].id;
         self.say(format_args!("{id} loses its daemon (process {})", daemon.serial));
         let process = Process { node, serial: daemon.serial };

@@ -6,6 +6,7 @@ use pollux_state::id::VmId;
 use super::{
     Time,
     agenda::{Happening, Healing, Process, Task, Work},
+    fence::LOST_AFTER_MS,
     guest::State,
     world::{NODES, World},
 };
@@ -38,6 +39,7 @@ pub(super) struct Temper {
 enum Kind {
     Crash,
     Stop,
+    Suspend,
     KillMachine,
     PowerOff,
     CutLink,
@@ -47,9 +49,10 @@ enum Kind {
     Lazy,
 }
 
-const KINDS: [Kind; 9] = [
+const KINDS: [Kind; 10] = [
     Kind::Crash,
     Kind::Stop,
+    Kind::Suspend,
     Kind::KillMachine,
     Kind::PowerOff,
     Kind::CutLink,
@@ -116,6 +119,7 @@ impl World {
                 self.restart_some_time(node);
             }
             Kind::Stop => self.stop(node),
+            Kind::Suspend => self.suspend(node),
             Kind::KillMachine => self.kill_machine(node),
             Kind::PowerOff => self.power_off(node),
             Kind::CutLink => self.cut_link(node, other),
@@ -139,11 +143,38 @@ impl World {
     }
 
     fn stop(&mut self, node: usize) {
-        let Some(daemon) = self.nodes[node].daemon.as_mut().filter(|daemon| !daemon.stopped) else { return };
-        daemon.stopped = true;
+        if let Some(process) = self.fall_asleep(node) {
+            self.say(format_args!("process {} is stopped", process.serial));
+        }
+    }
+
+    /// The whole host: its daemon, its guests, its kernel's timers.
+    fn suspend(&mut self, node: usize) {
+        if self.fall_asleep(node).is_some() {
+            let id = self.nodes[node].id;
+            self.say(format_args!("{id} is suspended"));
+            self.nodes[node].suspended_since = Some(self.now);
+        }
+    }
+
+    /// For a nap, or for so long that an operator may give it up.
+    fn fall_asleep(&mut self, node: usize) -> Option<Process> {
+        let now = self.now;
+        let daemon = self.nodes[node].daemon.as_mut().filter(|daemon| daemon.stopped.is_none())?;
+        daemon.stopped = Some(now);
         let process = Process { node, serial: daemon.serial };
-        self.say(format_args!("process {} is stopped", process.serial));
-        self.heal_later(10, 400, Healing::Wake(process));
+        let (least, most) = if self.rng.chance(600) { (10, LOST_AFTER_MS) } else { (LOST_AFTER_MS, 4 * LOST_AFTER_MS) };
+        self.heal_later(least, most, Healing::Wake(process));
+        Some(process)
+    }
+
+    /// A suspended host goes on, or ends; `true`: it was one.
+    pub(super) fn host_wakes(&mut self, node: usize) -> bool {
+        let now = self.now;
+        let host = &mut self.nodes[node];
+        let since = host.suspended_since.take();
+        host.suspended += since.map_or(0, |since| now - since);
+        since.is_some()
     }
 
     fn machines(&self, node: usize) -> Vec<(Process, VmId)> {
@@ -248,12 +279,15 @@ impl World {
 
     /// What the guests sent meanwhile meets the gate as it was left, or what waited is dealt with first: chance decides.
     fn wake(&mut self, process: Process) {
-        let Some(daemon) = self.daemon(process).filter(|daemon| daemon.stopped) else { return };
-        daemon.stopped = false;
+        let Some(daemon) = self.daemon(process).filter(|daemon| daemon.stopped.is_some()) else { return };
+        daemon.stopped = None;
         let backlog = std::mem::take(&mut daemon.backlog);
         let vms: Vec<VmId> = daemon.parts.keys().copied().collect();
         self.say(format_args!("process {} goes on", process.serial));
         let frames_first = self.rng.chance(500);
+        if self.host_wakes(process.node) {
+            vms.iter().for_each(|vm| self.keep(process, *vm));
+        }
         if frames_first {
             vms.iter().for_each(|vm| self.flush(process, *vm));
         }

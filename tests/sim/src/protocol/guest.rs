@@ -5,6 +5,8 @@ use std::collections::VecDeque;
 
 use pollux_state::id::Generation;
 
+use super::fence::{Clocks, Fence};
+
 /// Pages of a guest, one bit each in a `u64`.
 pub(super) const PAGES: usize = 64;
 /// The page that holds which boot this is.
@@ -69,11 +71,13 @@ pub(super) struct Machine {
     pub(super) frames: VecDeque<Frame>,
     /// The generation for which the gate is open.
     pub(super) gate: Option<Generation>,
+    /// Of its network cards.
+    pub(super) fence: Fence,
 }
 
 impl Machine {
     /// `boot`: of a guest started from nothing; `None`: a standby.
-    pub(super) fn new(serial: u64, boot: Option<u64>) -> Self {
+    pub(super) fn new(serial: u64, boot: Option<u64>, fence: Fence) -> Self {
         let mut guest = Snapshot { pages: [0; PAGES], device: 0 };
         guest.pages[BOOT] = boot.unwrap_or_default();
         Self {
@@ -86,6 +90,7 @@ impl Machine {
             dirty: None,
             frames: VecDeque::new(),
             gate: None,
+            fence,
         }
     }
 
@@ -93,9 +98,9 @@ impl Machine {
         !matches!(self.state, State::Dead)
     }
 
-    /// Could let something out.
-    pub(super) fn emits(&self) -> bool {
-        self.gate.is_some() && self.state == State::Runs
+    /// Could let something out, on a host with these clocks.
+    pub(super) fn emits(&self, clocks: Clocks) -> bool {
+        self.gate.is_some() && self.state == State::Runs && self.fence.passes(clocks)
     }
 
     /// The guest answers a request and writes to `others`, in all with values never used before.

@@ -13,7 +13,7 @@ use pollux_vm::{Event, Ticket};
 
 use super::{
     Time,
-    agenda::{Happening, Process, Task},
+    agenda::{Happening, Moment, Process, Task},
     world::{Open, Read, World},
 };
 
@@ -49,6 +49,9 @@ impl World {
     pub(super) fn propose(&mut self, process: Process, about: Option<(VmId, Ticket)>, command: Command) {
         let id = OpId(self.rng.bytes());
         let at = self.now;
+        if let Some((vm, ticket)) = about {
+            self.note(process, vm, ticket);
+        }
         if let Some(daemon) = self.daemon(process) {
             daemon.open.insert(id, Open { about, at, command });
             self.send_proposal(process, id);
@@ -189,14 +192,16 @@ impl World {
         }
         let patience = self.soon(ANSWER_MS.0, ANSWER_MS.1);
         self.put_to(process, patience, Task::ReadRetry { vm, ticket });
+        self.note(process, vm, ticket);
         if self.mishap(self.temper.lose) {
             return;
         }
-        let (delay, began) = (self.soon(1, 5), self.now);
+        let began = Moment { real: self.now, core: self.core_time(process.node) };
+        let delay = self.soon(1, 5);
         self.put(delay, Happening::ReadAtLeader { from: process, vm, ticket, began });
     }
 
-    pub(super) fn read_at_leader(&mut self, from: Process, vm: VmId, ticket: Ticket, began: Time) {
+    pub(super) fn read_at_leader(&mut self, from: Process, vm: VmId, ticket: Ticket, began: Moment) {
         if self.log.down || !self.nodes[from.node].linked {
             return;
         }
@@ -204,12 +209,12 @@ impl World {
         self.put_to(from, delay, Task::ReadReply { vm, ticket, began, index });
     }
 
-    pub(super) fn read_replied(&mut self, process: Process, vm: VmId, ticket: Ticket, began: Time, index: u64) {
+    pub(super) fn read_replied(&mut self, process: Process, vm: VmId, ticket: Ticket, began: Moment, index: u64) {
         let (linked, now) = (self.nodes[process.node].linked, self.now);
         let Some(daemon) = self.daemon(process).filter(|_| linked) else { return };
         let waiting = daemon.reads.iter_mut().find(|read| (read.vm, read.ticket, read.reached) == (vm, ticket, None));
         if let Some(read) = waiting {
-            read.reached = Some((began, now - began, index));
+            read.reached = Some((began, now - began.real, index));
             self.finish_reads(process);
         }
     }
@@ -224,10 +229,10 @@ impl World {
             let Read { vm, ticket, reached } = daemon.reads.remove(at);
             let (began, took, _) = reached.expect("it is done");
             if let Some(part) = self.part(process, vm) {
-                part.shown = part.shown.max(Some(began));
+                part.shown = part.shown.max(Some(began.real));
             }
             let took_ms = u32::try_from(took).unwrap_or(u32::MAX);
-            self.tell(process, vm, Event::Confirmed { ticket, began, took_ms });
+            self.tell(process, vm, Event::Confirmed { ticket, began: began.core, took_ms });
         }
     }
 

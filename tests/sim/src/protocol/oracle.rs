@@ -33,6 +33,8 @@ pub(super) struct Oracle {
     unwanted: BTreeSet<VmId>,
     pub(super) acknowledged: u64,
     pub(super) dropped: u64,
+    pub(super) fenced: u64,
+    pub(super) lost_asleep: u64,
     pub(super) moves: u64,
     pub(super) aborted: u64,
     pub(super) given_back: u64,
@@ -68,12 +70,13 @@ impl World {
     pub(super) fn check(&mut self) {
         let mut broken = None;
         let mut emitters: Vec<(VmId, NodeId)> = Vec::new();
-        for node in &self.nodes {
+        for (place, node) in self.nodes.iter().enumerate() {
             let Some(daemon) = &node.daemon else { continue };
+            let clocks = self.clocks(place);
             for (vm, part) in &daemon.parts {
                 let Some(machine) = &part.machine else { continue };
                 let truth = self.log.state.vms.get(vm);
-                if machine.emits() {
+                if machine.emits(clocks) && node.suspended_since.is_none() {
                     let owner = truth.and_then(|vm| vm.phase.owner());
                     if owner != daemon.life {
                         broken = Some(format!("{vm} can act on {} while the log says {owner:?} (rule 1)", node.id));
@@ -176,8 +179,11 @@ impl World {
     /// The bridges are told where the VM is.
     pub(super) fn announced(&mut self, process: Process, vm: VmId) {
         let owner = self.log.state.vms.get(&vm).and_then(|vm| vm.phase.owner());
+        let clocks = self.clocks(process.node);
         let Some(daemon) = self.daemon(process) else { return };
-        if daemon.life != owner {
+        // It leaves as any frame does.
+        let machine = daemon.parts.get(&vm).and_then(|part| part.machine.as_ref());
+        if daemon.life != owner && machine.is_some_and(|machine| machine.fence.passes(clocks)) {
             self.violate(format!("{vm} is announced where it is not: the log says {owner:?} (rule 1)"));
         }
     }

@@ -60,6 +60,10 @@ pub struct Outcome {
     pub acknowledged: u64,
     /// Frames that a gate refused.
     pub dropped: u64,
+    /// Frames that passed a gate and met a fence.
+    pub fenced: u64,
+    /// Times that a host was given up which slept.
+    pub lost_asleep: u64,
     /// Moves that arrived.
     pub moves: u64,
     /// Moves that were aborted.
@@ -81,6 +85,8 @@ impl Outcome {
         self.entries += other.entries;
         self.acknowledged += other.acknowledged;
         self.dropped += other.dropped;
+        self.fenced += other.fenced;
+        self.lost_asleep += other.lost_asleep;
         self.moves += other.moves;
         self.aborted += other.aborted;
         self.given_back += other.given_back;
@@ -112,6 +118,8 @@ pub fn run(seed: u64, settings: &Settings) -> Result<Outcome, Box<Failure>> {
             entries: world.log.index(),
             acknowledged: world.oracle.acknowledged,
             dropped: world.oracle.dropped,
+            fenced: world.oracle.fenced,
+            lost_asleep: world.oracle.lost_asleep,
             moves: world.oracle.moves,
             aborted: world.oracle.aborted,
             given_back: world.oracle.given_back,

@@ -8,6 +8,7 @@ use pollux_vm::{Effect, Event};
 use super::{
     Control, Time,
     agenda::{Process, Task, Work},
+    fence::Fence,
     guest::{Machine, State},
     log::Told,
     world::{Daemon, Record, World},
@@ -37,11 +38,12 @@ impl World {
     /// Gives a core one event and does what comes of it.
     pub(super) fn tell(&mut self, process: Process, vm: VmId, event: Event) {
         let node = self.nodes[process.node].id;
-        let now = self.now;
+        let now = self.core_time(process.node);
         if self.part(process, vm).is_none() {
             return;
         }
         self.say(format_args!("{node} {vm} < {}", Heard(&event)));
+        let resumed = event == Event::Resumed;
         let Some(part) = self.part(process, vm) else { return };
         let (before, effects) = (part.core.doing(), part.core.on(now, event));
         let after = part.core.doing();
@@ -61,11 +63,12 @@ impl World {
                 self.restart_some_time(process.node);
             }
         }
+        self.keep_or_not(process, vm, resumed);
         self.set_alarm(process, vm);
     }
 
     fn set_alarm(&mut self, process: Process, vm: VmId) {
-        let now = self.now;
+        let now = self.core_time(process.node);
         let Some(part) = self.part(process, vm) else { return };
         let Some(deadline) = part.core.deadline() else { return };
         if part.tick.is_none_or(|tick| deadline < tick || tick <= now) {
@@ -82,17 +85,18 @@ impl World {
             Effect::Pause => self.machine_does(process, vm, (1, 5), Work::Paused),
             Effect::Resume { generation } => {
                 self.check_resume(process, vm, generation);
+                self.unlock(process, vm);
                 if let Some(machine) = self.machine(process, vm) {
                     machine.gate = Some(generation);
                     self.machine_does(process, vm, (0, 5), Work::Resumed);
                 }
                 self.ambush(vm);
             }
-            // Model processes do not sleep between two steps, so there is nothing to unlock.
-            Effect::Unlock => {}
+            Effect::Unlock => self.unlock(process, vm),
             Effect::CloseGate => {
                 if let Some(machine) = self.machine(process, vm) {
                     machine.gate = None;
+                    machine.fence.lock();
                 }
             }
             Effect::Announce => self.announced(process, vm),
@@ -148,11 +152,12 @@ impl World {
     fn launch(&mut self, process: Process, vm: VmId, boot: Option<u64>) {
         let serial = self.serial();
         let fails = self.mishap(self.temper.fail_launch);
+        let fence = Fence::raise(self.clocks(process.node), self.settings.control);
         let Some(part) = self.part(process, vm) else { return };
         if part.machine.is_some() {
             return self.violate(format!("{vm} gets a second machine beside the first (rule 18)"));
         }
-        part.machine = Some(Machine::new(serial, boot));
+        part.machine = Some(Machine::new(serial, boot, fence));
         self.machine_does(process, vm, (3, 30), if fails { Work::Failed } else { Work::Made });
         self.reconsider_greetings(process);
     }
@@ -226,6 +231,7 @@ impl World {
             machine.state = State::Still;
         }
         machine.gate = None;
+        machine.fence.lock();
         machine.guest.device = machine.guest.digest();
         let snapshot = machine.guest.clone();
         self.oracle.paused(vm, snapshot);
@@ -254,12 +260,14 @@ impl World {
 
     /// The defect of [`Control::ResumeOnTimeout`].
     fn lose_patience(&mut self, process: Process, vm: VmId) {
+        let clocks = self.clocks(process.node);
         let Some(part) = self.part(process, vm) else { return };
         let waits = part.core.doing() == "handed over";
         let generation = part.core.view().vm.as_ref().map(|seen| seen.generation);
         let machine = part.machine.as_mut().filter(|machine| waits && machine.state == State::Still);
         if let (Some(machine), Some(generation)) = (machine, generation) {
             (machine.gate, machine.state) = (Some(generation), State::Runs);
+            machine.fence.pry_open(clocks);
             self.say(format_args!("the source of {vm} loses its patience"));
         }
     }
@@ -269,11 +277,13 @@ impl World {
         if self.settings.control != Some(Control::ResumeBeforeCommit) {
             return;
         }
+        let clocks = self.clocks(process.node);
         let Some(part) = self.part(process, vm) else { return };
         let generation = part.admitted.map(|(_, _, generation)| generation.next());
         if let (Some(machine), Some(device)) = (part.machine.as_mut(), part.device) {
             (machine.loaded, machine.acted, machine.guest.device) = (true, true, device);
             (machine.gate, machine.state) = (generation, State::Runs);
+            machine.fence.pry_open(clocks);
             self.say(format_args!("the target of {vm} does not wait for the log"));
         }
     }

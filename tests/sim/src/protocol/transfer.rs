@@ -24,6 +24,9 @@ impl World {
         let pause = if self.calm { self.soon(20, 60) } else { self.soon(2, self.temper.traffic_ms) };
         self.put(pause, Happening::Traffic(vm));
         for process in self.processes() {
+            if self.nodes[process.node].suspended_since.is_some() {
+                continue;
+            }
             let others: Vec<usize> = (0..self.soon(0, 3)).map(|_| self.rng.index(1 << 16)).collect();
             let mut version = self.version;
             let Some(machine) = self.machine(process, vm).filter(|machine| machine.state == State::Runs) else {
@@ -35,15 +38,17 @@ impl World {
         }
     }
 
-    /// The gate looks at what the guest sent, unless its process is stopped.
+    /// The gate, and behind it the fence, look at what the guest sent, unless the process is stopped.
     pub(super) fn flush(&mut self, process: Process, vm: VmId) {
-        let Some(daemon) = self.daemon(process).filter(|daemon| !daemon.stopped) else { return };
+        let clocks = self.clocks(process.node);
+        let Some(daemon) = self.daemon(process).filter(|daemon| daemon.stopped.is_none()) else { return };
         let Some(life) = daemon.life else { return };
         let Some(machine) = self.machine(process, vm) else { return };
-        let gate = machine.gate;
+        let (gate, passes) = (machine.gate, machine.fence.passes(clocks));
         for frame in std::mem::take(&mut machine.frames) {
             match gate {
-                Some(generation) => self.emitted(vm, life, generation, frame),
+                Some(generation) if passes => self.emitted(vm, life, generation, frame),
+                Some(_) => self.oracle.fenced += 1,
                 None => self.oracle.dropped += 1,
             }
         }
@@ -143,7 +148,7 @@ impl World {
     }
 
     fn all_received(&mut self, process: Process, id: u64) {
-        let at = self.now;
+        let at = self.core_time(process.node);
         let Some(session) = self.sessions.get(&id) else { return };
         let Some((frames, device, report)) = session.complete.clone() else { return };
         if session.received != frames {

@@ -10,11 +10,14 @@ use pollux_state::{
 use super::{
     Control,
     agenda::Happening,
-    world::{NODES, VMS, World},
+    fence::{FENCE_MS, LOST_AFTER_MS},
+    world::{NODES, Node, VMS, World},
 };
 
 /// How often a user is an operator who looks for VMs of dead hosts, out of a thousand.
 const RELEASE_PERMILLE: u64 = 80;
+/// How often one looks after a host that has been silent for long, while there is one, out of a thousand.
+const WORRY_PERMILLE: u64 = 300;
 
 impl World {
     /// One deed now, and the next is set.
@@ -32,6 +35,15 @@ impl World {
         if vms.len() < VMS {
             let home = self.some_node();
             return self.create_vm(node, home);
+        }
+        if let Some(vm) = self.vm_of_a_sleeper()
+            && self.rng.chance(WORRY_PERMILLE)
+        {
+            return if matches!(vm.phase, Phase::Arriving { .. }) {
+                self.take_back(&vm)
+            } else {
+                self.release_lost(vm.id)
+            };
         }
         let vm = &vms[self.rng.index(vms.len())];
         if self.rng.chance(RELEASE_PERMILLE) {
@@ -72,12 +84,36 @@ impl World {
         }
     }
 
-    /// An operator goes and looks: only a target whose daemon is dead is declared so, and it stays dead until the log has it.
+    /// What an operator may declare lost: a host whose daemon is dead, and stays dead until the log has it; and one that was
+    /// silent for so long that none of its guests is heard any more, dead or not.
+    fn is_lost(&mut self, node: usize) -> bool {
+        let control = self.settings.control;
+        let host = &self.nodes[node];
+        let out_of_reach = !host.linked && control == Some(Control::CarelessOperator);
+        let patience = if control == Some(Control::HastyOperator) { FENCE_MS / 2 } else { LOST_AFTER_MS };
+        let Some(daemon) = &host.daemon else { return true };
+        let asleep = daemon.stopped.is_some_and(|since| self.now - since >= patience);
+        self.oracle.lost_asleep += u64::from(asleep && !self.log.down);
+        asleep || out_of_reach
+    }
+
+    /// One that a host has the right to run which has been silent for so long that it may be given up.
+    fn vm_of_a_sleeper(&mut self) -> Option<Vm> {
+        let asleep = |node: &Node| {
+            let stopped = node.daemon.as_ref().and_then(|daemon| daemon.stopped);
+            stopped.is_some_and(|since| self.now - since >= LOST_AFTER_MS)
+        };
+        let owned = |vm: &&Vm| vm.phase.owner().is_some_and(|owner| asleep(&self.nodes[self.node_of(owner.node)]));
+        let vms: Vec<&Vm> = self.log.state.vms.values().filter(owned).collect();
+        if vms.is_empty() { None } else { Some(vms[self.rng.index(vms.len())].clone()) }
+    }
+
+    /// An operator goes and looks at the target.
     fn take_back(&mut self, vm: &Vm) {
         let Some(Phase::Arriving { to, .. }) = self.log.state.vms.get(&vm.id).map(|vm| vm.phase.clone()) else {
             return;
         };
-        if self.nodes[self.node_of(to.node)].daemon.is_some() || self.log.down {
+        if !self.is_lost(self.node_of(to.node)) || self.log.down {
             return;
         }
         let expect = self.log.state.vms[&vm.id].generation;
@@ -86,13 +122,11 @@ impl World {
         self.append(proposal);
     }
 
-    /// The same operator: only a VM whose owner's daemon is dead is released, wherever it is in its life.
+    /// The same operator looks at the owner of a VM, wherever it is in its life.
     fn release_lost(&mut self, vm: VmId) {
         let Some(known) = self.log.state.vms.get(&vm) else { return };
         let (expect, Some(owner)) = (known.generation, known.phase.owner()) else { return };
-        let host = &self.nodes[self.node_of(owner.node)];
-        let out_of_reach = !host.linked && self.settings.control == Some(Control::CarelessOperator);
-        if (host.daemon.is_some() && !out_of_reach) || self.log.down {
+        if !self.is_lost(self.node_of(owner.node)) || self.log.down {
             return;
         }
         let command = Command::ReleaseLost { vm, expect, operator: "joan".into() };

@@ -13,7 +13,7 @@ use pollux_vm::{Ticket, VmCore};
 
 use super::{
     Settings, Time,
-    agenda::{Agenda, Happening, Process, Task},
+    agenda::{Agenda, Happening, Moment, Process, Task},
     fault::Temper,
     guest::Machine,
     link::Session,
@@ -58,6 +58,10 @@ pub(super) struct Node {
     /// Its copy of the state, as of `applied`.
     pub(super) state: ClusterState,
     pub(super) applied: u64,
+    /// For how long it was suspended, up to the last time that it woke.
+    pub(super) suspended: Time,
+    /// It is suspended: its daemon and its guests stand still, and so do its kernel's timers.
+    pub(super) suspended_since: Option<Time>,
     /// Reaches the quorum.
     pub(super) linked: bool,
     /// Applies what was committed long after the others.
@@ -79,8 +83,8 @@ pub(super) struct Record {
 /// A process of a daemon. Its QEMUs die with it.
 pub(super) struct Daemon {
     pub(super) serial: u64,
-    /// By SIGSTOP.
-    pub(super) stopped: bool,
+    /// By SIGSTOP, or with its host, since then.
+    pub(super) stopped: Option<Time>,
     /// What waits for it to go on.
     pub(super) backlog: VecDeque<Task>,
     /// The life it was given.
@@ -106,7 +110,7 @@ pub(super) struct Read {
     pub(super) vm: VmId,
     pub(super) ticket: Ticket,
     /// When the attempt that succeeded began, what it took, and how far the log must be applied.
-    pub(super) reached: Option<(Time, Time, u64)>,
+    pub(super) reached: Option<(Moment, Time, u64)>,
 }
 
 /// A VM on a node: the core, and what the shell keeps for it.
@@ -124,6 +128,8 @@ pub(super) struct Part {
     /// When the newest read or answer of the log began, on which the core relies.
     pub(super) shown: Option<Time>,
     pub(super) tick: Option<Time>,
+    /// Who tells the fence that the guest may still act.
+    pub(super) keeper: Option<u64>,
 }
 
 impl World {
@@ -135,6 +141,8 @@ impl World {
             daemon: None,
             state: ClusterState::default(),
             applied: 0,
+            suspended: 0,
+            suspended_since: None,
             linked: true,
             lazy: false,
             records: BTreeMap::new(),
