@@ -74,7 +74,25 @@ impl Consensus {
             | Command::AbortMove { .. }
             | Command::TakeBack { .. }
             | Command::Cancel { .. }
-            | Command::HeardAgain { .. } => None,
+            | Command::HeardAgain { .. }
+            | Command::AddPool { .. }
+            | Command::RemovePool { .. }
+            | Command::CreateVolume { .. }
+            | Command::DeleteVolume { .. }
+            | Command::GrowVolume { .. }
+            | Command::ReplicaMade { .. }
+            | Command::ReplicaFailed { .. }
+            | Command::AddReplica { .. }
+            | Command::RemoveReplica { .. }
+            | Command::LeaveSet { .. }
+            | Command::JoinSet { .. }
+            | Command::AttachVolume { .. }
+            | Command::DetachVolume { .. }
+            | Command::HoldVolume { .. }
+            | Command::DropVolume { .. }
+            | Command::BeginVolumeMove { .. }
+            | Command::Compared { .. }
+            | Command::EndVolumeMove { .. } => None,
         }
     }
 

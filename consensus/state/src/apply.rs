@@ -1,15 +1,21 @@
 //! Applying the log.
 //!
 //! [`ClusterState::apply`] is called by the consensus layer with every committed entry, in order, on every node. It
-//! recognises repeated proposals, hands the command to the file of its theme (`nodes`, `vms`, `ownership`, `moves`) and
-//! remembers the outcome. Each handler looks first and changes last, so a refusal has changed nothing.
+//! recognises repeated proposals, hands the command to the file of its theme (`nodes`, `vms`, `ownership`, `moves`, `pools`,
+//! `volumes`, `sets`, `holds`, `volume_moves`) and remembers the outcome. Each handler looks first and changes last, so a refusal has changed nothing.
 
+mod disks;
+mod holds;
 mod moves;
 mod nodes;
 mod ownership;
+mod pools;
 mod queue;
 mod removal;
+mod sets;
 mod vms;
+mod volume_moves;
+mod volumes;
 
 use alloc::{
     collections::{BTreeMap, VecDeque},
@@ -21,12 +27,13 @@ use serde::{Deserialize, Serialize};
 use crate::{
     command::{Applied, Command, Outcome, Proposal, Refusal},
     event::Event,
-    id::{ClusterId, Generation, Incarnation, NodeId, OpId, Owner, VmId},
-    limits::{EVENTS_MAX, OUTCOMES_MAX},
+    id::{ClusterId, Generation, Incarnation, NodeId, OpId, Owner, PoolId, ReplicaId, VmId, VolumeId},
+    limits::{EVENTS_MAX, OPERATIONS_MAX, OUTCOMES_MAX},
     node::{JoinToken, Node, Removed},
     operation::{Operation, OperationKind, OperationResult},
     text::plain,
-    vm::Vm,
+    vm::{Phase, Vm},
+    volume::{Pool, Volume},
 };
 
 /// Everything the cluster agreed on.
@@ -56,6 +63,17 @@ pub struct ClusterState {
     pub outcome_order: VecDeque<OpId>,
     /// Nodes that were removed.
     pub removed: BTreeMap<NodeId, Removed>,
+    /// Pools by id.
+    pub pools: BTreeMap<PoolId, Pool>,
+    /// The highest pool id ever minted.
+    pub last_pool: PoolId,
+    /// Volumes by id.
+    pub volumes: BTreeMap<VolumeId, Volume>,
+    /// The highest volume id ever minted.
+    pub last_volume: VolumeId,
+    /// The highest replica id ever minted, in whichever volume. What a pool holds under a lower one, and no volume knows, is
+    /// what was forgotten.
+    pub last_replica: ReplicaId,
 }
 
 /// Which protections are in force: all of them. A weaker set can be made only with the feature `negative-controls`, for
@@ -63,11 +81,12 @@ pub struct ClusterState {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rules {
     compare_generation: bool,
+    compare_version: bool,
 }
 
 impl Default for Rules {
     fn default() -> Self {
-        Self { compare_generation: true }
+        Self { compare_generation: true, compare_version: true }
     }
 }
 
@@ -76,7 +95,13 @@ impl Rules {
     /// Proposals about ownership take effect whatever generation they name.
     #[must_use]
     pub fn without_generation_check() -> Self {
-        Self { compare_generation: false }
+        Self { compare_generation: false, ..Self::default() }
+    }
+
+    /// Proposals about replicas take effect whatever version of the set they name.
+    #[must_use]
+    pub fn without_version_check() -> Self {
+        Self { compare_version: false, ..Self::default() }
     }
 }
 
@@ -122,8 +147,7 @@ impl ClusterState {
     #[must_use]
     pub fn waiting_move_of(&self, vm: VmId) -> Option<OpId> {
         let of_vm = |operation: &&Operation| {
-            let OperationKind::Migrate { vm: moved, .. } = operation.kind;
-            operation.waits() && moved == vm
+            operation.waits() && matches!(operation.kind, OperationKind::Migrate { vm: moved, .. } if moved == vm)
         };
         self.operations.values().find(of_vm).map(|operation| operation.id)
     }
@@ -154,6 +178,7 @@ struct About {
     node: Option<NodeId>,
     vm: Option<VmId>,
     op: Option<OpId>,
+    volume: Option<VolumeId>,
 }
 
 impl Step<'_> {
@@ -180,6 +205,34 @@ impl Step<'_> {
             Command::HeardAgain { op, silence_ms } => self.heard_again(*op, *silence_ms),
             Command::ReleaseLost { vm, expect, operator } => self.release_lost(*vm, *expect, operator),
             Command::RemoveNode { node, after, heir, lost } => self.remove_node(*node, *after, *heir, *lost),
+            Command::AddPool { name, path } => self.add_pool(name, path),
+            Command::RemovePool { pool } => self.remove_pool(*pool),
+            Command::CreateVolume { name, size, pools } => self.create_volume(name, *size, pools),
+            Command::DeleteVolume { volume, expect } => self.delete_volume(*volume, *expect),
+            Command::GrowVolume { volume, size } => self.grow_volume(*volume, *size),
+            Command::ReplicaMade { volume, replica } => self.replica_made(*volume, *replica),
+            Command::ReplicaFailed { volume, replica, reason } => self.replica_failed(*volume, *replica, reason),
+            Command::AddReplica { volume, pool, version } => self.add_replica(*volume, *pool, *version),
+            Command::RemoveReplica { volume, replica, version } => self.remove_replica(*volume, *replica, *version),
+            Command::LeaveSet { volume, replica, generation, version, why } => {
+                self.leave_set(*volume, *replica, (*generation, *version), why)
+            }
+            Command::JoinSet { volume, replica, generation, version } => {
+                self.join_set(*volume, *replica, (*generation, *version))
+            }
+            Command::AttachVolume { vm, volume, expect, boot } => self.attach_volume(*vm, *volume, *expect, *boot),
+            Command::DetachVolume { vm, volume, expect } => self.detach_volume(*vm, *volume, *expect),
+            Command::HoldVolume { volume, expect, incarnation, purpose } => {
+                self.hold_volume(*volume, *expect, *incarnation, *purpose)
+            }
+            Command::DropVolume { volume, expect } => self.drop_volume(*volume, *expect),
+            Command::BeginVolumeMove { volume, from, pool, keep_ms, version } => {
+                self.begin_volume_move(*volume, *from, *pool, *keep_ms, *version)
+            }
+            Command::Compared { volume, op, generation, version, comparison } => {
+                self.compared(*volume, *op, (*generation, *version), comparison)
+            }
+            Command::EndVolumeMove { volume, op, version } => self.end_volume_move(*volume, *op, *version),
         }?;
         // Whatever it was, it may have made room, or ended what a waiting move was for.
         self.advance_queue();
@@ -239,6 +292,62 @@ impl Step<'_> {
         if claimed.incarnation == current { Ok(()) } else { Err(Refusal::stale(vm, claimed, current)) }
     }
 
+    fn pool(&self, id: PoolId) -> Result<&Pool, Refusal> {
+        self.state.pools.get(&id).ok_or_else(|| Refusal::NoSuchPool(id.to_string()))
+    }
+
+    fn volume(&self, id: VolumeId) -> Result<&Volume, Refusal> {
+        self.state.volumes.get(&id).ok_or_else(|| Refusal::NoSuchVolume(id.to_string()))
+    }
+
+    fn volume_mut(&mut self, id: VolumeId) -> Result<&mut Volume, Refusal> {
+        self.state.volumes.get_mut(&id).ok_or_else(|| Refusal::NoSuchVolume(id.to_string()))
+    }
+
+    /// The volume, if it is still at the generation the proposer knew.
+    fn volume_at(&self, id: VolumeId, expected: Generation) -> Result<&Volume, Refusal> {
+        let volume = self.volume(id)?;
+        if self.rules.compare_generation && volume.generation != expected {
+            let (volume, current) = (volume.name.clone(), volume.generation);
+            return Err(Refusal::VolumeGeneration { volume, expected, current });
+        }
+        Ok(volume)
+    }
+
+    /// The volume, if its set still has the version the proposer knew.
+    fn volume_of(&self, id: VolumeId, expected: u64) -> Result<&Volume, Refusal> {
+        let volume = self.volume(id)?;
+        if self.rules.compare_version && volume.version != expected {
+            let (volume, current) = (volume.name.clone(), volume.version);
+            return Err(Refusal::VolumeVersion { volume, expected, current });
+        }
+        Ok(volume)
+    }
+
+    /// Hands the right to run on, and with it, if it changes hands, the right to write to each of the VM's volumes.
+    fn enter(&mut self, id: VmId, phase: Phase) -> Result<Generation, Refusal> {
+        let at = self.proposal.at;
+        let vm = self.vm_mut(id)?;
+        let before = vm.generation;
+        let generation = vm.enter(phase, at);
+        if generation != before {
+            self.pass_on_disks(id);
+        }
+        Ok(generation)
+    }
+
+    fn make_room_for_operation(&mut self) -> Result<(), Refusal> {
+        if self.state.operations.len() < OPERATIONS_MAX {
+            return Ok(());
+        }
+        let finished = self.state.operations.values().filter(|operation| operation.ended.is_some());
+        let Some(oldest) = finished.min_by_key(|operation| (operation.index, operation.id)).map(|it| it.id) else {
+            return Err(Refusal::full("running operations", OPERATIONS_MAX));
+        };
+        self.state.operations.remove(&oldest);
+        Ok(())
+    }
+
     fn end_operation(&mut self, op: OpId, result: OperationResult) {
         if let Some(operation) = self.state.operations.get_mut(&op) {
             operation.ended = Some((self.proposal.at, result));
@@ -251,8 +360,8 @@ impl Step<'_> {
             state.events.pop_front();
         }
         state.last_event += 1;
-        let About { node, vm, op } = about;
+        let About { node, vm, op, volume } = about;
         let (number, at) = (state.last_event, self.proposal.at);
-        state.events.push_back(Event { number, at, node, vm, op, text: plain(text.as_ref()) });
+        state.events.push_back(Event { number, at, node, vm, op, volume, text: plain(text.as_ref()) });
     }
 }

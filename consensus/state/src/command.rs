@@ -1,6 +1,6 @@
 //! What can be proposed to the log, and what comes of it.
 
-use alloc::string::String;
+use alloc::{string::String, vec::Vec};
 use core::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
@@ -9,10 +9,11 @@ pub use crate::refusal::{Refusal, TokenRefusal};
 
 use crate::{
     UnixMs,
-    id::{ClusterId, Generation, Incarnation, NodeId, OpId, VmId},
+    id::{ClusterId, Generation, Incarnation, NodeId, OpId, PoolId, ReplicaId, VmId, VolumeId},
     node::Facts,
-    operation::{MoveReport, MoveWishes},
+    operation::{CopyReport, MoveReport, MoveWishes},
     vm::{Desired, StopCause, VmSpec},
+    volume::Purpose,
 };
 
 /// One entry of the log. `id` makes it idempotent: applied twice, it changes the state once and answers the same. That
@@ -29,7 +30,8 @@ pub struct Proposal {
     pub command: Command,
 }
 
-/// What can be proposed. Those that change who may run a VM compare its generation.
+/// What can be proposed. Those that change who may run a VM compare its generation; those that change who may write to a volume
+/// compare the volume's; those about its replicas the version of its set.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Command {
     /// The first entry of a cluster's log. Outcome: [`Outcome::Joined`] with the first node.
@@ -220,6 +222,185 @@ pub enum Command {
         /// that, such a VM keeps the node.
         lost: bool,
     },
+    /// A directory of `by`, which has looked at it, becomes a pool. Outcome: [`Outcome::PoolAdded`].
+    AddPool {
+        /// Its name, unique on `by`.
+        name: String,
+        /// Where it is there.
+        path: String,
+    },
+    /// Forget a pool without replicas.
+    RemovePool {
+        /// Which.
+        pool: PoolId,
+    },
+    /// A new volume, with a replica in each of `pools`; all of them are its in-sync set. Outcome: [`Outcome::VolumeCreated`].
+    CreateVolume {
+        /// Its name, unique in the cluster.
+        name: String,
+        /// In bytes.
+        size: u64,
+        /// One to three, all different. The first one's replica is the authority.
+        pools: Vec<PoolId>,
+    },
+    /// Forget a volume that nobody uses, and all that is in it.
+    DeleteVolume {
+        /// Which.
+        volume: VolumeId,
+        /// The generation the user saw: one that was used since then has another.
+        expect: Generation,
+    },
+    /// A volume becomes larger; its nodes see it and let their replicas grow. Only while nobody writes to it.
+    GrowVolume {
+        /// Which.
+        volume: VolumeId,
+        /// In bytes, more than now.
+        size: u64,
+    },
+    /// `by` made a replica in a pool of its own, or found what it told failed to be in order again.
+    ReplicaMade {
+        /// Of which volume.
+        volume: VolumeId,
+        /// Which.
+        replica: ReplicaId,
+    },
+    /// `by` cannot make, or cannot use, a replica in a pool of its own.
+    ReplicaFailed {
+        /// Of which volume.
+        volume: VolumeId,
+        /// Which.
+        replica: ReplicaId,
+        /// Why, for people.
+        reason: String,
+    },
+    /// One more replica, outside of the set until its writer has copied everything. Outcome: [`Outcome::ReplicaAdded`].
+    AddReplica {
+        /// Of which volume.
+        volume: VolumeId,
+        /// Where.
+        pool: PoolId,
+        /// The version the user saw.
+        version: u64,
+    },
+    /// Forget a replica, and all that is in it. Never the last of the set.
+    RemoveReplica {
+        /// Of which volume.
+        volume: VolumeId,
+        /// Which.
+        replica: ReplicaId,
+        /// The version the user saw.
+        version: u64,
+    },
+    /// The writer leaves a replica behind: version + 1, also if it was not in the set, so that an entry that would take it in and
+    /// of which nobody knows the fate is void. Outcome: [`Outcome::Set`].
+    LeaveSet {
+        /// Of which volume.
+        volume: VolumeId,
+        /// Which.
+        replica: ReplicaId,
+        /// The volume's generation that the writer writes at.
+        generation: Generation,
+        /// The set's version as the writer knows it.
+        version: u64,
+        /// Why, for people.
+        why: String,
+    },
+    /// A replica has everything that was acknowledged, its writer says, and counts from here on: version + 1. Outcome:
+    /// [`Outcome::Set`].
+    JoinSet {
+        /// Of which volume.
+        volume: VolumeId,
+        /// Which.
+        replica: ReplicaId,
+        /// The volume's generation that the writer writes at.
+        generation: Generation,
+        /// The set's version as the writer knows it.
+        version: u64,
+    },
+    /// A stopped VM gets a volume: the volume's generation + 1.
+    AttachVolume {
+        /// Which VM.
+        vm: VmId,
+        /// Which volume.
+        volume: VolumeId,
+        /// The volume's generation that the user saw.
+        expect: Generation,
+        /// As its first, from which the firmware boots; otherwise as its last.
+        boot: bool,
+    },
+    /// A stopped VM gives a volume back: the volume's generation + 1.
+    DetachVolume {
+        /// Which VM.
+        vm: VmId,
+        /// Which volume.
+        volume: VolumeId,
+        /// The volume's generation that the user saw.
+        expect: Generation,
+    },
+    /// `by` will work on a volume while no VM runs with it: generation + 1. Outcome: [`Outcome::Owned`].
+    HoldVolume {
+        /// Which.
+        volume: VolumeId,
+        /// The volume's generation as `by` knows it.
+        expect: Generation,
+        /// The life of `by`; must be the current one.
+        incarnation: Incarnation,
+        /// What for.
+        purpose: Purpose,
+    },
+    /// `by`, which held it, has done its work on a volume: generation + 1. Outcome: [`Outcome::Owned`].
+    DropVolume {
+        /// Which.
+        volume: VolumeId,
+        /// The generation that the hold made.
+        expect: Generation,
+    },
+    /// A new replica in `pool` is to take the place of `from`. The proposal's id is the operation's. Outcome:
+    /// [`Outcome::Accepted`].
+    BeginVolumeMove {
+        /// Which volume.
+        volume: VolumeId,
+        /// The replica that goes.
+        from: ReplicaId,
+        /// Where to.
+        pool: PoolId,
+        /// How long the old replica is kept after the digests were equal, in milliseconds.
+        keep_ms: u64,
+        /// The version the user saw.
+        version: u64,
+    },
+    /// The writer has compared the new replica of a move with another of the set.
+    Compared {
+        /// Which volume.
+        volume: VolumeId,
+        /// The operation it belongs to.
+        op: OpId,
+        /// The volume's generation that the writer writes at.
+        generation: Generation,
+        /// The set's version all through the comparison.
+        version: u64,
+        /// What came of it.
+        comparison: Comparison,
+    },
+    /// The old replica of a move that is kept is needed no more: version + 1. Whoever proposes it has waited for as long as the
+    /// user wished.
+    EndVolumeMove {
+        /// Which volume.
+        volume: VolumeId,
+        /// The operation.
+        op: OpId,
+        /// The set's version as the proposer knows it.
+        version: u64,
+    },
+}
+
+/// What came of comparing two replicas.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Comparison {
+    /// Their digests are equal.
+    Equal(CopyReport),
+    /// They are not: where, for people. The move has failed.
+    Different(String),
 }
 
 /// What applying an entry did.
@@ -235,10 +416,18 @@ pub enum Outcome {
     Created(VmId),
     /// `BeginMove`: the operation runs.
     Accepted(OpId),
-    /// An ownership change: the generation it made (or kept).
+    /// A change of ownership, of a VM or of a volume: the generation it made (or kept).
     Owned(Generation),
     /// Nothing changed.
     Refused(Refusal),
+    /// `AddPool`: its id.
+    PoolAdded(PoolId),
+    /// `CreateVolume`: its id.
+    VolumeCreated(VolumeId),
+    /// `AddReplica`: its id.
+    ReplicaAdded(ReplicaId),
+    /// An entry about the in-sync set: the version it made.
+    Set(u64),
 }
 
 impl Command {
@@ -264,7 +453,69 @@ impl Command {
             | Self::DeleteVm { .. }
             | Self::Cancel { .. }
             | Self::HeardAgain { .. }
-            | Self::RemoveNode { .. } => None,
+            | Self::RemoveNode { .. }
+            | Self::AddPool { .. }
+            | Self::RemovePool { .. }
+            | Self::CreateVolume { .. }
+            | Self::DeleteVolume { .. }
+            | Self::GrowVolume { .. }
+            | Self::ReplicaMade { .. }
+            | Self::ReplicaFailed { .. }
+            | Self::AddReplica { .. }
+            | Self::RemoveReplica { .. }
+            | Self::LeaveSet { .. }
+            | Self::JoinSet { .. }
+            | Self::AttachVolume { .. }
+            | Self::DetachVolume { .. }
+            | Self::HoldVolume { .. }
+            | Self::DropVolume { .. }
+            | Self::BeginVolumeMove { .. }
+            | Self::Compared { .. }
+            | Self::EndVolumeMove { .. } => None,
+        }
+    }
+
+    /// The volume and the generation that it compares, if it changes who may write to one or is that one's word about its set.
+    #[must_use]
+    pub fn compares_volume(&self) -> Option<(VolumeId, Generation)> {
+        match self {
+            Self::DeleteVolume { volume, expect }
+            | Self::LeaveSet { volume, generation: expect, .. }
+            | Self::JoinSet { volume, generation: expect, .. }
+            | Self::Compared { volume, generation: expect, .. }
+            | Self::AttachVolume { volume, expect, .. }
+            | Self::DetachVolume { volume, expect, .. }
+            | Self::HoldVolume { volume, expect, .. }
+            | Self::DropVolume { volume, expect } => Some((*volume, *expect)),
+            Self::Found { .. }
+            | Self::AddToken { .. }
+            | Self::Join { .. }
+            | Self::StartIncarnation { .. }
+            | Self::CreateVm { .. }
+            | Self::SetDesired { .. }
+            | Self::DeleteVm { .. }
+            | Self::Claim { .. }
+            | Self::Release { .. }
+            | Self::BeginMove { .. }
+            | Self::Switchover { .. }
+            | Self::Arrived { .. }
+            | Self::GiveBack { .. }
+            | Self::AbortMove { .. }
+            | Self::TakeBack { .. }
+            | Self::Cancel { .. }
+            | Self::HeardAgain { .. }
+            | Self::ReleaseLost { .. }
+            | Self::RemoveNode { .. }
+            | Self::AddPool { .. }
+            | Self::RemovePool { .. }
+            | Self::CreateVolume { .. }
+            | Self::GrowVolume { .. }
+            | Self::ReplicaMade { .. }
+            | Self::ReplicaFailed { .. }
+            | Self::AddReplica { .. }
+            | Self::RemoveReplica { .. }
+            | Self::BeginVolumeMove { .. }
+            | Self::EndVolumeMove { .. } => None,
         }
     }
 
@@ -302,7 +553,25 @@ impl Command {
             | Self::Cancel { .. }
             | Self::HeardAgain { .. }
             | Self::ReleaseLost { .. }
-            | Self::RemoveNode { .. } => None,
+            | Self::RemoveNode { .. }
+            | Self::AddPool { .. }
+            | Self::RemovePool { .. }
+            | Self::CreateVolume { .. }
+            | Self::DeleteVolume { .. }
+            | Self::GrowVolume { .. }
+            | Self::ReplicaMade { .. }
+            | Self::ReplicaFailed { .. }
+            | Self::AddReplica { .. }
+            | Self::RemoveReplica { .. }
+            | Self::LeaveSet { .. }
+            | Self::JoinSet { .. }
+            | Self::AttachVolume { .. }
+            | Self::DetachVolume { .. }
+            | Self::HoldVolume { .. }
+            | Self::DropVolume { .. }
+            | Self::BeginVolumeMove { .. }
+            | Self::Compared { .. }
+            | Self::EndVolumeMove { .. } => None,
         }
     }
 }

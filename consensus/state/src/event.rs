@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     UnixMs,
-    id::{NodeId, OpId, VmId},
+    id::{NodeId, OpId, VmId, VolumeId},
 };
 
 /// One thing that happened. The last [`crate::limits::EVENTS_MAX`] are kept.
@@ -24,4 +24,6 @@ pub struct Event {
     pub op: Option<OpId>,
     /// What happened, one sentence for people.
     pub text: String,
+    /// About which volume.
+    pub volume: Option<VolumeId>,
 }

@@ -4,6 +4,8 @@
 //! both checks after every entry: [`ClusterState::check`] looks at one state, [`check`] at what one proposal did to it. A
 //! violation is a defect of Pollux, whatever the input was.
 
+mod disk_steps;
+mod disks;
 mod moment;
 mod step;
 

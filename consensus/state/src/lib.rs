@@ -1,4 +1,5 @@
-//! What the cluster agreed on: nodes and their incarnations, VMs and who may run them, operations, events.
+//! What the cluster agreed on: nodes and their incarnations, VMs and who may run them, volumes and who may write to them,
+//! operations, events.
 //!
 //! Pure: [`ClusterState::apply`] is total and synchronous, and every node that applied the same log holds the same value.
 //! There is no clock in here; a proposal carries the wall-clock time of whoever made it, used for showing, for the expiry of
@@ -37,6 +38,7 @@ mod refusal;
 pub mod spec;
 pub mod text;
 pub mod vm;
+pub mod volume;
 
 #[cfg(test)]
 mod tests;

@@ -18,7 +18,28 @@ pub const EVENTS_MAX: usize = 1024;
 /// comparison of generations then refuses.
 pub const OUTCOMES_MAX: usize = 8192;
 
-/// The name of a node or of a VM.
+/// Pools.
+pub const POOLS_MAX: usize = 1024;
+/// Volumes.
+pub const VOLUMES_MAX: usize = 4096;
+/// Replicas that a volume is created with.
+pub const REPLICAS_AT_FIRST_MAX: usize = 3;
+/// Replicas of one volume: as many as it may be created with, and one that takes another's place.
+pub const REPLICAS_MAX: usize = 4;
+/// The size of a volume in bytes, least and most.
+pub const VOLUME_BYTES: core::ops::RangeInclusive<u64> = 1 << 20..=16 << 40;
+/// What the size of a volume is a multiple of, in bytes.
+pub const VOLUME_BLOCK_BYTES: u64 = 4096;
+/// Volumes of one VM.
+pub const DISKS_MAX: usize = 8;
+/// The path of a pool.
+pub const POOL_PATH_MAX: usize = 1024;
+/// Why a replica cannot be used. Longer texts are cut.
+pub const FAILED_MAX: usize = 160;
+/// How long an old replica may be kept after a move, in milliseconds: four weeks. Longer than that is a copy, not a way back.
+pub const KEEP_MS_MAX: u64 = 28 * 24 * 3_600_000;
+
+/// The name of a node, a VM, a pool or a volume.
 pub const NAME_MAX: usize = 40;
 /// A path.
 pub const PATH_MAX: usize = 4096;

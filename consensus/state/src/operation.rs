@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     UnixMs,
-    id::{Generation, NodeId, OpId, VmId},
+    id::{Generation, NodeId, OpId, ReplicaId, VmId, VolumeId},
 };
 
 /// An operation: who, what, how far, and how it ended. Finished ones are kept, oldest dropped first, up to
@@ -36,11 +36,13 @@ impl Operation {
         self.begun.is_none() && self.ended.is_none()
     }
 
-    /// The name of the VM it is about, as it was when it was accepted.
+    /// The name of the VM or the volume it is about, as it was when it was accepted.
     #[must_use]
-    pub fn vm_name(&self) -> String {
-        let OperationKind::Migrate { vm_name, .. } = &self.kind;
-        vm_name.clone()
+    pub fn subject(&self) -> &str {
+        match &self.kind {
+            OperationKind::Migrate { vm_name, .. } => vm_name,
+            OperationKind::MoveVolume { volume_name, .. } => volume_name,
+        }
     }
 }
 
@@ -62,6 +64,24 @@ pub enum OperationKind {
         generation: Generation,
         /// How.
         wishes: MoveWishes,
+    },
+    /// A replica of a volume takes another's place, while the volume is in use or not. How far it is stands with the volume:
+    /// [`crate::volume::VolumeMove`].
+    MoveVolume {
+        /// Which volume.
+        volume: VolumeId,
+        /// Its name, kept for when it is gone.
+        volume_name: String,
+        /// The replica that goes.
+        from: ReplicaId,
+        /// The one that comes.
+        to: ReplicaId,
+        /// Where the one that goes is, as `NODE:POOL`, kept for when it is gone.
+        from_place: String,
+        /// Where the one that comes is.
+        to_place: String,
+        /// How long the old replica is kept equal after the digests were, in milliseconds: until then the move can be undone.
+        keep_ms: u64,
     },
 }
 
@@ -89,6 +109,19 @@ pub enum OperationResult {
     },
     /// Not done because a user said so; the VM is where it was.
     Cancelled,
+    /// A volume's move is done, with what it cost.
+    VolumeMoved(CopyReport),
+}
+
+/// What copying a replica cost, as the volume's writer reports it with the comparison of the digests.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CopyReport {
+    /// Bytes that were copied, holes not counted; what was written meanwhile is in it.
+    pub copied_bytes: u64,
+    /// From begin to the moment when the new replica was a member of the in-sync set, in milliseconds.
+    pub copy_ms: u64,
+    /// What the comparison took, in milliseconds.
+    pub compare_ms: u64,
 }
 
 /// What a move cost, as its target reports it when it commits `Arrived`. All times in milliseconds.

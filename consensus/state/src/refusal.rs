@@ -5,9 +5,10 @@ use alloc::string::{String, ToString};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    id::{Generation, Incarnation, NodeId, OpId, Owner},
+    id::{Generation, Incarnation, NodeId, OpId, Owner, ReplicaId},
     text::plain,
     vm::{Phase, Vm},
+    volume::Volume,
 };
 
 /// Why nothing changed. Each says what, about which object, why, and what to do.
@@ -126,6 +127,69 @@ pub enum Refusal {
         /// What stands in the way and what to do.
         why: String,
     },
+    /// No such pool.
+    #[error("there is no pool {0}; `pollux pool list` shows those there are")]
+    NoSuchPool(String),
+    /// No such volume.
+    #[error("there is no volume {0}; `pollux volume list` shows those there are")]
+    NoSuchVolume(String),
+    /// The volume has no such replica.
+    #[error("volume {volume} has no {replica}; `pollux volume show {volume}` shows those it has")]
+    NoSuchReplica {
+        /// Which volume.
+        volume: String,
+        /// Which replica.
+        replica: ReplicaId,
+    },
+    /// The pool cannot be removed.
+    #[error("pool {pool} cannot be removed: {why}")]
+    PoolInUse {
+        /// Which, as `NODE:POOL`.
+        pool: String,
+        /// What stands in the way and what to do.
+        why: String,
+    },
+    /// The volume is at another generation: somebody else may write to it since.
+    #[error("volume {volume} is at {current}, not at {expected}: another change came first; look again and repeat it")]
+    VolumeGeneration {
+        /// Which.
+        volume: String,
+        /// What the proposer knew.
+        expected: Generation,
+        /// What holds.
+        current: Generation,
+    },
+    /// The volume's set has another version.
+    #[error(
+        "the replicas of volume {volume} are at version {current}, not {expected}: another change came first; look again and \
+         repeat it"
+    )]
+    VolumeVersion {
+        /// Which.
+        volume: String,
+        /// What the proposer knew.
+        expected: u64,
+        /// What holds.
+        current: u64,
+    },
+    /// Only who may write to the volume says this.
+    #[error("{by} may not say this of volume {volume}: {why}")]
+    NotTheWriter {
+        /// Which.
+        volume: String,
+        /// Who asked.
+        by: NodeId,
+        /// Who may.
+        why: String,
+    },
+    /// The volume is in a state that does not allow it.
+    #[error("volume {volume}: {why}")]
+    Volume {
+        /// Which.
+        volume: String,
+        /// What stands in the way and what to do.
+        why: String,
+    },
 }
 
 /// Why a join token does not admit.
@@ -177,6 +241,14 @@ impl Refusal {
             | Self::AnotherLife { .. }
             | Self::Removed(_)
             | Self::NodeInUse { .. }
+            | Self::NoSuchPool(_)
+            | Self::NoSuchVolume(_)
+            | Self::NoSuchReplica { .. }
+            | Self::PoolInUse { .. }
+            | Self::VolumeGeneration { .. }
+            | Self::VolumeVersion { .. }
+            | Self::NotTheWriter { .. }
+            | Self::Volume { .. }
             | Self::Ended(_) => None,
         }
     }
@@ -210,5 +282,13 @@ impl Refusal {
     pub(crate) fn wrong_phase(vm: &Vm, why: impl AsRef<str>) -> Self {
         let why = plain(why.as_ref());
         Self::WrongPhase { vm: vm.spec.name.clone(), why, current: vm.generation, phase: vm.phase.clone() }
+    }
+
+    pub(crate) fn volume(volume: &Volume, why: impl AsRef<str>) -> Self {
+        Self::Volume { volume: volume.name.clone(), why: plain(why.as_ref()) }
+    }
+
+    pub(crate) fn not_the_writer(volume: &Volume, by: NodeId, why: impl AsRef<str>) -> Self {
+        Self::NotTheWriter { volume: volume.name.clone(), by, why: plain(why.as_ref()) }
     }
 }

@@ -5,7 +5,10 @@ use alloc::{format, string::String};
 use core::net::SocketAddr;
 
 use crate::{
-    limits::{APPEND_MAX, BRIDGE_MAX, CPU_MAX, MACHINE_MAX, MEMORY_MIB, NAME_MAX, NIC_MTU, NICS_MAX, PATH_MAX, VCPUS},
+    limits::{
+        APPEND_MAX, BRIDGE_MAX, CPU_MAX, DISKS_MAX, MACHINE_MAX, MEMORY_MIB, NAME_MAX, NIC_MTU, NICS_MAX, PATH_MAX,
+        VCPUS, VOLUME_BLOCK_BYTES, VOLUME_BYTES,
+    },
     refusal::Refusal,
     text::clip,
     vm::{Nic, VmSpec},
@@ -25,10 +28,7 @@ impl VmSpec {
         if !VCPUS.contains(&self.vcpus) {
             return Err(invalid("vcpus", format!("{}; give {} to {}", self.vcpus, VCPUS.start(), VCPUS.end())));
         }
-        check_path("kernel", &self.kernel)?;
-        if !self.initrd.is_empty() {
-            check_path("initrd", &self.initrd)?;
-        }
+        self.check_boot()?;
         if self.append.len() > APPEND_MAX || self.append.chars().any(char::is_control) {
             return Err(invalid("append", format!("give one line of at most {APPEND_MAX} bytes")));
         }
@@ -42,6 +42,34 @@ impl VmSpec {
             if self.nics.iter().take(place).any(|other| other.mac == nic.mac) {
                 return Err(invalid("nics", format!("{} stands there twice; give each card its own", nic.mac)));
             }
+        }
+        if self.disks.len() > DISKS_MAX {
+            return Err(invalid("disks", format!("{} of them; a VM has at most {DISKS_MAX}", self.disks.len())));
+        }
+        for (place, disk) in self.disks.iter().enumerate() {
+            if self.disks.iter().take(place).any(|other| other.volume == disk.volume) {
+                return Err(invalid("disks", format!("{} stands there twice; give it once", disk.volume)));
+            }
+        }
+        Ok(())
+    }
+
+    /// From a kernel that its nodes have, or by the firmware from its first volume.
+    fn check_boot(&self) -> Result<(), Refusal> {
+        if !self.kernel.is_empty() {
+            check_path("kernel", &self.kernel, PATH_MAX)?;
+            return if self.initrd.is_empty() { Ok(()) } else { check_path("initrd", &self.initrd, PATH_MAX) };
+        }
+        if self.disks.is_empty() {
+            let why = format!("give an absolute path of at most {PATH_MAX} bytes, or a volume to boot from");
+            return Err(invalid("kernel", why));
+        }
+        if !self.initrd.is_empty() || !self.append.is_empty() {
+            let what = if self.initrd.is_empty() { "append" } else { "initrd" };
+            return Err(invalid(
+                what,
+                "it is for a kernel, and none is given; a VM that boots from a volume has its own".into(),
+            ));
         }
         Ok(())
     }
@@ -67,7 +95,7 @@ impl Nic {
     }
 }
 
-/// Whether a node or a VM may be called so: 1 to [`NAME_MAX`] of `a-z 0-9 -`, starting with a letter.
+/// Whether a node, a VM, a pool or a volume may be called so: 1 to [`NAME_MAX`] of `a-z 0-9 -`, starting with a letter.
 ///
 /// # Errors
 /// [`Refusal::Invalid`] for the field `what`.
@@ -92,11 +120,25 @@ pub fn check_address(address: SocketAddr) -> Result<(), Refusal> {
     Ok(())
 }
 
-fn check_path(what: &str, path: &str) -> Result<(), Refusal> {
-    if !path.starts_with('/') || path.len() > PATH_MAX || path.chars().any(char::is_control) {
-        return Err(invalid(what, format!("give an absolute path of at most {PATH_MAX} bytes")));
+/// Whether a path of at most `max` bytes is one that means the same to everybody.
+pub(crate) fn check_path(what: &str, path: &str, max: usize) -> Result<(), Refusal> {
+    if !path.starts_with('/') || path.len() > max || path.chars().any(char::is_control) {
+        return Err(invalid(what, format!("give an absolute path of at most {max} bytes")));
     }
     Ok(())
+}
+
+/// Whether a volume may have so many bytes.
+///
+/// # Errors
+/// [`Refusal::Invalid`] with what would be right.
+pub fn check_size(size: u64) -> Result<(), Refusal> {
+    if VOLUME_BYTES.contains(&size) && size.is_multiple_of(VOLUME_BLOCK_BYTES) {
+        return Ok(());
+    }
+    let (least, most) = (VOLUME_BYTES.start() >> 20, VOLUME_BYTES.end() >> 40);
+    let why = format!("{size} bytes; give a multiple of {VOLUME_BLOCK_BYTES}, {least} MiB to {most} TiB");
+    Err(invalid("size", why))
 }
 
 /// A word that becomes part of QEMU's command line: no more than the letters such words are made of, so that it cannot

@@ -2,12 +2,16 @@
 
 mod bounds;
 mod controls;
+mod disk_moves;
+mod disks;
 mod format;
+mod holds;
 mod joining;
 mod moves;
 mod ownership;
 mod property;
 mod queue;
 mod removal;
+mod sets;
 mod wishes;
 mod world;

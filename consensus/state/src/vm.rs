@@ -7,11 +7,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     UnixMs,
-    id::{Generation, MacAddr, NodeId, OpId, Owner, VmId},
+    id::{Generation, MacAddr, NodeId, OpId, Owner, VmId, VolumeId},
     limits::NIC_MTU_DEFAULT,
 };
 
-/// What the user asked for. Fixed for the life of the VM in this version.
+/// What the user asked for. Fixed for the life of the VM in this version, but for its disks, which change while it is stopped.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VmSpec {
     /// Unique in the cluster: 1 to 40 of `a-z 0-9 -`, starting with a letter.
@@ -20,7 +20,8 @@ pub struct VmSpec {
     pub memory_mib: u64,
     /// 1 to 64.
     pub vcpus: u32,
-    /// Absolute path of the kernel image; the same on every node that is to run the VM.
+    /// Absolute path of the kernel image; the same on every node that is to run the VM. Empty: the firmware boots from the first
+    /// of `disks`.
     pub kernel: String,
     /// Absolute path of the initial RAM disk; empty: none.
     pub initrd: String,
@@ -34,6 +35,15 @@ pub struct VmSpec {
     pub cpu: String,
     /// Start it again by itself when its node's daemon ended while it ran.
     pub autostart: bool,
+    /// Its volumes, at most 8, in the order in which the guest sees them.
+    pub disks: Vec<Disk>,
+}
+
+/// A volume as a VM has it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Disk {
+    /// Which. Nobody else's.
+    pub volume: VolumeId,
 }
 
 /// One virtio network card.
@@ -203,7 +213,7 @@ impl Vm {
     }
 
     /// Hands the right to run on. The only place that writes `phase` and `generation`: the generation rises by one exactly
-    /// when [`Phase::owner`] changes, and never otherwise.
+    /// when [`Phase::owner`] changes, and never otherwise. Called where its volumes' generations rise with it.
     pub(crate) fn enter(&mut self, phase: Phase, at: UnixMs) -> Generation {
         if self.phase.owner() != phase.owner() {
             self.generation = self.generation.next();

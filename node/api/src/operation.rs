@@ -4,10 +4,12 @@ use serde::{Deserialize, Serialize};
 
 /// What an operation does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 pub enum OperationKind {
     /// A live migration.
     Migrate,
+    /// A replica of a volume takes another's place.
+    MoveVolume,
 }
 
 /// How an operation ended.
@@ -29,13 +31,13 @@ pub struct OperationView {
     pub id: String,
     /// What it does.
     pub kind: OperationKind,
-    /// To which VM.
+    /// To which VM; of a volume's move, to which volume.
     pub vm: String,
-    /// From which node.
+    /// From which node; of a volume's move, from which `NODE:POOL`.
     pub from: String,
-    /// To which node.
+    /// To which node, or `NODE:POOL`.
     pub to: String,
-    /// Longest blackout wished for, in milliseconds.
+    /// Longest blackout wished for, in milliseconds; 0: there is none.
     pub blackout_ms_max: u32,
     /// Most bytes per second that copying may use, if the user gave a limit.
     #[serde(default)]
@@ -44,7 +46,8 @@ pub struct OperationView {
     #[serde(default)]
     pub allow_throttle: bool,
     /// How far it is, as the log says, whoever else can be asked: `queued` until its nodes have room for one more move,
-    /// `moving` before the switchover was committed, `arriving` after it, `ended`.
+    /// `moving` before the switchover was committed, `arriving` after it, `ended`. A volume's move: `copying`, `comparing`, `kept`
+    /// (it can still be undone), `ended`.
     #[serde(default)]
     pub phase: String,
     /// A user asked for it to end early.

@@ -242,7 +242,11 @@ impl VmCore {
             | Outcome::Joined(_)
             | Outcome::Incarnation(_)
             | Outcome::Created(_)
-            | Outcome::Accepted(_) => {}
+            | Outcome::Accepted(_)
+            | Outcome::PoolAdded(_)
+            | Outcome::VolumeCreated(_)
+            | Outcome::ReplicaAdded(_)
+            | Outcome::Set(_) => {}
         }
     }
 

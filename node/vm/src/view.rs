@@ -46,8 +46,9 @@ impl View {
     pub fn of(state: &ClusterState, index: u64, vm: VmId) -> Self {
         let seen = state.vms.get(&vm).map(|vm| {
             let operation = vm.phase.moving().and_then(|(op, _, _)| state.operations.get(&op));
-            let wishes = operation.map(|operation| match &operation.kind {
-                OperationKind::Migrate { wishes, .. } => *wishes,
+            let wishes = operation.and_then(|operation| match &operation.kind {
+                OperationKind::Migrate { wishes, .. } => Some(*wishes),
+                OperationKind::MoveVolume { .. } => None,
             });
             Seen {
                 generation: vm.generation,

@@ -54,6 +54,7 @@ fn creates(request: CreateVm) {
         machine: request.machine,
         cpu: request.cpu,
         autostart: request.autostart,
+        disks: Vec::new(),
     };
     match spec.validate() {
         Ok(()) => {

@@ -96,8 +96,10 @@ impl Log {
             _ => *input.choose(&operations)?,
         };
         let (from, to) = self.state.operations.get(&op).map_or((node, node), |operation| {
-            let OperationKind::Migrate { from, to, .. } = operation.kind;
-            (from, to)
+            match operation.kind {
+                OperationKind::Migrate { from, to, .. } => (from, to),
+                OperationKind::MoveVolume { .. } => (node, node),
+            }
         });
         let home = known.map_or(node, |vm| vm.home);
         let owner = known.and_then(|vm| vm.phase.owner()).map_or(home, |owner| owner.node);
@@ -221,6 +223,7 @@ fn spec(input: &mut Unstructured<'_>, vm: VmId) -> Result<VmSpec> {
         machine: "pc-q35-7.2".into(),
         cpu: "qemu64".into(),
         autostart: input.arbitrary()?,
+        disks: Vec::new(),
     };
     for _ in 0..input.int_in_range(0..=2)? {
         let mac = MacAddr([0x52, 0x54, 0, 0, 0, input.int_in_range(0..=7)?]);

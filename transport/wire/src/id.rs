@@ -41,6 +41,10 @@ counted!(
     VmId, "vm-"
 );
 counted!(
+    /// A place for replicas on one node. 0 is no pool.
+    PoolId, "pool-"
+);
+counted!(
     /// A virtual disk. 0 is no volume.
     VolumeId, "volume-"
 );
@@ -49,7 +53,8 @@ counted!(
     ReplicaId, "replica-"
 );
 counted!(
-    /// The fencing number of one VM: rises by one whenever the right to run changes hands. 0: never ran.
+    /// The fencing number of one VM: rises by one whenever the right to run changes hands. 0: never ran. A volume has one of its
+    /// own, which does the same for the right to write.
     Generation, "g"
 );
 counted!(

@@ -51,6 +51,7 @@ async fn run_a_vm(cluster: &mut Cluster, owner: u64) -> VmId {
         machine: "pc-q35-7.2".into(),
         cpu: "qemu64".into(),
         autostart: true,
+        disks: Vec::new(),
     };
     let create = Command::CreateVm { spec, home: NodeId(owner), desired: Desired::Running };
     let Outcome::Created(vm) = cluster.propose(owner, create).await.outcome else { panic!("created") };

@@ -10,7 +10,7 @@ use super::{About, Step};
 use crate::{
     command::{Outcome, Refusal},
     id::{Generation, Incarnation, NodeId, OpId, Owner, VmId},
-    limits::{BANDWIDTH, BLACKOUT_MS, NAME_MAX, OPERATIONS_MAX},
+    limits::{BANDWIDTH, BLACKOUT_MS, NAME_MAX},
     operation::{MoveReport, MoveWishes, Operation, OperationKind, OperationResult},
     text::{clip, plain},
     vm::{Desired, Phase, Vm},
@@ -81,7 +81,7 @@ impl Step<'_> {
         self.advance_queue();
         if self.state.operations.get(&op).is_some_and(Operation::waits) {
             let (source, target) = (self.node_name(from.node), self.node_name(to));
-            let about = About { node: Some(to), vm: Some(id), op: Some(op) };
+            let about = About { node: Some(to), vm: Some(id), op: Some(op), ..About::default() };
             self.event(about, format!("the move of VM {vm_name} from {source} to {target} waits for others to end"));
         }
         Ok(Outcome::Accepted(op))
@@ -91,7 +91,9 @@ impl Step<'_> {
     pub(super) fn heard_again(&mut self, op: OpId, silence_ms: u32) -> Result<Outcome, Refusal> {
         let by = self.proposal.by;
         let Some(operation) = self.state.operations.get_mut(&op) else { return Err(Refusal::NoSuchOperation(op)) };
-        let OperationKind::Migrate { to, .. } = operation.kind;
+        let OperationKind::Migrate { to, .. } = operation.kind else {
+            return Err(Refusal::invalid("op", "no guest falls silent while a volume moves"));
+        };
         let Some((_, OperationResult::Succeeded(report))) = &mut operation.ended else {
             return Err(Refusal::invalid("op", "only a move that is done has a silence to be told"));
         };
@@ -114,7 +116,7 @@ impl Step<'_> {
         expect: Generation,
         incarnation: Incarnation,
     ) -> Result<Outcome, Refusal> {
-        let (by, at) = (self.proposal.by, self.proposal.at);
+        let by = self.proposal.by;
         let vm = self.vm_at(id, expect)?;
         let Move { from, to, .. } = moving(vm, op)?;
         if by != to.node {
@@ -125,11 +127,10 @@ impl Step<'_> {
         }
         self.current_life(vm, to)?;
 
-        let vm = self.vm_mut(id)?;
-        let generation = vm.enter(Phase::Arriving { op, from, to }, at);
         let name = vm.spec.name.clone();
+        let generation = self.enter(id, Phase::Arriving { op, from, to })?;
         let (source, target) = (self.node_name(from.node), self.node_name(to.node));
-        let about = About { node: Some(to.node), vm: Some(id), op: Some(op) };
+        let about = About { node: Some(to.node), vm: Some(id), op: Some(op), ..About::default() };
         self.event(about, format!("VM {name} switches over from {source} to {target}"));
         Ok(Outcome::Owned(generation))
     }
@@ -141,7 +142,7 @@ impl Step<'_> {
         expect: Generation,
         report: &MoveReport,
     ) -> Result<Outcome, Refusal> {
-        let (by, at) = (self.proposal.by, self.proposal.at);
+        let by = self.proposal.by;
         let vm = self.vm_at(id, expect)?;
         let Move { to, .. } = arriving(vm, op)?;
         if by != to.node {
@@ -149,13 +150,13 @@ impl Step<'_> {
         }
         self.current_life(vm, to)?;
 
+        let generation = self.enter(id, Phase::Running { owner: to })?;
         let vm = self.vm_mut(id)?;
-        let generation = vm.enter(Phase::Running { owner: to }, at);
         vm.home = to.node;
         vm.failed_starts = 0;
         let name = vm.spec.name.clone();
         self.end_operation(op, OperationResult::Succeeded(report.clone()));
-        let about = About { node: Some(to.node), vm: Some(id), op: Some(op) };
+        let about = About { node: Some(to.node), vm: Some(id), op: Some(op), ..About::default() };
         let text = format!("VM {name} runs on {} after a pause of {} ms", self.node_name(to.node), report.pause_ms);
         self.event(about, text);
         Ok(Outcome::Owned(generation))
@@ -235,23 +236,10 @@ impl Step<'_> {
         result: OperationResult,
         text: &str,
     ) -> Result<Outcome, Refusal> {
-        let at = self.proposal.at;
-        let generation = self.vm_mut(id)?.enter(Phase::Running { owner: from }, at);
+        let generation = self.enter(id, Phase::Running { owner: from })?;
         self.end_operation(op, result);
-        self.event(About { node: Some(from.node), vm: Some(id), op: Some(op) }, text);
+        self.event(About { node: Some(from.node), vm: Some(id), op: Some(op), ..About::default() }, text);
         Ok(Outcome::Owned(generation))
-    }
-
-    fn make_room_for_operation(&mut self) -> Result<(), Refusal> {
-        if self.state.operations.len() < OPERATIONS_MAX {
-            return Ok(());
-        }
-        let finished = self.state.operations.values().filter(|operation| operation.ended.is_some());
-        let Some(oldest) = finished.min_by_key(|operation| (operation.index, operation.id)).map(|it| it.id) else {
-            return Err(Refusal::full("running operations", OPERATIONS_MAX));
-        };
-        self.state.operations.remove(&oldest);
-        Ok(())
     }
 }
 

@@ -15,7 +15,7 @@ use crate::{
 impl Step<'_> {
     /// The home starts the VM from nothing: it was stopped, or what an earlier life of the same node ran is gone.
     pub(super) fn claim(&mut self, id: VmId, expect: Generation, incarnation: Incarnation) -> Result<Outcome, Refusal> {
-        let (by, at) = (self.proposal.by, self.proposal.at);
+        let by = self.proposal.by;
         let owner = Owner { node: by, incarnation };
         let vm = self.vm_at(id, expect)?;
         if vm.home != by {
@@ -26,18 +26,20 @@ impl Step<'_> {
             return Err(Refusal::wrong_phase(vm, "it is wanted stopped; start it first"));
         }
         let failed_move = self.claimable(vm, owner)?;
+        if let Some(why) = vm.spec.disks.iter().find_map(|disk| self.not_ready(disk.volume)) {
+            return Err(Refusal::wrong_phase(vm, why));
+        }
         let revived = !matches!(vm.phase, Phase::Stopped { .. });
-
-        let vm = self.vm_mut(id)?;
-        let generation = vm.enter(Phase::Running { owner }, at);
         let vm_name = vm.spec.name.clone();
+
+        let generation = self.enter(id, Phase::Running { owner })?;
         let home = self.node_name(by);
         if let Some(op) = failed_move {
             let reason = format!("the daemon of {home}, the source, was restarted, and the guest with it");
             self.end_operation(op, OperationResult::Failed { reason });
         }
         let how = if revived { "starts anew after a restart of the daemon" } else { "starts" };
-        let about = About { node: Some(by), vm: Some(id), op: failed_move };
+        let about = About { node: Some(by), vm: Some(id), op: failed_move, ..About::default() };
         self.event(about, format!("VM {vm_name} {how} on {home}"));
         Ok(Outcome::Owned(generation))
     }
@@ -101,14 +103,14 @@ impl Step<'_> {
         if stays_stopped(vm, &cause) {
             vm.desired = Desired::Stopped { force: false };
         }
-        let generation = vm.enter(Phase::Stopped { cause: cause.clone() }, at);
         let vm_name = vm.spec.name.clone();
+        let generation = self.enter(id, Phase::Stopped { cause: cause.clone() })?;
         let place = self.node_name(by);
         if let Some(op) = failed_move {
             let reason = format!("the VM stopped on {place}, the {end}: {cause}");
             self.end_operation(op, OperationResult::Failed { reason: plain(&reason) });
         }
-        let about = About { node: Some(by), vm: Some(id), op: failed_move };
+        let about = About { node: Some(by), vm: Some(id), op: failed_move, ..About::default() };
         self.event(about, format!("VM {vm_name} stopped on {place}: {cause}"));
         Ok(Outcome::Owned(generation))
     }

@@ -5,7 +5,11 @@
 //! Looked at after every entry. A move whose VM stopped, or changed hands, while it waited has failed by then; it compares
 //! the generation for which it was accepted.
 
-use alloc::{format, string::String, vec::Vec};
+use alloc::{
+    format,
+    string::{String, ToString},
+    vec::Vec,
+};
 
 use super::{About, Step};
 use crate::{
@@ -50,9 +54,9 @@ impl Step<'_> {
     }
 
     fn waiting(&self) -> impl Iterator<Item = Waiting> {
-        self.state.operations.values().filter(|operation| operation.waits()).map(|operation| {
-            let OperationKind::Migrate { vm, from, to, generation, .. } = operation.kind;
-            Waiting { op: operation.id, vm, from, to, generation }
+        self.state.operations.values().filter(|operation| operation.waits()).filter_map(|operation| {
+            let OperationKind::Migrate { vm, from, to, generation, .. } = operation.kind else { return None };
+            Some(Waiting { op: operation.id, vm, from, to, generation })
         })
     }
 
@@ -90,21 +94,22 @@ impl Step<'_> {
 
     fn begin(&mut self, Waiting { op, vm: id, .. }: Waiting, (from, to): (Owner, Owner)) {
         let at = self.proposal.at;
-        let Some(vm) = self.state.vms.get_mut(&id) else { return };
-        vm.enter(Phase::Moving { op, from, to }, at);
-        let name = vm.spec.name.clone();
+        let Some(name) = self.state.vms.get(&id).map(|vm| vm.spec.name.clone()) else { return };
+        if self.enter(id, Phase::Moving { op, from, to }).is_err() {
+            return;
+        }
         if let Some(operation) = self.state.operations.get_mut(&op) {
             operation.begun = Some(at);
         }
         let (source, target) = (self.node_name(from.node), self.node_name(to.node));
-        let about = About { node: Some(to.node), vm: Some(id), op: Some(op) };
+        let about = About { node: Some(to.node), vm: Some(id), op: Some(op), ..About::default() };
         self.event(about, format!("VM {name} begins to move from {source} to {target}"));
     }
 
     fn drop_waiting(&mut self, Waiting { op, vm, to, .. }: Waiting, reason: String) {
-        let name = self.state.operations.get(&op).map(Operation::vm_name).unwrap_or_default();
+        let name = self.state.operations.get(&op).map_or("", Operation::subject).to_string();
         let text = format!("the move of VM {name} to {} is off: {reason}", self.node_name(to));
         self.end_operation(op, OperationResult::Failed { reason });
-        self.event(About { node: None, vm: Some(vm), op: Some(op) }, text);
+        self.event(About { node: None, vm: Some(vm), op: Some(op), ..About::default() }, text);
     }
 }

@@ -19,7 +19,6 @@ use crate::{
 impl Step<'_> {
     /// An operator's word that the owner's host is off. It is the operator's responsibility, so the log keeps the name.
     pub(super) fn release_lost(&mut self, id: VmId, expect: Generation, operator: &str) -> Result<Outcome, Refusal> {
-        let at = self.proposal.at;
         let vm = self.vm_at(id, expect)?;
         let Some(owner) = vm.phase.owner() else {
             return Err(Refusal::wrong_phase(vm, "nobody has the right to run it: there is nothing to release"));
@@ -36,11 +35,11 @@ impl Step<'_> {
         // Where it is started next is for a person to say, who knows what the guest left behind.
         vm.desired = Desired::Stopped { force: false };
         vm.failed_starts = 0;
-        let generation = vm.enter(Phase::Stopped { cause: StopCause::HostLost(plain(&word)) }, at);
+        let generation = self.enter(id, Phase::Stopped { cause: StopCause::HostLost(plain(&word)) })?;
         if let Some(op) = failed_move {
             self.end_operation(op, OperationResult::Failed { reason: plain(&format!("the VM was given up: {word}")) });
         }
-        let about = About { node: Some(owner.node), vm: Some(id), op: failed_move };
+        let about = About { node: Some(owner.node), vm: Some(id), op: failed_move, ..About::default() };
         self.event(about, format!("{word}: VM {vm_name} is nobody's any more and can be started elsewhere"));
         Ok(Outcome::Owned(generation))
     }
@@ -68,6 +67,9 @@ impl Step<'_> {
         if let Some(why) = self.state.vms.values().find_map(|vm| self.keeps(vm, id, lost)) {
             return Err(Refusal::in_use(&name, why));
         }
+        if let Some(why) = self.disks_keep(id, lost) {
+            return Err(Refusal::in_use(&name, why));
+        }
         let homeless: Vec<VmId> = self.state.vms.values().filter(|vm| vm.home == id).map(|vm| vm.id).collect();
 
         for vm in &homeless {
@@ -78,6 +80,7 @@ impl Step<'_> {
                 vm.failed_starts = 0;
             }
         }
+        let poorer = self.forget_disks_of(id);
         self.state.nodes.remove(&id);
         let oldest = self.state.removed.iter().min_by_key(|(_, removed)| removed.index).map(|(id, _)| *id);
         if let Some(oldest) = oldest.filter(|_| self.state.removed.len() >= REMOVED_MAX) {
@@ -90,7 +93,13 @@ impl Step<'_> {
             1 => format!("; one stopped VM has its home on {heir_name} now"),
             many => format!("; {many} stopped VMs have their home on {heir_name} now"),
         };
-        self.event(About { node: Some(id), ..About::default() }, format!("{name} was removed from the cluster{moved}"));
+        let poorer = match poorer {
+            0 => String::new(),
+            1 => "; one volume lost a replica with it".into(),
+            many => format!("; {many} volumes lost a replica with it"),
+        };
+        let text = format!("{name} was removed from the cluster{moved}{poorer}");
+        self.event(About { node: Some(id), ..About::default() }, text);
         Ok(Outcome::Done)
     }
 

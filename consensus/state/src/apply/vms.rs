@@ -24,6 +24,9 @@ impl Step<'_> {
         if let Some((mac, other)) = spec.nics.iter().find_map(|nic| Some((nic.mac, self.user_of(nic.mac)?))) {
             return Err(Refusal::invalid("nics", format!("{mac} is VM {other}'s; give another")));
         }
+        for disk in &spec.disks {
+            self.attachable(self.volume(disk.volume)?)?;
+        }
         if self.state.vms.len() >= VMS_MAX {
             return Err(Refusal::full("VMs", VMS_MAX));
         }
@@ -41,7 +44,8 @@ impl Step<'_> {
         };
         self.state.last_vm = id;
         self.state.vms.insert(id, vm);
-        let about = About { node: Some(home), vm: Some(id), op: None };
+        self.give_disks_to(id, Some(id));
+        let about = About { node: Some(home), vm: Some(id), ..About::default() };
         self.event(about, format!("VM {} was created on {home_name}", spec.name));
         Ok(Outcome::Created(id))
     }
@@ -70,7 +74,7 @@ impl Step<'_> {
                 Desired::Stopped { force: false } => format!("VM {name} is wanted stopped"),
                 Desired::Stopped { force: true } => format!("VM {name} is wanted stopped at once"),
             };
-            self.event(About { node: Some(home), vm: Some(id), op: None }, text);
+            self.event(About { node: Some(home), vm: Some(id), ..About::default() }, text);
         }
         Ok(Outcome::Done)
     }
@@ -82,6 +86,7 @@ impl Step<'_> {
             return Err(Refusal::wrong_phase(vm, why));
         }
         let text = format!("VM {} was deleted", vm.spec.name);
+        self.give_disks_to(id, None);
         self.state.vms.remove(&id);
         self.event(About { vm: Some(id), ..About::default() }, text);
         Ok(Outcome::Done)
@@ -96,8 +101,10 @@ impl Step<'_> {
             return Err(Refusal::Ended(op));
         }
         let (first, waits) = (!operation.cancel, operation.waits());
-        let OperationKind::Migrate { vm, vm_name, to, .. } = &operation.kind;
-        let (vm, vm_name, to) = (*vm, vm_name.clone(), *to);
+        let (vm, vm_name, to) = match &operation.kind {
+            OperationKind::Migrate { vm, vm_name, to, .. } => (*vm, vm_name.clone(), *to),
+            OperationKind::MoveVolume { volume, .. } => return self.cancel_volume_move(*volume, op),
+        };
         if let Some(arriving) = self.state.vms.get(&vm).filter(|vm| vm.has_switched_over(op)) {
             let why =
                 format!("its switchover to {} was committed; it cannot be cancelled any more", self.node_name(to));
@@ -111,7 +118,7 @@ impl Step<'_> {
         }
         if first {
             let text = format!("a user cancelled the move of VM {vm_name} to {}", self.node_name(to));
-            self.event(About { node: None, vm: Some(vm), op: Some(op) }, text);
+            self.event(About { node: None, vm: Some(vm), op: Some(op), ..About::default() }, text);
         }
         Ok(Outcome::Done)
     }

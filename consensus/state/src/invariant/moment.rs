@@ -7,7 +7,8 @@ use crate::{
     ClusterState,
     id::{Generation, Incarnation, NodeId, Owner},
     limits::{
-        EVENTS_MAX, MOVES_PER_NODE_MAX, NODES_MAX, OPERATIONS_MAX, OUTCOMES_MAX, REMOVED_MAX, TOKENS_MAX, VMS_MAX,
+        EVENTS_MAX, MOVES_PER_NODE_MAX, NODES_MAX, OPERATIONS_MAX, OUTCOMES_MAX, POOLS_MAX, REMOVED_MAX, TOKENS_MAX,
+        VMS_MAX, VOLUMES_MAX,
     },
     operation::{Operation, OperationKind},
     vm::{Phase, StopCause, Vm},
@@ -24,6 +25,7 @@ impl ClusterState {
         self.check_nodes()?;
         self.check_names()?;
         self.vms.values().try_for_each(|vm| self.check_vm(vm))?;
+        self.check_disks()?;
         self.check_operations()
     }
 
@@ -36,6 +38,8 @@ impl ClusterState {
             ("operations", self.operations.len(), OPERATIONS_MAX),
             ("events", self.events.len(), EVENTS_MAX),
             ("outcomes", self.outcomes.len(), OUTCOMES_MAX),
+            ("pools", self.pools.len(), POOLS_MAX),
+            ("volumes", self.volumes.len(), VOLUMES_MAX),
         ];
         sizes.into_iter().try_for_each(|(what, len, max)| {
             hold(len <= max, "everything is bounded", || format!("{len} {what}, at most {max}"))
@@ -55,8 +59,9 @@ impl ClusterState {
 
     fn check_nodes(&self) -> Result<(), Violation> {
         if self.cluster.is_none() {
-            let empty = self.nodes.is_empty() && self.vms.is_empty() && self.tokens.is_empty();
-            return hold(empty, "a cluster that was not founded is empty", || "it is not".to_string());
+            let nobody = self.nodes.is_empty() && self.vms.is_empty() && self.tokens.is_empty();
+            let nothing = self.pools.is_empty() && self.volumes.is_empty();
+            return hold(nobody && nothing, "a cluster that was not founded is empty", || "it is not".to_string());
         }
         let last = self.nodes.last_key_value().map(|(id, _)| *id);
         let minted = last.is_some_and(|last| last <= self.last_node);
@@ -115,8 +120,8 @@ impl ClusterState {
         let runs = operation.is_some_and(|operation| operation.ended.is_none());
         hold(runs, "a move's operation exists and has not ended", name)?;
         let same = operation.is_some_and(|operation| {
-            let OperationKind::Migrate { vm: moved, from: source, to: target, .. } = &operation.kind;
-            (*moved, *source, *target) == (vm.id, from.node, to.node)
+            matches!(operation.kind, OperationKind::Migrate { vm: moved, from: source, to: target, .. }
+                if (moved, source, target) == (vm.id, from.node, to.node))
         });
         hold(same, "a move and its operation tell the same", name)
     }
@@ -125,12 +130,16 @@ impl ClusterState {
         for (id, operation) in &self.operations {
             hold(*id == operation.id, "an operation is filed under its id", || operation.id.to_string())?;
             if operation.ended.is_none() {
-                let moves = self.vms.values().filter(|vm| vm.phase.moving().is_some_and(|(op, ..)| op == *id)).count();
+                let vms = self.vms.values().filter(|vm| vm.phase.moving().is_some_and(|(op, ..)| op == *id)).count();
+                let volumes =
+                    self.volumes.values().filter(|it| it.moving.is_some_and(|moving| moving.op == *id)).count();
                 let expected = usize::from(operation.begun.is_some());
-                hold(moves == expected, "an operation moves one VM from when its turn came until it ended", || {
-                    format!("{id} moves {moves}")
-                })?;
-                let OperationKind::Migrate { vm, .. } = operation.kind;
+                let one = "an operation moves one VM or one volume from when its turn came until it ended";
+                hold(vms + volumes == expected, one, || format!("{id} moves {vms} and {volumes}"))?;
+                let OperationKind::Migrate { vm, .. } = operation.kind else {
+                    hold(volumes == 1, "a volume's move does not wait", || id.to_string())?;
+                    continue;
+                };
                 let waits = |other: &&Operation| {
                     other.waits() && matches!(other.kind, OperationKind::Migrate { vm: v, .. } if v == vm)
                 };
@@ -151,7 +160,7 @@ impl ClusterState {
         })
     }
 
-    fn lived(&self, owner: Owner) -> bool {
+    pub(super) fn lived(&self, owner: Owner) -> bool {
         let current = |node: NodeId| self.nodes.get(&node).map(|node| node.incarnation);
         owner.incarnation > Incarnation(0) && current(owner.node).is_some_and(|current| owner.incarnation <= current)
     }

@@ -2,14 +2,14 @@
 
 use alloc::{format, string::ToString};
 
-use super::{Violation, hold};
+use super::{Violation, disk_steps::check_disks, hold};
 use crate::{
     ClusterState,
     command::{Command, Outcome, Proposal},
     id::{NodeId, Owner, VmId},
     node::Node,
     operation::{Operation, OperationKind, OperationResult},
-    vm::{Desired, Phase, StopCause, Vm},
+    vm::{Desired, Phase, StopCause, Vm, VmSpec},
 };
 
 /// Whether `proposal`, with this outcome, may lead from `before` to `after`. Call [`ClusterState::check`] on `after` too.
@@ -36,6 +36,7 @@ pub fn check(
     }
     check_nodes(before, after, proposal)?;
     check_vms(before, after, proposal)?;
+    check_disks(before, after, proposal)?;
     check_operations(before, after, proposal)?;
     check_events(before, after)
 }
@@ -54,11 +55,18 @@ fn same_but_memory(before: &ClusterState, after: &ClusterState) -> bool {
         outcomes: _,
         outcome_order: _,
         removed,
+        pools,
+        last_pool,
+        volumes,
+        last_volume,
+        last_replica,
     } = before;
     (cluster, nodes, last_node, tokens) == (&after.cluster, &after.nodes, &after.last_node, &after.tokens)
         && removed == &after.removed
         && (vms, last_vm, operations) == (&after.vms, &after.last_vm, &after.operations)
         && (events, last_event) == (&after.events, &after.last_event)
+        && (pools, last_pool) == (&after.pools, &after.last_pool)
+        && (volumes, last_volume, last_replica) == (&after.volumes, &after.last_volume, &after.last_replica)
 }
 
 fn check_nodes(before: &ClusterState, after: &ClusterState, proposal: &Proposal) -> Result<(), Violation> {
@@ -130,7 +138,13 @@ fn check_vm(
 ) -> Result<(), Violation> {
     let story =
         || format!("VM {}: {} {} became {} {}", old.spec.name, old.generation, old.phase, new.generation, new.phase);
-    hold(old.spec == new.spec && old.created == new.created, "what a VM is never changes", story)?;
+    let disks = matches!(proposal.command, Command::AttachVolume { vm, .. } | Command::DetachVolume { vm, .. } if vm == old.id)
+        && matches!(old.phase, Phase::Stopped { .. })
+        && old.desired != Desired::Running;
+    let spec =
+        VmSpec { disks: if disks { new.spec.disks.clone() } else { old.spec.disks.clone() }, ..old.spec.clone() };
+    let same = spec == new.spec && old.created == new.created;
+    hold(same, "what a VM is never changes, but for its disks while it is stopped", story)?;
     // The owner changes hands exactly when `Phase::owner` differs, "nobody" being one of its values.
     let handed_over = old.phase.owner() != new.phase.owner();
     let expected = if handed_over { old.generation.next() } else { old.generation };
@@ -209,7 +223,9 @@ fn begun(old: &Vm, new: &Vm, before: &ClusterState, proposal: &Proposal) -> bool
             if *op == proposal.id && (vm, expect, target) == (old.id, old.generation, to.node)
     );
     let waited = before.operations.get(op).is_some_and(|operation| {
-        let OperationKind::Migrate { vm, from: source, to: target, generation, .. } = operation.kind;
+        let OperationKind::Migrate { vm, from: source, to: target, generation, .. } = operation.kind else {
+            return false;
+        };
         operation.waits()
             && !operation.cancel
             && (vm, source, target, generation) == (old.id, from.node, to.node, old.generation)
@@ -237,7 +253,8 @@ fn check_operations(before: &ClusterState, after: &ClusterState, proposal: &Prop
         }
     }
     for id in after.operations.keys().filter(|id| !before.operations.contains_key(id)) {
-        let begun = *id == proposal.id && matches!(proposal.command, Command::BeginMove { .. });
+        let begun = *id == proposal.id
+            && matches!(proposal.command, Command::BeginMove { .. } | Command::BeginVolumeMove { .. });
         hold(begun, "an operation is begun by the proposal whose id it has", || id.to_string())?;
     }
     Ok(())

@@ -7,17 +7,21 @@ use alloc::{
     vec::Vec,
 };
 
-use pollux_wire::{codec, limits::Limit};
+use pollux_wire::{
+    codec,
+    limits::{Limit, STATE_BYTES_MAX},
+};
 
 use super::world::*;
 use crate::{
     ClusterState, Command, Outcome, Proposal, Refusal,
     event::Event,
-    id::{Generation, Incarnation, MacAddr, NodeId, VmId},
+    id::{Generation, Incarnation, MacAddr, NodeId, Owner, PoolId, ReplicaId, VmId, VolumeId},
     limits::*,
     node::{Facts, JoinToken, Node, Removed},
-    operation::OperationResult,
-    vm::{Desired, Nic, StopCause, Vm, VmSpec},
+    operation::{OperationKind, OperationResult},
+    vm::{Desired, Disk, Nic, StopCause, Vm, VmSpec},
+    volume::{Hold, Kept, Pool, Purpose, Replica, Volume, VolumeMove},
 };
 
 /// One proposal per kind of command, in the order of their declaration. The `match` is here to not compile when a command is
@@ -44,6 +48,25 @@ pub(super) fn one_of_each() -> Vec<Proposal> {
         Command::HeardAgain { op, silence_ms: 131 },
         release_lost(8),
         remove(N2),
+        add_pool("fast"),
+        Command::RemovePool { pool: P2 },
+        create_volume("data", &[P1, P2]),
+        Command::DeleteVolume { volume: DATA, expect: Generation(4) },
+        Command::GrowVolume { volume: DATA, size: 20 * GIB },
+        made(R1),
+        failed(R2, "the directory is read-only"),
+        Command::AddReplica { volume: DATA, pool: P3, version: 5 },
+        Command::RemoveReplica { volume: DATA, replica: R2, version: 6 },
+        leave(R2, 3, 7),
+        join_set(R2, 3, 8),
+        attach(4),
+        detach(5),
+        hold(6, 3, Purpose::Verify),
+        drop_hold(7),
+        move_data(P3, 9),
+        equal(op, 8, 10),
+        end_move(op, 11),
+        different(op, 8, 10),
     ];
     for command in &commands {
         match command {
@@ -65,7 +88,25 @@ pub(super) fn one_of_each() -> Vec<Proposal> {
             | Command::Cancel { .. }
             | Command::HeardAgain { .. }
             | Command::ReleaseLost { .. }
-            | Command::RemoveNode { .. } => {}
+            | Command::RemoveNode { .. }
+            | Command::AddPool { .. }
+            | Command::RemovePool { .. }
+            | Command::CreateVolume { .. }
+            | Command::DeleteVolume { .. }
+            | Command::GrowVolume { .. }
+            | Command::ReplicaMade { .. }
+            | Command::ReplicaFailed { .. }
+            | Command::AddReplica { .. }
+            | Command::RemoveReplica { .. }
+            | Command::LeaveSet { .. }
+            | Command::JoinSet { .. }
+            | Command::AttachVolume { .. }
+            | Command::DetachVolume { .. }
+            | Command::HoldVolume { .. }
+            | Command::DropVolume { .. }
+            | Command::BeginVolumeMove { .. }
+            | Command::Compared { .. }
+            | Command::EndVolumeMove { .. } => {}
         }
     }
     let number = |(at, command): (usize, Command)| Proposal { id: op_id(at as u64), by: N1, at: NOON, command };
@@ -125,6 +166,7 @@ fn one_of_everything() -> ClusterState {
     world.accept(N1, Command::Claim { vm, expect: Generation(0), incarnation: FIRST_LIFE });
     world.accept(N2, Command::ReleaseLost { vm, expect: Generation(1), operator: "carol".to_string() });
 
+    disks(&mut world);
     world.refuse(N1, found());
     world.refuse(NodeId(4), claim(9, FIRST_LIFE));
     world.refuse(N1, remove(N2));
@@ -136,6 +178,65 @@ fn one_of_everything() -> ClusterState {
     world.refuse(N1, Command::Cancel { op });
     world.refuse(N1, Command::Cancel { op: op_id(9_999) });
     world.state
+}
+
+/// Pools, and volumes that are used, held, out of sync, moving in every stage and moved.
+fn disks(world: &mut World) {
+    for (node, name) in [(N1, "fast"), (N2, "fast"), (N3, "fast"), (N1, "slow")] {
+        world.accept(node, add_pool(name));
+    }
+    let volume = |world: &mut World, name: &str, pools: &[PoolId]| {
+        let Outcome::VolumeCreated(volume) = world.accept(N1, create_volume(name, pools)) else { panic!("created") };
+        let replicas = world.state.volumes[&volume].replicas.clone();
+        for (replica, pool) in replicas.into_iter().map(|(id, replica)| (id, replica.pool)) {
+            world.accept(world.state.pools[&pool].node, Command::ReplicaMade { volume, replica });
+        }
+        volume
+    };
+    let held = volume(world, "held", &[P1, P2]);
+    let purpose = Purpose::Import;
+    let hold = Command::HoldVolume { volume: held, expect: Generation(0), incarnation: FIRST_LIFE, purpose };
+    world.accept(N2, hold);
+    let replica = *world.state.volumes[&held].set.last().expect("two");
+    let (generation, why) = (Generation(1), "no answer".to_string());
+    world.accept(N2, Command::LeaveSet { volume: held, replica, generation, version: 1, why });
+    world.accept(N2, Command::ReplicaFailed { volume: held, replica, reason: "its disk is full".to_string() });
+
+    let used = volume(world, "used", &[P1]);
+    let spec = VmSpec { disks: vec![Disk { volume: used }], kernel: String::new(), ..spec("disks") };
+    let spec = VmSpec { initrd: String::new(), append: String::new(), ..spec };
+    let Outcome::Created(vm) = world.accept(N1, Command::CreateVm { spec, home: N1, desired: Desired::Running }) else {
+        panic!("created")
+    };
+    world.accept(N1, Command::Claim { vm, expect: Generation(0), incarnation: FIRST_LIFE });
+    for stage in 0..3 {
+        let from = world.state.volumes[&used].authority;
+        let pool = [P2, P3, P1][stage];
+        let mut version = world.state.volumes[&used].version;
+        let begin = Command::BeginVolumeMove { volume: used, from, pool, keep_ms: 1_000, version };
+        let Outcome::Accepted(op) = world.accept(N1, begin) else { panic!("accepted") };
+        let replica = world.state.last_replica;
+        world.accept(world.state.pools[&pool].node, Command::ReplicaMade { volume: used, replica });
+        version += 1;
+        world.accept(N1, Command::JoinSet { volume: used, replica, generation: Generation(2), version });
+        version += 1;
+        let Command::Compared { comparison, .. } = (if stage == 1 { different(op, 2, 1) } else { equal(op, 2, 1) })
+        else {
+            panic!("compared")
+        };
+        world.accept(N1, Command::Compared { volume: used, op, generation: Generation(2), version, comparison });
+        if stage == 0 {
+            world.accept(N1, Command::EndVolumeMove { volume: used, op, version });
+        }
+    }
+    for (volume, version) in [(held, 1), (used, 1)] {
+        world.refuse(N1, Command::DeleteVolume { volume, expect: Generation(9) });
+        world.refuse(N1, Command::RemoveReplica { volume, replica: ReplicaId(99), version });
+    }
+    world.refuse(N1, leave(R1, 1, 2));
+    world.refuse(N1, Command::RemovePool { pool: P1 });
+    world.refuse(N1, Command::RemovePool { pool: PoolId(99) });
+    world.refuse(N1, Command::GrowVolume { volume: VolumeId(99), size: GIB });
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -174,6 +275,7 @@ fn a_snapshot_that_was_written_can_still_be_read() {
     assert_eq!((&then.cluster, &then.nodes, &then.tokens), (&now.cluster, &now.nodes, &now.tokens));
     assert_eq!(then.removed, now.removed);
     assert_eq!((&then.vms, &then.operations), (&now.vms, &now.operations));
+    assert_eq!((&then.pools, &then.volumes), (&now.pools, &now.volumes));
     assert!(then.outcomes.keys().eq(now.outcomes.keys()));
 }
 
@@ -204,6 +306,7 @@ fn the_largest_state_there_can_be_fits_into_a_snapshot() {
         nics: vec![nic; NICS_MAX],
         machine: "m".repeat(MACHINE_MAX),
         cpu: "c".repeat(CPU_MAX),
+        disks: vec![Disk { volume: VolumeId(u64::MAX) }; DISKS_MAX],
         ..spec("web")
     };
     let phase = stopped(StopCause::QemuEnded(text()));
@@ -215,15 +318,51 @@ fn the_largest_state_there_can_be_fits_into_a_snapshot() {
         ids.clone().map(|id| (id, crate::Applied { index: 1, outcome: Outcome::Refused(refusal.clone()) })).collect();
     state.outcome_order = ids.collect();
     let mut operation = state.operations.values().next().expect("there are some").clone();
+    let place = || "p".repeat(2 * NAME_MAX + 1);
+    operation.kind = OperationKind::MoveVolume {
+        volume: VolumeId(u64::MAX),
+        volume_name: "v".repeat(NAME_MAX),
+        from: ReplicaId(u64::MAX),
+        to: ReplicaId(u64::MAX),
+        from_place: place(),
+        to_place: place(),
+        keep_ms: KEEP_MS_MAX,
+    };
     operation.ended = Some((NOON, OperationResult::Failed { reason: text() }));
     state.operations = (0..OPERATIONS_MAX as u64).map(|number| (op_id(number), operation.clone())).collect();
-    let event = Event { number: 1, at: NOON, node: Some(N1), vm: Some(WEB), op: Some(op_id(1)), text: text() };
+    let volume = Some(VolumeId(u64::MAX));
+    let event = Event { number: 1, at: NOON, node: Some(N1), vm: Some(WEB), op: Some(op_id(1)), text: text(), volume };
     state.events = vec![event; EVENTS_MAX].into();
     let token = JoinToken { node_name: "n".repeat(NAME_MAX), expires: NOON, used: Some(([1; 32], N1)) };
     let removed = Removed { name: "n".repeat(NAME_MAX), key: [9; 32], at: NOON, index: 1 };
     state.removed = (0..REMOVED_MAX as u64).map(|id| (NodeId(id), removed.clone())).collect();
     state.tokens = (0..TOKENS_MAX as u64).map(|number| (bytes(NodeId(number)), token.clone())).collect();
 
+    let (name, path) = ("p".repeat(NAME_MAX), "/".repeat(POOL_PATH_MAX));
+    let pool = Pool { id: PoolId(u64::MAX), node: NodeId(u64::MAX), name, path, since: u64::MAX };
+    state.pools = (0..POOLS_MAX as u64).map(|id| (PoolId(u64::MAX - id), pool.clone())).collect();
+    let replica = Replica { pool: PoolId(u64::MAX), made: true, failed: Some("f".repeat(FAILED_MAX)) };
+    let replicas = (0..REPLICAS_MAX as u64).map(|id| (ReplicaId(u64::MAX - id), replica.clone()));
+    let replicas: alloc::collections::BTreeMap<_, _> = replicas.collect();
+    let owner = Owner { node: NodeId(u64::MAX), incarnation: Incarnation(u64::MAX) };
+    let (from, to, report) = (ReplicaId(u64::MAX), ReplicaId(u64::MAX), copy_report());
+    let volume = Volume {
+        id: VolumeId(u64::MAX),
+        name: "v".repeat(NAME_MAX),
+        size: u64::MAX,
+        generation: Generation(u64::MAX),
+        user: Some(VmId(u64::MAX)),
+        holder: Some(Hold { owner, purpose: Purpose::Verify, since: u64::MAX }),
+        set: replicas.keys().copied().collect(),
+        replicas,
+        version: u64::MAX,
+        authority: ReplicaId(u64::MAX),
+        created: u64::MAX,
+        moving: Some(VolumeMove { op: op_id(1), from, to, kept: Some(Kept { since: u64::MAX, report }) }),
+    };
+    state.volumes = (0..VOLUMES_MAX as u64).map(|id| (VolumeId(u64::MAX - id), volume.clone())).collect();
+
     let bytes = codec::encode(&state, Limit::State).expect("it fits");
+    assert!(bytes.len() < STATE_BYTES_MAX, "{} bytes", bytes.len());
     assert_eq!(codec::decode::<ClusterState>(&bytes, Limit::State), Ok(state), "and is read back");
 }

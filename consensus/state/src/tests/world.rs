@@ -4,16 +4,19 @@ use alloc::{
     format,
     string::{String, ToString},
     vec,
+    vec::Vec,
 };
 use core::net::SocketAddr;
 
 use crate::{
     Applied, ClusterState, Command, Outcome, Proposal, Refusal, Rules, UnixMs,
-    id::{ClusterId, Generation, Incarnation, MacAddr, NodeId, OpId, Owner, VmId},
+    command::Comparison,
+    id::{ClusterId, Generation, Incarnation, MacAddr, NodeId, OpId, Owner, PoolId, ReplicaId, VmId, VolumeId},
     invariant,
     node::Facts,
-    operation::{MoveReport, MoveWishes, OperationResult, PauseParts},
-    vm::{Desired, Nic, Phase, StopCause, Vm, VmSpec},
+    operation::{CopyReport, MoveReport, MoveWishes, OperationResult, PauseParts},
+    vm::{Desired, Disk, Nic, Phase, StopCause, Vm, VmSpec},
+    volume::{Purpose, Volume},
 };
 
 pub(super) const N1: NodeId = NodeId(1);
@@ -21,10 +24,24 @@ pub(super) const N2: NodeId = NodeId(2);
 pub(super) const N3: NodeId = NodeId(3);
 /// The VM of most stories.
 pub(super) const WEB: VmId = VmId(1);
+/// The volume of most stories.
+pub(super) const DATA: VolumeId = VolumeId(1);
+/// `n1:fast`, `n2:fast`, `n3:fast` and `n1:slow`.
+pub(super) const P1: PoolId = PoolId(1);
+pub(super) const P2: PoolId = PoolId(2);
+pub(super) const P3: PoolId = PoolId(3);
+pub(super) const SLOW: PoolId = PoolId(4);
+/// The replicas of `data` in `n1:fast` and `n2:fast`, and the one that is added first.
+pub(super) const R1: ReplicaId = ReplicaId(1);
+pub(super) const R2: ReplicaId = ReplicaId(2);
+pub(super) const R3: ReplicaId = ReplicaId(3);
+/// What people give volumes in stories.
+pub(super) const GIB: u64 = 1 << 30;
 pub(super) const FIRST_LIFE: Incarnation = Incarnation(1);
 /// Where clocks of stories begin.
 pub(super) const NOON: UnixMs = 1_800_000_000_000;
 
+#[derive(Clone)]
 pub(super) struct World {
     pub(super) state: ClusterState,
     pub(super) rules: Rules,
@@ -78,6 +95,63 @@ impl World {
         let (mut world, op) = Self::with_web_moving();
         world.accept(N2, switchover(op, 1, FIRST_LIFE));
         (world, op)
+    }
+
+    /// Three nodes with pools, and the volume `data`, just created in `n1:fast` and `n2:fast`.
+    pub(super) fn with_new_data() -> Self {
+        let mut world = Self::three_nodes();
+        for (node, name) in [(N1, "fast"), (N2, "fast"), (N3, "fast"), (N1, "slow")] {
+            world.accept(node, add_pool(name));
+        }
+        world.accept(N3, create_volume("data", &[P1, P2]));
+        world
+    }
+
+    /// The same, with both replicas made.
+    pub(super) fn with_data() -> Self {
+        let mut world = Self::with_new_data();
+        world.accept(N1, made(R1));
+        world.accept(N2, made(R2));
+        world
+    }
+
+    /// The same, and the stopped VM `web` has it. The volume is at generation 1.
+    pub(super) fn with_web_on_data() -> Self {
+        let mut world = Self::with_data();
+        let stopped = Desired::Stopped { force: false };
+        let spec = VmSpec { disks: vec![Disk { volume: DATA }], ..spec("web") };
+        world.accept(N1, Command::CreateVm { spec, home: N1, desired: stopped });
+        world
+    }
+
+    /// The same, and `web` runs on n1. The volume is at generation 2.
+    pub(super) fn with_web_writing() -> Self {
+        let mut world = Self::with_web_on_data();
+        world.accept(N1, set_desired(Desired::Running));
+        world.accept(N1, claim(0, FIRST_LIFE));
+        world
+    }
+
+    /// The same, and `data` moves from `n1:fast` to `n3:fast`, where the new replica was just made.
+    pub(super) fn with_data_moving() -> (Self, OpId) {
+        let mut world = Self::with_web_writing();
+        let Outcome::Accepted(op) = world.accept(N2, move_data(P3, 1)) else { panic!("a move has an operation") };
+        world.accept(N3, made(R3));
+        (world, op)
+    }
+
+    pub(super) fn data(&self) -> &Volume {
+        &self.state.volumes[&DATA]
+    }
+
+    /// What holds for `data`: generation and version, and who is in the set.
+    pub(super) fn set(&self) -> (u64, u64, Vec<ReplicaId>) {
+        let data = self.data();
+        (data.generation.0, data.version, data.set.iter().copied().collect())
+    }
+
+    pub(super) fn writer(&self) -> Option<Owner> {
+        self.state.writer(self.data())
     }
 
     /// A new proposal, so a new id.
@@ -210,6 +284,7 @@ pub(super) fn spec(name: &str) -> VmSpec {
         machine: "pc-q35-7.2".to_string(),
         cpu: "qemu64,+ssse3".to_string(),
         autostart: true,
+        disks: Vec::new(),
     }
 }
 
@@ -300,6 +375,71 @@ pub(super) fn release_lost(expect: u64) -> Command {
 /// `node`, last seen in its first life, leaves its stopped VMs to n1.
 pub(super) fn remove(node: NodeId) -> Command {
     Command::RemoveNode { node, after: FIRST_LIFE, heir: N1, lost: false }
+}
+
+pub(super) fn add_pool(name: &str) -> Command {
+    Command::AddPool { name: name.to_string(), path: format!("/srv/{name}") }
+}
+
+pub(super) fn create_volume(name: &str, pools: &[PoolId]) -> Command {
+    Command::CreateVolume { name: name.to_string(), size: 10 * GIB, pools: pools.to_vec() }
+}
+
+pub(super) fn made(replica: ReplicaId) -> Command {
+    Command::ReplicaMade { volume: DATA, replica }
+}
+
+pub(super) fn failed(replica: ReplicaId, reason: &str) -> Command {
+    Command::ReplicaFailed { volume: DATA, replica, reason: reason.to_string() }
+}
+
+pub(super) fn leave(replica: ReplicaId, generation: u64, version: u64) -> Command {
+    let why = "it does not answer".to_string();
+    Command::LeaveSet { volume: DATA, replica, generation: Generation(generation), version, why }
+}
+
+pub(super) fn join_set(replica: ReplicaId, generation: u64, version: u64) -> Command {
+    Command::JoinSet { volume: DATA, replica, generation: Generation(generation), version }
+}
+
+pub(super) fn attach(expect: u64) -> Command {
+    Command::AttachVolume { vm: WEB, volume: DATA, expect: Generation(expect), boot: false }
+}
+
+pub(super) fn detach(expect: u64) -> Command {
+    Command::DetachVolume { vm: WEB, volume: DATA, expect: Generation(expect) }
+}
+
+pub(super) fn hold(expect: u64, incarnation: u64, purpose: Purpose) -> Command {
+    let incarnation = Incarnation(incarnation);
+    Command::HoldVolume { volume: DATA, expect: Generation(expect), incarnation, purpose }
+}
+
+pub(super) fn drop_hold(expect: u64) -> Command {
+    Command::DropVolume { volume: DATA, expect: Generation(expect) }
+}
+
+/// The replica in `n1:fast` goes, the new one is in `pool`; undo for ten minutes.
+pub(super) fn move_data(pool: PoolId, version: u64) -> Command {
+    Command::BeginVolumeMove { volume: DATA, from: R1, pool, keep_ms: 600_000, version }
+}
+
+pub(super) fn copy_report() -> CopyReport {
+    CopyReport { copied_bytes: 3 * GIB, copy_ms: 40_000, compare_ms: 9_000 }
+}
+
+pub(super) fn equal(op: OpId, generation: u64, version: u64) -> Command {
+    let comparison = Comparison::Equal(copy_report());
+    Command::Compared { volume: DATA, op, generation: Generation(generation), version, comparison }
+}
+
+pub(super) fn different(op: OpId, generation: u64, version: u64) -> Command {
+    let comparison = Comparison::Different("4 KiB at 12345".to_string());
+    Command::Compared { volume: DATA, op, generation: Generation(generation), version, comparison }
+}
+
+pub(super) fn end_move(op: OpId, version: u64) -> Command {
+    Command::EndVolumeMove { volume: DATA, op, version }
 }
 
 pub(super) fn take_back(expect: u64) -> Command {

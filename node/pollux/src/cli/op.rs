@@ -80,6 +80,7 @@ fn state(operation: &OperationView) -> String {
 fn kind(operation: &OperationView) -> &'static str {
     match operation.kind {
         pollux_api::OperationKind::Migrate => "migrate",
+        pollux_api::OperationKind::MoveVolume => "move-volume",
     }
 }
 

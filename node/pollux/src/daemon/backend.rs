@@ -19,7 +19,7 @@ use pollux_state::{
     id::{MacAddr, NodeId, OpId},
     limits::NIC_MTU_DEFAULT,
     node::Node,
-    operation::{MoveWishes, Operation},
+    operation::{MoveWishes, Operation, OperationKind},
     vm::{Desired, Nic, Phase, Vm, VmSpec},
 };
 use tokio::sync::watch;
@@ -123,12 +123,12 @@ impl Api {
     }
 
     async fn operation_view(&self, state: &ClusterState, operation: &Operation) -> OperationView {
-        let pollux_state::operation::OperationKind::Migrate { vm, from, .. } = operation.kind;
-        let progress = if operation.ended.is_some() {
-            None
-        } else {
+        let progress = match operation.kind {
             // While it arrives, the source still knows how far it got.
-            forward::doing(&self.0, state, from, vm).await.unwrap_or_default().progress
+            OperationKind::Migrate { vm, from, .. } if operation.ended.is_none() => {
+                forward::doing(&self.0, state, from, vm).await.unwrap_or_default().progress
+            }
+            OperationKind::Migrate { .. } | OperationKind::MoveVolume { .. } => None,
         };
         let status = self.consensus().status();
         Sight { state, consensus: &status, health: None }.operation(operation, progress)
@@ -447,6 +447,7 @@ impl Api {
             machine: request.machine,
             cpu: request.cpu,
             autostart: request.autostart,
+            disks: Vec::new(),
         })
     }
 }
@@ -503,7 +504,12 @@ fn distance(a: &str, b: &str) -> usize {
 
 fn refused(refusal: &Refusal) -> ApiError {
     let kind = match refusal {
-        Refusal::NoSuchNode(_) | Refusal::NoSuchVm(_) | Refusal::NoSuchOperation(_) => ErrorKind::NotFound,
+        Refusal::NoSuchNode(_)
+        | Refusal::NoSuchVm(_)
+        | Refusal::NoSuchOperation(_)
+        | Refusal::NoSuchPool(_)
+        | Refusal::NoSuchVolume(_)
+        | Refusal::NoSuchReplica { .. } => ErrorKind::NotFound,
         Refusal::Invalid { .. } => ErrorKind::Invalid,
         Refusal::Founding(_)
         | Refusal::NameTaken(_)
@@ -516,7 +522,12 @@ fn refused(refusal: &Refusal) -> ApiError {
         | Refusal::Full { .. }
         | Refusal::Ended(_)
         | Refusal::Removed(_)
-        | Refusal::NodeInUse { .. } => ErrorKind::Conflict,
+        | Refusal::NodeInUse { .. }
+        | Refusal::PoolInUse { .. }
+        | Refusal::VolumeGeneration { .. }
+        | Refusal::VolumeVersion { .. }
+        | Refusal::NotTheWriter { .. }
+        | Refusal::Volume { .. } => ErrorKind::Conflict,
     };
     ApiError::new(kind, refusal.to_string())
 }

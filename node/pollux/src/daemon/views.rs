@@ -10,6 +10,7 @@ use pollux_state::{
     node::Node,
     operation::{MoveReport, Operation, OperationKind, OperationResult},
     vm::{self, Vm},
+    volume::{Stage, Volume},
 };
 use pollux_vm::event::{MovePhase, Progress};
 
@@ -112,22 +113,37 @@ impl Sight<'_> {
         }
     }
 
+    /// How far the log says that it is.
+    fn phase_of(&self, operation: &Operation) -> &'static str {
+        if operation.ended.is_some() {
+            return "ended";
+        }
+        match operation.kind {
+            OperationKind::Migrate { .. } if operation.waits() => "queued",
+            OperationKind::Migrate { vm, .. } => {
+                let arriving = self.state.vms.get(&vm).is_some_and(|vm| vm.has_switched_over(operation.id));
+                if arriving { "arriving" } else { "moving" }
+            }
+            OperationKind::MoveVolume { volume, .. } => match self.state.volumes.get(&volume).and_then(Volume::stage) {
+                Some(Stage::Copying) | None => "copying",
+                Some(Stage::Comparing) => "comparing",
+                Some(Stage::Kept { .. }) => "kept",
+            },
+        }
+    }
+
     pub(super) fn operation(
         &self,
         operation: &Operation,
         progress: Option<pollux_api::ProgressView>,
     ) -> pollux_api::OperationView {
-        let OperationKind::Migrate { vm, vm_name, from, to, wishes, .. } = &operation.kind;
-        let arriving = self
-            .state
-            .vms
-            .get(vm)
-            .is_some_and(|vm| matches!(vm.phase, vm::Phase::Arriving { op, .. } if op == operation.id));
-        let phase = match operation.ended {
-            Some(_) => "ended",
-            None if operation.waits() => "queued",
-            None if arriving => "arriving",
-            None => "moving",
+        let (kind, from, to, wishes) = match &operation.kind {
+            OperationKind::Migrate { from, to, wishes, .. } => {
+                (pollux_api::OperationKind::Migrate, self.node_name(*from), self.node_name(*to), Some(wishes))
+            }
+            OperationKind::MoveVolume { from_place, to_place, .. } => {
+                (pollux_api::OperationKind::MoveVolume, from_place.clone(), to_place.clone(), None)
+            }
         };
         let (result, reason, report) = match operation.ended.as_ref().map(|(_, result)| result) {
             None => (None, None, None),
@@ -138,17 +154,18 @@ impl Sight<'_> {
                 (Some(pollux_api::OperationResult::Failed), Some(reason.clone()), None)
             }
             Some(OperationResult::Cancelled) => (Some(pollux_api::OperationResult::Cancelled), None, None),
+            Some(OperationResult::VolumeMoved(_)) => (Some(pollux_api::OperationResult::Succeeded), None, None),
         };
         pollux_api::OperationView {
             id: operation.id.to_string(),
-            kind: pollux_api::OperationKind::Migrate,
-            vm: vm_name.clone(),
-            from: self.node_name(*from),
-            to: self.node_name(*to),
-            blackout_ms_max: wishes.blackout_ms_max,
-            bandwidth: wishes.bandwidth,
-            allow_throttle: wishes.throttle,
-            phase: phase.into(),
+            kind,
+            vm: operation.subject().to_owned(),
+            from,
+            to,
+            blackout_ms_max: wishes.map_or(0, |wishes| wishes.blackout_ms_max),
+            bandwidth: wishes.and_then(|wishes| wishes.bandwidth),
+            allow_throttle: wishes.is_some_and(|wishes| wishes.throttle),
+            phase: self.phase_of(operation).into(),
             cancel: operation.cancel,
             started: operation.started,
             ended: operation.ended.as_ref().map(|(at, _)| *at),

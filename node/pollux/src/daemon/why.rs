@@ -68,10 +68,10 @@ pub(super) fn because<'a>(state: &'a ClusterState, vm: &Vm) -> Option<&'a Event>
 
 /// The last move of it that ended.
 pub(super) fn last_move<'a>(state: &'a ClusterState, vm: &Vm) -> Option<&'a Operation> {
-    let of_vm = state.operations.values().filter(|operation| {
-        let OperationKind::Migrate { vm: moved, .. } = operation.kind;
-        moved == vm.id
-    });
+    let of_vm = state
+        .operations
+        .values()
+        .filter(|operation| matches!(operation.kind, OperationKind::Migrate { vm: moved, .. } if moved == vm.id));
     of_vm
         .filter_map(|operation| Some((operation.ended.as_ref()?.0, operation)))
         .max_by_key(|(at, _)| *at)

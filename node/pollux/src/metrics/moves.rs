@@ -37,7 +37,8 @@ impl Told {
     fn of(ended: Option<&OperationResult>) -> Self {
         let silence_ms = match ended {
             Some(OperationResult::Succeeded(report)) => report.silence_ms,
-            Some(OperationResult::Failed { .. } | OperationResult::Cancelled) | None => None,
+            Some(OperationResult::Failed { .. } | OperationResult::Cancelled | OperationResult::VolumeMoved(_))
+            | None => None,
         };
         Self { ended: ended.is_some(), silence_ms }
     }
@@ -49,7 +50,7 @@ type Seen<'a> = (OpId, Option<&'a OperationResult>);
 /// The moves from `node` that the cluster remembers.
 pub(crate) fn from(state: &ClusterState, node: NodeId) -> impl Iterator<Item = Seen<'_>> {
     state.operations.values().filter_map(move |operation| {
-        let OperationKind::Migrate { from, .. } = operation.kind;
+        let OperationKind::Migrate { from, .. } = operation.kind else { return None };
         (from == node).then(|| (operation.id, operation.ended.as_ref().map(|(_, result)| result)))
     })
 }
@@ -82,6 +83,7 @@ fn ended_with(result: &OperationResult) {
             cost(report);
             RESULTS[0]
         }
+        OperationResult::VolumeMoved(_) => RESULTS[0],
         OperationResult::Failed { .. } => RESULTS[1],
         OperationResult::Cancelled => RESULTS[2],
     };

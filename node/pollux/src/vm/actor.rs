@@ -451,7 +451,7 @@ impl Actor {
         self.machine += 1;
         let (events, reports) = worker::reports();
         let order = Order { vm: self.vm, spec, generation, standby, events };
-        self.worker.queue(Job::Launch { number: self.machine, order, reports }).await;
+        self.worker.queue(Job::Launch { number: self.machine, order: Box::new(order), reports }).await;
     }
 
     fn connect(&mut self, op: OpId, to: Owner, generation: Generation, bandwidth: Option<u64>) {

@@ -29,7 +29,7 @@ use tokio_util::task::TaskTracker;
 use guest::QemuGuest;
 
 use super::{
-    fitness::Answers,
+    fitness::{Answers, no_disks},
     host::{Guest, GuestError, Host, Order},
 };
 
@@ -167,6 +167,9 @@ impl QemuHost {
 #[async_trait]
 impl Host for QemuHost {
     async fn launch(&self, order: Order) -> Result<Arc<dyn Guest>, GuestError> {
+        if let Some(why) = no_disks(&order.spec) {
+            return Err(GuestError(why));
+        }
         let memory = GuestMemory::create(&order.spec.name, order.spec.memory_mib << 20);
         let memory = Arc::new(memory.map_err(failed("its memory"))?);
         let mut ports = Vec::new();

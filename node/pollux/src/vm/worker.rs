@@ -31,7 +31,7 @@ pub(super) enum Job {
     /// `number`: of the machine; everything it says goes under it.
     Launch {
         number: u64,
-        order: Order,
+        order: Box<Order>,
         reports: mpsc::Receiver<GuestEvent>,
     },
     /// Under this generation, by the log's answer to that question.
@@ -119,7 +119,7 @@ impl Bench {
         match job {
             // An end follows, or the actor is gone.
             Job::Launch { .. } if self.doom.is_cancelled() => {}
-            Job::Launch { number, order, reports } => self.launch(number, order, reports).await,
+            Job::Launch { number, order, reports } => self.launch(number, *order, reports).await,
             Job::End => {
                 self.end().await;
                 self.tell(Mail::GuestGone).await;

@@ -118,6 +118,7 @@ pub(super) fn create(home: NodeId) -> Command {
         machine: "pc-q35-7.2".into(),
         cpu: "qemu64".into(),
         autostart: true,
+        disks: Vec::new(),
     };
     Command::CreateVm { spec, home, desired: Desired::Running }
 }

@@ -149,7 +149,25 @@ impl World {
             | Command::StartIncarnation { .. }
             | Command::DeleteVm { .. }
             | Command::Cancel { .. }
-            | Command::RemoveNode { .. } => {}
+            | Command::RemoveNode { .. }
+            | Command::AddPool { .. }
+            | Command::RemovePool { .. }
+            | Command::CreateVolume { .. }
+            | Command::DeleteVolume { .. }
+            | Command::GrowVolume { .. }
+            | Command::ReplicaMade { .. }
+            | Command::ReplicaFailed { .. }
+            | Command::AddReplica { .. }
+            | Command::RemoveReplica { .. }
+            | Command::LeaveSet { .. }
+            | Command::JoinSet { .. }
+            | Command::AttachVolume { .. }
+            | Command::DetachVolume { .. }
+            | Command::HoldVolume { .. }
+            | Command::DropVolume { .. }
+            | Command::BeginVolumeMove { .. }
+            | Command::Compared { .. }
+            | Command::EndVolumeMove { .. } => {}
         }
     }
 

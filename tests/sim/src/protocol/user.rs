@@ -157,6 +157,7 @@ impl World {
             machine: "pc-q35-7.2".into(),
             cpu: "qemu64".into(),
             autostart: self.rng.chance(700),
+            disks: Vec::new(),
         };
         self.send_as_user(node, Command::CreateVm { spec, home, desired: Desired::Running });
     }

@@ -1,0 +1,114 @@
+//! Work on a volume while no VM runs with it: who does it has the right to write for that time, fenced like an owner's.
+
+use alloc::format;
+
+use super::{About, Step};
+use crate::{
+    command::{Outcome, Refusal},
+    id::{Generation, Incarnation, Owner, VolumeId},
+    vm::{Desired, Phase},
+    volume::{Hold, Purpose, Volume},
+};
+
+impl Step<'_> {
+    pub(super) fn hold_volume(
+        &mut self,
+        id: VolumeId,
+        expect: Generation,
+        incarnation: Incarnation,
+        purpose: Purpose,
+    ) -> Result<Outcome, Refusal> {
+        let owner = Owner { node: self.proposal.by, incarnation };
+        let since = self.proposal.at;
+        let volume = self.volume_at(id, expect)?;
+        if incarnation == Incarnation::default() || !self.state.lives(owner) {
+            return Err(Refusal::not_the_writer(
+                volume,
+                owner.node,
+                format!("{owner} is not its daemon's current life"),
+            ));
+        }
+        self.user_rests(volume)?;
+        if purpose == Purpose::Import {
+            // Or it could be started with half of what is imported.
+            self.nobodys(volume)?;
+        }
+        if let Some(why) = self.not_ready(id) {
+            return Err(Refusal::volume(volume, why));
+        }
+        if let Some(hold) = self.living_hold(volume).filter(|hold| purpose.yields() || !hold.purpose.yields()) {
+            return Err(self.occupied_by(volume, hold));
+        }
+
+        let volume = self.volume_mut(id)?;
+        let generation = volume.pass_on();
+        volume.holder = Some(Hold { owner, purpose, since });
+        let name = volume.name.clone();
+        if !purpose.yields() {
+            let text = format!("{} holds volume {name}: it is {}", self.node_name(owner.node), purpose.doing());
+            self.event(About { node: Some(owner.node), volume: Some(id), ..About::default() }, text);
+        }
+        Ok(Outcome::Owned(generation))
+    }
+
+    /// Any life of the holder's node may say so: an earlier one's work ended with it.
+    pub(super) fn drop_volume(&mut self, id: VolumeId, expect: Generation) -> Result<Outcome, Refusal> {
+        let by = self.proposal.by;
+        let volume = self.volume_at(id, expect)?;
+        let Some(hold) = volume.holder.filter(|hold| hold.owner.node == by) else {
+            return Err(Refusal::not_the_writer(volume, by, "it does not hold it"));
+        };
+        let volume = self.volume_mut(id)?;
+        let generation = volume.pass_on();
+        let name = volume.name.clone();
+        if !hold.purpose.yields() {
+            let text = format!("{} holds volume {name} no more", self.node_name(by));
+            self.event(About { node: Some(by), volume: Some(id), ..About::default() }, text);
+        }
+        Ok(Outcome::Owned(generation))
+    }
+
+    /// The VM that has it, if one has, is stopped and is to be.
+    pub(super) fn user_rests(&self, volume: &Volume) -> Result<(), Refusal> {
+        let Some(vm) = volume.user.and_then(|vm| self.state.vms.get(&vm)) else { return Ok(()) };
+        if vm.desired == Desired::Running || !matches!(vm.phase, Phase::Stopped { .. }) {
+            let name = &vm.spec.name;
+            let why = format!("VM {name} runs with it, or is about to; run `pollux vm stop {name}` first");
+            return Err(Refusal::volume(volume, why));
+        }
+        Ok(())
+    }
+
+    /// Who works on it, in a life that is not over.
+    fn living_hold(&self, volume: &Volume) -> Option<Hold> {
+        volume.holder.filter(|hold| self.state.lives(hold.owner))
+    }
+
+    /// Who works on it and is not to be interrupted.
+    pub(super) fn occupied(&self, volume: &Volume) -> Option<Hold> {
+        self.living_hold(volume).filter(|hold| !hold.purpose.yields())
+    }
+
+    pub(super) fn unoccupied(&self, volume: &Volume) -> Result<(), Refusal> {
+        self.occupied(volume).map_or(Ok(()), |hold| Err(self.occupied_by(volume, hold)))
+    }
+
+    fn occupied_by(&self, volume: &Volume, hold: Hold) -> Refusal {
+        let (node, doing) = (self.node_name(hold.owner.node), hold.purpose.doing());
+        Refusal::volume(volume, format!("{node} is {doing}; wait until that is over"))
+    }
+
+    /// Why nobody can write to it yet, if it is so.
+    pub(super) fn not_ready(&self, id: VolumeId) -> Option<alloc::string::String> {
+        let volume = self.state.volumes.get(&id)?;
+        let (_, replica) = volume.unmade().next()?;
+        let (name, place) = (&volume.name, self.state.place_of(replica.pool));
+        Some(match &replica.failed {
+            Some(reason) => format!(
+                "its replica in {place} could not be made: {reason}; once that is mended it will be, or remove that replica: \
+                 `pollux volume show {name}`"
+            ),
+            None => format!("its replica in {place} is not made yet; `pollux volume show {name}` tells how far it is"),
+        })
+    }
+}
