@@ -24,7 +24,7 @@ struct Page([u8; PAGE_BYTES]);
 
 /// Where buffers come from and go back to. Clones share it.
 #[derive(Clone, Default)]
-pub(crate) struct Buffers(Arc<Mutex<Kept>>);
+pub struct Buffers(Arc<Mutex<Kept>>);
 
 #[derive(Default)]
 struct Kept {
@@ -33,7 +33,7 @@ struct Kept {
 }
 
 /// Memory that one owner fills. What is in it at first is whatever was in it last.
-pub(crate) struct Buffer {
+pub struct Buffer {
     pages: Vec<Page>,
     bytes: usize,
     home: Buffers,
@@ -44,7 +44,8 @@ impl Buffers {
     ///
     /// # Panics
     /// Beyond [`TRANSFER_BYTES_MAX`].
-    pub(crate) fn take(&self, bytes: usize) -> Buffer {
+    #[must_use]
+    pub fn take(&self, bytes: usize) -> Buffer {
         let pages = bytes.div_ceil(PAGE_BYTES).next_power_of_two();
         let class = pages.ilog2() as usize;
         assert!(class < CLASSES, "no transfer has {bytes} bytes");
@@ -72,7 +73,8 @@ impl Buffers {
 
 impl Buffer {
     /// From here on it is only read, by any number of owners; it goes back with the last.
-    pub(crate) fn freeze(self) -> Bytes {
+    #[must_use]
+    pub fn freeze(self) -> Bytes {
         Bytes::from_owner(self)
     }
 }

@@ -22,11 +22,12 @@ mod zeroes;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 
+pub use buffers::{Buffer, Buffers};
 pub use disk::{
     BLOCK_BYTES, Completion, Disk, DiskError, Extent, Operation, Outcome, Piece, SECTOR_BYTES, TRANSFER_BYTES_MAX, Tag,
     perform,
 };
 pub use engine::EngineKind;
 pub use replica::{
-    CreateError, DeleteError, Found, GrowError, OpenError, Pool, PoolError, Replica, Usage, VOLUME_BYTES_MAX,
+    Beside, CreateError, DeleteError, Found, GrowError, OpenError, Pool, PoolError, Replica, Usage, VOLUME_BYTES_MAX,
 };

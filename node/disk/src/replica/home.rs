@@ -16,7 +16,7 @@ use crate::{disk::BLOCK_BYTES, engine::DataFile};
 /// Its bytes.
 pub(super) const DATA: &str = "data";
 /// Says why it is out of use.
-const FAILED: &str = "failed";
+pub(super) const FAILED: &str = "failed";
 /// What that says, at most, in bytes.
 const REASON_BYTES_MAX: usize = 4096;
 
@@ -108,12 +108,11 @@ impl Home {
     }
 
     /// Writes down that the replica is out of use.
-    pub(crate) fn mark_failed(&self, file: &DataFile, errno: Errno) -> Result<(), Errno> {
+    pub(crate) fn mark_failed(&self, file: &DataFile, why: &str) -> Result<(), Errno> {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let mark = openat(&file.lock, FAILED, flags, Mode::RUSR | Mode::WUSR)?;
-        let reason = format!("syncing failed: {errno}");
         // The file alone says it; what it says may be lost.
-        let _ = rustix::io::write(&mark, reason.as_bytes());
+        let _ = rustix::io::write(&mark, why.as_bytes());
         let _ = fdatasync(&mark);
         fsync(&file.lock)
     }

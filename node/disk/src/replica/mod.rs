@@ -8,6 +8,7 @@
 //! nobody waits for are gathered. Direct I/O is faster where every few writes are synced, and slower where they are not
 //! (`docs/performance.md`); it would be a second way into the same file, for a pool that wants it.
 
+mod beside;
 mod core;
 mod home;
 mod pool;
@@ -22,11 +23,12 @@ use std::{
 
 use rustix::io::Errno;
 
-use self::{core::Core, home::Home};
 pub use self::{
+    beside::Beside,
     pool::{Found, Pool, Usage, VOLUME_BYTES_MAX},
     refusals::{CreateError, DeleteError, GrowError, OpenError, PoolError},
 };
+use self::{core::Core, home::Home};
 use crate::{
     buffers::Buffers,
     disk::{Completion, Disk, Operation, Tag},
@@ -69,6 +71,12 @@ impl Replica {
             told_of_failure: false,
             finished: Vec::new(),
         })
+    }
+
+    /// What its owner keeps beside its data.
+    #[must_use]
+    pub fn beside(&self) -> Beside {
+        Beside::new(self.home.clone(), Arc::clone(&self.file))
     }
 
     /// Hands to the engine what the core wants done, except what can be done at once.
@@ -114,7 +122,7 @@ impl Replica {
         tracing::error!(replica = %self.home, error = %errno, "storage lost writes that it had taken; the replica is out of use");
         let (home, file) = (self.home.clone(), Arc::clone(&self.file));
         let marking = std::thread::Builder::new().name("disk-failed".to_owned()).spawn(move || {
-            if let Err(error) = home.mark_failed(&file, errno) {
+            if let Err(error) = home.mark_failed(&file, &format!("syncing failed: {errno}")) {
                 tracing::error!(replica = %home, %error, "that could not be written down; it holds until this replica is closed");
             }
         });

@@ -24,6 +24,7 @@ use rustix::{
 
 use super::{
     Replica,
+    beside::write_new,
     home::{DATA, Home, failure, good_name, good_size},
     refusals::{CreateError, DeleteError, GrowError, OpenError, PoolError},
     scan::scan,
@@ -75,6 +76,7 @@ pub(crate) enum Step {
     File,
     Sized,
     FileSynced,
+    Beside,
     DirectorySynced,
     Named,
 }
@@ -138,13 +140,22 @@ impl Pool {
     /// # Errors
     /// See [`CreateError`].
     pub fn create(&self, name: &str, size: u64) -> Result<(), CreateError> {
-        self.create_by_steps(name, size, |_| {})
+        self.create_with(name, size, &[])
+    }
+
+    /// The same, with these files beside its data, each by its name and with its content: they are there whenever the replica is.
+    ///
+    /// # Errors
+    /// See [`CreateError`].
+    pub fn create_with(&self, name: &str, size: u64, beside: &[(&str, &[u8])]) -> Result<(), CreateError> {
+        self.create_by_steps(name, size, beside, |_| {})
     }
 
     pub(crate) fn create_by_steps(
         &self,
         name: &str,
         size: u64,
+        beside: &[(&str, &[u8])],
         mut passed: impl FnMut(Step),
     ) -> Result<(), CreateError> {
         if !good_name(name) {
@@ -167,7 +178,7 @@ impl Pool {
         remove(&self.directory, &new).map_err(failed("removing what a crash left"))?;
         mkdirat(&*self.directory, &new, Mode::RWXU).map_err(failed("making the directory"))?;
         passed(Step::Directory);
-        let made = self.fill_new(&new, size, &mut passed).and_then(|()| {
+        let made = self.fill_new(&new, size, beside, &mut passed).and_then(|()| {
             renameat_with(&*self.directory, &new, &*self.directory, name, RenameFlags::NOREPLACE)
                 .map_err(|errno| ("giving it its name", errno))
         });
@@ -180,7 +191,13 @@ impl Pool {
         fsync(&*self.directory).map_err(failed("syncing the pool"))
     }
 
-    fn fill_new(&self, new: &str, size: u64, passed: &mut impl FnMut(Step)) -> Result<(), (&'static str, Errno)> {
+    fn fill_new(
+        &self,
+        new: &str,
+        size: u64,
+        beside: &[(&str, &[u8])],
+        passed: &mut impl FnMut(Step),
+    ) -> Result<(), (&'static str, Errno)> {
         let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let directory =
             openat(&*self.directory, new, flags, Mode::empty()).map_err(|errno| ("opening the directory", errno))?;
@@ -192,6 +209,11 @@ impl Pool {
         passed(Step::Sized);
         fsync(&data).map_err(|errno| ("syncing the file", errno))?;
         passed(Step::FileSynced);
+        for (name, bytes) in beside {
+            let errno = |error| Errno::from_io_error(&error).unwrap_or(Errno::IO);
+            write_new(&directory, name, bytes).map_err(|error| ("writing what belongs to it", errno(error)))?;
+        }
+        passed(Step::Beside);
         fsync(&directory).map_err(|errno| ("syncing the directory", errno))?;
         passed(Step::DirectorySynced);
         Ok(())

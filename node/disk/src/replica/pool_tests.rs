@@ -6,13 +6,14 @@ use std::{
 use super::*;
 
 const SIZE: u64 = 1 << 20;
-const STEPS: [Step; 6] =
-    [Step::Directory, Step::File, Step::Sized, Step::FileSynced, Step::DirectorySynced, Step::Named];
+const STEPS: [Step; 7] =
+    [Step::Directory, Step::File, Step::Sized, Step::FileSynced, Step::Beside, Step::DirectorySynced, Step::Named];
+const BESIDE: &[(&str, &[u8])] = &[("log", b"what belongs to it")];
 
 /// Makes a replica, and stops dead after `last`.
 fn crash_after(pool: &Pool, last: Step) {
     let crashed = catch_unwind(AssertUnwindSafe(|| {
-        pool.create_by_steps("v", SIZE, |step| {
+        pool.create_by_steps("v", SIZE, BESIDE, |step| {
             if step == last {
                 std::panic::resume_unwind(Box::new(()))
             }
@@ -37,6 +38,9 @@ fn a_crash_at_any_step_leaves_all_of_a_replica_or_nothing_that_counts() {
         assert_eq!(there, expected, "after {last:?}");
         assert_eq!(pool.sweep().unwrap(), usize::from(last != Step::Named));
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), there.len(), "the rest is swept away");
+        if let [name] = &there[..] {
+            assert_eq!(fs::read(directory.path().join(name).join("log")).unwrap(), BESIDE[0].1);
+        }
     }
 }
 
@@ -59,7 +63,7 @@ fn the_name_is_given_last_when_everything_is_on_stable_storage() {
     let directory = tempfile::tempdir().unwrap();
     let pool = Pool::open(directory.path()).unwrap();
     let mut steps = Vec::new();
-    pool.create_by_steps("v", SIZE, |step| {
+    pool.create_by_steps("v", SIZE, BESIDE, |step| {
         assert_eq!(directory.path().join("v").exists(), step == Step::Named);
         steps.push(step);
     })
