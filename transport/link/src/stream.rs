@@ -83,6 +83,17 @@ impl SendStream {
         Ok(self.inner.write_chunk(bytes).await?)
     }
 
+    /// Sends as much of these as the peer's window takes now, without copying them, and tells how many were sent whole; the one
+    /// after those is what is left of it. Pending when that is nothing.
+    ///
+    /// # Errors
+    /// As [`Self::send`].
+    pub fn poll_send(&mut self, context: &mut Context<'_>, chunks: &mut [Bytes]) -> Poll<Result<usize, StreamError>> {
+        // All that it knows is in the stream and the chunks: it can be begun anew each time.
+        let sending = std::pin::pin!(self.inner.write_chunks(chunks));
+        sending.poll(context).map(|written| Ok(written?.chunks))
+    }
+
     /// Sends a copy of these bytes; waits while the peer's window is full.
     ///
     /// # Errors
@@ -175,6 +186,20 @@ impl RecvStream {
     /// When the peer abandoned the stream or the connection is gone.
     pub async fn read_chunk(&mut self, bytes_max: usize) -> Result<Option<Bytes>, StreamError> {
         Ok(self.inner.read_chunk(bytes_max, true).await?.map(|chunk| chunk.bytes))
+    }
+
+    /// As [`Self::read_chunk`], for who does not wait.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn poll_read_chunk(
+        &mut self,
+        context: &mut Context<'_>,
+        bytes_max: usize,
+    ) -> Poll<Result<Option<Bytes>, StreamError>> {
+        // All that it knows is in the stream: it can be begun anew each time.
+        let reading = std::pin::pin!(self.inner.read_chunk(bytes_max, true));
+        reading.poll(context).map(|chunk| Ok(chunk?.map(|chunk| chunk.bytes)))
     }
 
     /// Tells the peer to stop sending.

@@ -44,6 +44,8 @@ pub const FORWARD: u16 = 64;
 pub const FACTS: u16 = 65;
 /// Daemon session: the console of a guest, for a user at another node.
 pub const CONSOLE: u16 = 66;
+/// Daemon session: one replica of a volume, for who writes the volume.
+pub const REPLICA: u16 = 67;
 
 /// The largest request body of a method, and the largest answer to it.
 #[must_use]
