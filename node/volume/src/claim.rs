@@ -6,9 +6,10 @@ use async_trait::async_trait;
 use pollux_disk::{EngineKind, Pool};
 use pollux_mirror::Marks;
 use pollux_wire::id::{Generation, NodeId, Owner, ReplicaId, VolumeId};
+use serde::{Deserialize, Serialize};
 
 /// Numbers the sessions that one life of a daemon asks for: of two with the same right, the later one counts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct SessionId(pub u64);
 
 /// A wish for a replica, and the right to it.

@@ -11,7 +11,16 @@
 //! older one is under way any more.
 
 mod claim;
+mod keeper;
+mod keepers;
+mod log;
+mod refusal;
+mod session;
 mod side;
 
 pub use claim::{Claim, Door, Opened, Place, SessionId};
+pub use keeper::Keeper;
+pub use keepers::{Keepers, boot_id};
+pub use refusal::Refusal;
+pub use session::{BYTES_IN_FLIGHT_MAX, OPEN_MAX, REQUESTS_IN_FLIGHT_MAX, Remote, RemoteError, SessionEnd, serve};
 pub use side::{Ask, Broken, Done, Side};
