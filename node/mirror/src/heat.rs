@@ -60,6 +60,15 @@ impl Heat {
         }
     }
 
+    /// What there is in the beginning: changes of another life, of which nobody knows whether they are on stable storage.
+    pub(crate) fn of_another_life(active: &Extents) -> Self {
+        let mut heat = Self::default();
+        heat.inherit(active);
+        heat.clock = u64::from(!active.is_empty());
+        heat.hot.values_mut().for_each(|hot| hot.changed = heat.clock);
+        heat
+    }
+
     /// Extents that may differ though nothing was changed in them here.
     pub(crate) fn inherit(&mut self, extents: &Extents) {
         for extent in extents.iter() {

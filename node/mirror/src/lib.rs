@@ -22,6 +22,7 @@
 //! - [`Marks`], beside each replica: which extents may differ from other replicas, and what each replica outside of the set lacks
 //!   (rule 14). Kept on disk before it becomes true.
 //! - [`reunite`]: after an end that nobody saw, or when a replica returns: what has to be copied from whom (rules 14 and 15).
+//!   [`take_over`]: after an end in order, when the guest goes on with another mirror; with a [`Seal`] nothing has to.
 //!
 //! **What two replicas may differ in** is at any time within the union of both their active extents. An extent is active on a
 //! replica from before the first write to it reaches the data until the mirror says that it has settled: every replica of the set
@@ -39,12 +40,14 @@ mod marks;
 mod mirror;
 mod request;
 mod reunite;
+mod seal;
 
 pub use grains::{EXTENT_BYTES, Extents, GRAIN_BYTES, Grains};
 pub use marks::{Marks, MarksError, Record};
 pub use mirror::{Effect, Event, Limits, Mirror, ReplicaStatus, Status};
 pub use request::{Answer, Change, Failure, Kind, Part, Request, RequestId, Tag};
 pub use reunite::{Plan, Report, reunite};
+pub use seal::{Seal, Unfit, take_over};
 
 /// Milliseconds of elapsed time since some moment of this daemon's life.
 pub type Millis = u64;

@@ -2,6 +2,7 @@
 
 mod copying;
 mod io;
+mod sealing;
 mod standing;
 
 use alloc::{
@@ -11,7 +12,7 @@ use alloc::{
 };
 use core::ops::Range;
 
-use pollux_wire::id::ReplicaId;
+use pollux_wire::id::{Generation, ReplicaId};
 
 use self::{
     copying::Copy,
@@ -24,6 +25,7 @@ use crate::{
     grains::{Extents, Grains},
     heat::Heat,
     request::{Answer, Failure, Part, Request, RequestId, Tag},
+    seal::Seal,
 };
 
 /// More than so many milliseconds between two events count as these: [`Event::Tick`] comes at least as often.
@@ -94,6 +96,18 @@ pub enum Event {
     Credit(u64),
     /// Time has passed.
     Tick,
+    /// The guest is paused, has its answers, and is to go on elsewhere: [`Effect::Sealed`] or [`Effect::NotSealed`]. The latter
+    /// changes nothing, and it may be asked again. After the former only the log is listened to: the sessions may be ended.
+    Seal {
+        /// Of this mirror.
+        generation: Generation,
+    },
+    /// It goes on here after all, whether it was sealed or not. Sessions with all that are sound were opened anew, so that nothing of earlier ones happens any
+    /// more. [`Event::Lost`] comes next, before any request, for each with which that was not possible, or whose host was started
+    /// anew since; and for the latter [`Event::Forgot`] after that, when its session is open.
+    Unseal,
+    /// The guest has ended in order, and its last request was told: [`Effect::Finished`].
+    Finish,
 }
 
 impl Eq for Grains {}
@@ -149,6 +163,19 @@ pub enum Effect {
         replica: ReplicaId,
         /// Why, for people.
         why: String,
+    },
+    /// All of the set hold the same: what the next mirror needs to know. Nothing is asked from here on, until [`Event::Unseal`].
+    Sealed(Seal),
+    /// That is not so, or not yet.
+    NotSealed {
+        /// Why, for people.
+        why: &'static str,
+    },
+    /// What can be done for the next start has been done.
+    Finished {
+        /// Everything is on stable storage, and nothing active: there will be nothing to copy. Otherwise it took longer than a
+        /// request may ([`Limits::hold_ms`]).
+        settled: bool,
     },
     /// Nothing is asked, and nothing answered with success, from here on: another generation has replaced this one, or the last
     /// replica has lost what the guest was told that it has. As after a power failure, the guest has to be started anew.
@@ -228,11 +255,16 @@ pub struct Mirror {
     /// What the last whole flush of the mirror's own covered, and when something last changed.
     flush_covered: Option<u64>,
     /// When the mirror's own flush began last.
-    flushed_at: Millis,
+    flushed_at: Option<Millis>,
     /// What is on stable storage on every replica of the set: changes that ended before this.
     stable: u64,
     changed_at: Millis,
+    /// It went wrong.
+    flush_failed: bool,
     begun: bool,
+    /// Since when it is to come to an end.
+    finishing: Option<Millis>,
+    sealed: bool,
     over: bool,
 }
 
@@ -295,8 +327,6 @@ impl Mirror {
             let standing = if members.contains(&id) { Standing::Member } else { Standing::Out };
             (id, Peer::new(standing, lacks))
         };
-        let mut heat = Heat::default();
-        heat.inherit(active);
         Self {
             size,
             limits,
@@ -307,7 +337,7 @@ impl Mirror {
             members,
             prefer,
             ranges: Ranges::default(),
-            heat,
+            heat: Heat::of_another_life(active),
             in_flight: BTreeMap::new(),
             waiting: VecDeque::new(),
             asked: BTreeMap::new(),
@@ -327,10 +357,13 @@ impl Mirror {
             touched: Vec::new(),
             review_all: false,
             flush_covered: None,
-            flushed_at: 0,
+            flushed_at: None,
             stable: 0,
             changed_at: 0,
+            flush_failed: false,
             begun: false,
+            finishing: None,
+            sealed: false,
             over: false,
         }
     }
@@ -350,6 +383,10 @@ impl Mirror {
         if !core::mem::replace(&mut self.begun, true) {
             self.let_go_of_who_differs(&mut fx);
         }
+        if self.sealed {
+            self.on_while_sealed(event, &mut fx);
+            return fx;
+        }
         match event {
             Event::Request(request) => self.request(request, &mut fx),
             Event::Done { tag, outcome } => self.done(tag, outcome, &mut fx),
@@ -363,6 +400,12 @@ impl Mirror {
                 self.credit = self.credit.saturating_add(bytes).min(most.max(bytes));
             }
             Event::Tick => self.tick(&mut fx),
+            Event::Seal { generation } => self.seal(generation, &mut fx),
+            Event::Unseal => self.unseal(&mut fx),
+            Event::Finish => self.finish(&mut fx),
+        }
+        if self.sealed {
+            return fx;
         }
         self.go_on(&mut fx);
         self.check();
@@ -409,6 +452,7 @@ impl Mirror {
         self.start_copies(fx);
         self.review_joins(fx);
         self.propose(fx);
+        self.finish_goes_on(fx);
     }
 
     fn done(&mut self, tag: Tag, outcome: Result<(), Failure>, fx: &mut Vec<Effect>) {

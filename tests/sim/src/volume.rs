@@ -10,6 +10,9 @@
 //!                                log model: the set, its version, the generation
 //! ```
 //!
+//! Now and then the guest moves to another host, whose mirror begins with what the first one said, or with less; or comes back to
+//! the first one's.
+//!
 //! The oracle knows for each unit of the volume which values a legal disk could show: the last that was acknowledged; one of a
 //! request that failed or was cut off; after a power failure anything not older than the last flush. What the guest reads must
 //! be one of them, and stays what it is from then on. In the end faults stop, and all replicas must be in the set, equal, and
@@ -18,6 +21,7 @@
 mod control;
 mod guest;
 mod host;
+mod moving;
 mod oracle;
 mod run;
 mod store;
@@ -36,5 +40,5 @@ const EXTENTS: u64 = 8;
 /// By how much the volume is smaller than its extents, in units: it ends with an extent, within the last grain of one, at the end
 /// of a grain, and early in its last extent.
 const SHORT_BY: [u64; 4] = [0, 3, 4 * 37, 4 * 60 + 1];
-/// Replicas.
+/// Replicas in the beginning.
 const REPLICAS: usize = 3;

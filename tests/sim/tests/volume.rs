@@ -29,9 +29,10 @@ fn fixed_seeds_break_no_rule_and_all_replicas_come_together() {
         }
     }
     // A simulation in which nothing happens proves nothing either.
-    let Outcome { acknowledged, parked, hosts, left, joined, .. } = total;
+    let Outcome { acknowledged, parked, hosts, left, joined, moved, sealed, back, stopped, .. } = total;
     let busy =
-        acknowledged > SEEDS * 100 && parked > SEEDS * 10 && hosts > SEEDS * 2 && left > SEEDS && joined > SEEDS / 2;
+        acknowledged > SEEDS * 100 && parked > SEEDS * 10 && hosts > SEEDS * 2 && left > SEEDS && joined > SEEDS / 3;
+    let busy = busy && moved > SEEDS / 2 && sealed > SEEDS / 2 && back > SEEDS / 4 && stopped > SEEDS / 20;
     assert!(busy, "too little happened: {total:?}");
 }
 
@@ -70,4 +71,9 @@ fn losing_one_grain_of_what_lacks_is_found() {
 #[test]
 fn a_flush_in_vain_is_found() {
     must_break(Control::FlushInVain, &["which it may not", "rule 14"]);
+}
+
+#[test]
+fn a_seal_although_something_is_open_is_found() {
+    must_break(Control::SealOpen, &["which it may not", "the replicas differ", "rule 12", "rule 14"]);
 }

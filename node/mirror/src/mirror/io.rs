@@ -25,7 +25,7 @@ const IDLE_MS: Millis = 10_000;
 /// A request waits no longer than this, in milliseconds, for a replica outside of the set.
 const STALL_MS: Millis = 40;
 /// A flush to make room is not repeated within this, in milliseconds.
-const FLUSH_AGAIN_MS: Millis = 20;
+pub(super) const FLUSH_AGAIN_MS: Millis = 20;
 
 /// A request that has begun.
 #[derive(Debug)]
@@ -45,6 +45,13 @@ enum State {
     Asked,
     Done,
     Failed(Failure),
+}
+
+impl InFlight {
+    /// One of these has not told yet how it ended there.
+    pub(super) fn is_asked_of(&self, replicas: &BTreeSet<ReplicaId>) -> bool {
+        self.parts.iter().any(|(id, state)| *state == State::Asked && replicas.contains(id))
+    }
 }
 
 impl Mirror {
@@ -364,7 +371,7 @@ impl Mirror {
     }
 
     pub(super) fn own_flush(&mut self, fx: &mut Vec<Effect>) {
-        self.flushed_at = self.now;
+        self.flushed_at = Some(self.now);
         let covers = self.heat.now();
         let asked = self.flushing();
         let ask = |id: &ReplicaId| self.ask(*id, Purpose::OwnFlush, None, Part::Flush, 0..0, fx);
@@ -378,6 +385,7 @@ impl Mirror {
             return;
         }
         let Some(OwnFlush { covers, asked, .. }) = self.flush.take() else { return };
+        self.flush_failed = !ok;
         if !ok {
             return;
         }
@@ -433,8 +441,8 @@ impl Mirror {
     }
 
     /// None is under way, and something has changed since the last that reached everybody, or that was a while ago.
-    fn flush_may_settle(&self, pause_ms: Millis) -> bool {
-        let paused = self.flushed_at == 0 || self.now.saturating_sub(self.flushed_at) >= pause_ms;
+    pub(super) fn flush_may_settle(&self, pause_ms: Millis) -> bool {
+        let paused = self.flushed_at.is_none_or(|at| self.now.saturating_sub(at) >= pause_ms);
         let settles = || !self.heat.settling(self.heat.now(), |extent| self.unequal(extent)).is_empty();
         self.flush.is_none() && paused && self.flush_covered != Some(self.heat.now()) && settles()
     }

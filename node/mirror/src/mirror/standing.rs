@@ -242,6 +242,7 @@ impl Mirror {
     pub(super) fn catch(&mut self, replica: ReplicaId, lacks: &Grains) {
         if let Some(peer) = self.peers.get_mut(&replica)
             && peer.standing == Standing::Out
+            && self.finishing.is_none()
         {
             // Whatever was written since this mirror began, or since it left, is in its own count already.
             peer.lacks.union(lacks);

@@ -17,6 +17,8 @@ pub enum Control {
     ForgetOneGrain,
     /// A replica says that it has flushed, and has not.
     FlushInVain,
+    /// A guest moves with a seal although it has requests open.
+    SealOpen,
 }
 
 impl Control {

@@ -30,6 +30,8 @@ pub(super) struct Open {
     pub(super) stamp: Stamp,
     /// When, by the oracle.
     asked: u64,
+    /// It failed, and will be asked again.
+    pub(super) parked: bool,
 }
 
 impl World {
@@ -40,7 +42,8 @@ impl World {
         // In the end it only reads, so that all come to rest.
         let pause = if self.calm { 60 } else { self.rng.below(30) };
         self.put(pause, Happening::Act(host));
-        if self.guest.open.len() >= REQUESTS_MAX {
+        let paused = self.host.as_ref().is_some_and(|host| host.paused);
+        if paused || self.guest.open.len() >= REQUESTS_MAX {
             return;
         }
         let durable = self.rng.chance(100);
@@ -60,7 +63,7 @@ impl World {
         if kind.changes() {
             self.oracle.asked(units(&range), stamp);
         }
-        self.ask_mirror(id, Open { kind, range, stamp, asked });
+        self.ask_mirror(id, Open { kind, range, stamp, asked, parked: false });
     }
 
     fn some_range(&mut self) -> Range<u64> {
@@ -88,8 +91,9 @@ impl World {
         };
         if let Err(failure) = answer {
             self.guest.parked += 1;
+            self.guest.open.entry(id).and_modify(|open| open.parked = true);
             self.trace.line(self.now, format_args!("{id:?} is parked: {failure}"));
-            let (pause, host) = (self.rng.between(50, 400), self.hosts);
+            let (pause, host) = (self.rng.between(50, 400), self.lives);
             return self.put(pause, Happening::Again { host, request: id });
         }
         self.guest.open.remove(&id);
@@ -115,8 +119,12 @@ impl World {
         if !self.is_host(host) {
             return;
         }
+        if self.host.as_ref().is_some_and(|host| host.paused) {
+            return self.put(50, Happening::Again { host, request });
+        }
         if let Some(mut open) = self.guest.open.remove(&request) {
             self.guest.last += 1;
+            open.parked = false;
             open.asked = self.oracle.now();
             self.ask_mirror(RequestId(self.guest.last), open);
         }

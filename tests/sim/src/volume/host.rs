@@ -1,14 +1,14 @@
 //! Where the guest runs: the shell around the mirror.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use pollux_mirror::{
-    Answer, Effect, Event, Failure, Grains, Kind, Limits, Marks, Mirror, Part, RequestId, Tag, reunite,
+    Answer, Effect, Event, Failure, Grains, Kind, Limits, Marks, Mirror, Part, Plan, RequestId, Seal, Tag, reunite,
 };
 use pollux_wire::id::ReplicaId;
 
 use super::{
-    Control, REPLICAS,
+    Control,
     oracle::Stamp,
     store::units,
     world::{Asked, Happening, World, replica, store_of},
@@ -22,51 +22,77 @@ pub(super) struct Host {
     pub(super) life: u64,
     pub(super) mirror: Mirror,
     pub(super) generation: u64,
-    sessions: [Option<u64>; REPLICAS],
-    boots: [u64; REPLICAS],
+    pub(super) sessions: Vec<Option<u64>>,
+    /// Of each replica's host, as it was when it was asked last.
+    pub(super) boots: Vec<Option<u64>>,
+    /// The guest asks for nothing.
+    pub(super) paused: bool,
+    pub(super) seal: Option<Seal>,
     /// What was read: for a request, and to be copied.
     read: BTreeMap<RequestId, Vec<(u64, Stamp)>>,
     copies: BTreeMap<Tag, Vec<(u64, Stamp)>>,
     reads: BTreeMap<Tag, Option<RequestId>>,
 }
 
+/// Sessions with all that can be reached.
+pub(super) struct Opened {
+    sessions: Vec<Option<u64>>,
+    pub(super) boots: Vec<Option<u64>>,
+    pub(super) reports: BTreeMap<ReplicaId, Marks>,
+}
+
 impl World {
+    /// The volume's replicas.
+    pub(super) fn replicas(&self) -> BTreeSet<ReplicaId> {
+        (0..self.stores.len()).map(replica).collect()
+    }
+
     /// A guest begins wherever the log gives it the right to, once a replica of the set can be reached.
     pub(super) fn start(&mut self) {
-        let reached: Vec<usize> = (0..REPLICAS).filter(|it| self.links[*it] && self.stores[*it].up).collect();
-        let members: Vec<usize> =
-            reached.iter().copied().filter(|it| self.log.members.contains(&replica(*it))).collect();
+        let reached = |id: &&ReplicaId| self.links[store_of(**id)] && self.stores[store_of(**id)].up;
+        let members: Vec<ReplicaId> = self.log.members.iter().filter(reached).copied().collect();
         if self.host.is_some() || !self.log.works || members.is_empty() {
             return self.put(100, Happening::Start);
         }
         self.log.generation += 1;
-        self.hosts += 1;
-        let (life, generation) = (self.hosts, self.log.generation);
         let authority = members[self.rng.index(members.len())];
-        let mut sessions = [None; REPLICAS];
-        let mut reports: BTreeMap<ReplicaId, Marks> = BTreeMap::new();
-        let mut boots = [0; REPLICAS];
-        for store in reached {
-            self.sessions += 1;
-            let it = &mut self.stores[store];
-            (it.generation, it.session) = (generation, self.sessions);
-            boots[store] = it.boot;
-            sessions[store] = Some(self.sessions);
-            reports.insert(replica(store), it.marks().clone());
-        }
-        let weak = self.stores[authority].lossy;
+        let opened = self.open_all();
+        let weak = self.stores[store_of(authority)].lossy;
         self.oracle.restarted(weak);
         self.guest.open.clear();
-        let all = (0..REPLICAS).map(replica).collect();
-        let plan = reunite(self.size, &all, &self.log.members, replica(authority), &reports);
+        let plan = reunite(self.size, &self.replicas(), &self.log.members, authority, &opened.reports);
+        self.trace.line(self.now, format_args!("a guest starts with {authority}, weak: {weak}"));
+        let prefer = if self.rng.chance(500) { vec![authority] } else { Vec::new() };
+        self.begin(plan, opened, prefer);
+    }
+
+    /// With the generation that the log has now.
+    pub(super) fn open_all(&mut self) -> Opened {
+        let stores = self.stores.len();
+        let mut opened = Opened { sessions: vec![None; stores], boots: vec![None; stores], reports: BTreeMap::new() };
+        for store in (0..stores).filter(|it| self.links[*it] && self.stores[*it].up).collect::<Vec<_>>() {
+            self.sessions += 1;
+            let it = &mut self.stores[store];
+            (it.generation, it.session) = (self.log.generation, self.sessions);
+            opened.boots[store] = Some(it.boot);
+            opened.sessions[store] = Some(self.sessions);
+            opened.reports.insert(replica(store), it.marks().clone());
+        }
+        opened
+    }
+
+    /// A mirror begins.
+    pub(super) fn begin(&mut self, plan: Plan, opened: Opened, prefer: Vec<ReplicaId>) -> u64 {
+        let Opened { mut sessions, boots, .. } = opened;
+        self.hosts += 1;
+        self.lives += 1;
+        let (life, generation) = (self.lives, self.log.generation);
         for (store, session) in sessions.iter_mut().enumerate() {
             // Who is outside, or will be, has one once it catches up.
             let whole = plan.lacks.get(&replica(store)).is_some_and(Grains::is_empty);
             *session = session.filter(|_| whole && self.log.members.contains(&replica(store)));
         }
-        self.trace.line(self.now, format_args!("host {life} starts with {authority}, weak: {weak}"));
         let set = (self.log.version, self.log.members.clone());
-        let prefer = if self.rng.chance(500) { vec![replica(authority)] } else { Vec::new() };
         let limits = Limits {
             lag_ms: LAG_MS,
             hold_ms: HOLD_MS,
@@ -74,22 +100,36 @@ impl World {
             copies_max: COPIES_MAX,
             copy_bytes: self.copy_bytes,
         };
+        self.trace.line(self.now, format_args!("mirror {life} of generation {generation}: {plan:?}"));
         let mirror = Mirror::new(self.size, limits, set, plan.lacks, &plan.active, prefer);
-        let (read, copies, reads) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
-        self.host = Some(Host { life, mirror, generation, sessions, boots, read, copies, reads });
-        for (store, session) in sessions.iter().enumerate() {
-            if session.is_none() && self.host.as_ref().is_some_and(|host| host.mirror.is_sound(replica(store))) {
+        let lost: Vec<usize> = (0..sessions.len()).filter(|store| sessions[*store].is_none()).collect();
+        self.host = Some(Host {
+            life,
+            mirror,
+            generation,
+            sessions,
+            boots,
+            paused: false,
+            seal: None,
+            read: BTreeMap::new(),
+            copies: BTreeMap::new(),
+            reads: BTreeMap::new(),
+        });
+        for store in lost {
+            if self.host.as_ref().is_some_and(|host| host.mirror.is_sound(replica(store))) {
                 self.apply(Event::Lost { replica: replica(store), why: "it cannot be reached".into() });
             }
         }
         self.put(1, Happening::Tick(life));
         self.put(5, Happening::Act(life));
         self.put(50, Happening::Reconnect(life));
+        life
     }
 
     /// The guest, and the mirror with it, end without a word.
     pub(super) fn host_dies(&mut self) {
-        if self.host.take().is_some() {
+        let moving = self.moving.take().is_some();
+        if self.host.take().is_some() || moving {
             self.trace.line(self.now, format_args!("the host dies"));
             let pause = self.rng.between(20, 800);
             self.put(pause, Happening::Start);
@@ -122,7 +162,7 @@ impl World {
         let status = host.mirror.status();
         for it in status.replicas {
             let (number, store) = (store_of(it.replica), &mut self.stores[store_of(it.replica)]);
-            if it.sound && it.lacks == 0 && host.sessions[number].is_some() && host.boots[number] == store.boot {
+            if it.sound && it.lacks == 0 && host.sessions[number].is_some() && host.boots[number] == Some(store.boot) {
                 store.lossy = false;
             }
         }
@@ -144,7 +184,7 @@ impl World {
 
     fn carry_out(&mut self, effect: Effect) {
         let Some(host) = &mut self.host else { return };
-        let (life, generation) = (host.life, host.generation);
+        let generation = host.generation;
         match effect {
             Effect::Ask { replica, tag, of, part, range } => self.ask(replica, tag, of, part, range),
             Effect::Answer { request, answer } => {
@@ -156,16 +196,18 @@ impl World {
             Effect::Leave { replica, version, .. } => {
                 if self.settings.control == Some(Control::LeaveWithoutEntry) {
                     let members = self.log.members.iter().copied().filter(|it| *it != replica).collect();
-                    return self.put(1, Happening::Decided { host: life, version: version + 1, members });
+                    return self.put(1, Happening::Decided { version: version + 1, members });
                 }
                 let delay = self.rng.between(1, 60);
-                self.put(delay, Happening::Append { host: life, generation, version, replica, join: false });
+                self.put(delay, Happening::Append { generation, version, replica, join: false });
             }
             Effect::Join { replica, version } => {
                 let delay = self.rng.between(1, 60);
-                self.put(delay, Happening::Append { host: life, generation, version, replica, join: true });
+                self.put(delay, Happening::Append { generation, version, replica, join: true });
             }
-            Effect::Behind { .. } => {}
+            Effect::Behind { .. } | Effect::NotSealed { .. } => {}
+            Effect::Sealed(seal) => host.seal = Some(seal),
+            Effect::Finished { settled } => self.finished(settled),
             Effect::Over { why } => {
                 self.trace.line(self.now, format_args!("over: {why}"));
                 self.host_dies();
@@ -259,16 +301,10 @@ impl World {
         self.apply(Event::Done { tag, outcome });
     }
 
-    pub(super) fn decided(&mut self, life: u64, version: u64, members: std::collections::BTreeSet<ReplicaId>) {
-        if self.is_host(life) {
-            self.apply(Event::Decided { version, members });
-        }
-    }
-
     /// Opens a session with whom there is none, and has who is outside of the set catch up.
     pub(super) fn reconnect(&mut self) {
-        for store in 0..REPLICAS {
-            let Some(host) = &mut self.host else { return };
+        for store in 0..self.stores.len() {
+            let Some(host) = &self.host else { return };
             if host.sessions[store].is_some() || !self.links[store] || !self.stores[store].up {
                 continue;
             }
@@ -280,12 +316,10 @@ impl World {
             if !outside && !host.mirror.is_sound(id) {
                 continue;
             }
-            self.sessions += 1;
-            let session = self.sessions;
-            let it = &mut self.stores[store];
-            (it.generation, it.session) = (generation, session);
-            let forgot = std::mem::replace(&mut host.boots[store], it.boot) != it.boot;
-            host.sessions[store] = Some(session);
+            let forgot = self.open(store);
+            if let Some(host) = &mut self.host {
+                host.boots[store] = Some(self.stores[store].boot);
+            }
             if forgot {
                 self.apply(Event::Forgot { replica: id });
             }
@@ -298,17 +332,27 @@ impl World {
         }
     }
 
+    /// Opens one session. Whether the host of the replica was started anew since the last one.
+    pub(super) fn open(&mut self, store: usize) -> bool {
+        let Some(host) = &mut self.host else { return false };
+        self.sessions += 1;
+        let it = &mut self.stores[store];
+        (it.generation, it.session) = (host.generation, self.sessions);
+        host.sessions[store] = Some(self.sessions);
+        host.boots[store] != Some(it.boot)
+    }
+
     fn catch_up(&mut self, store: usize) -> bool {
         let Some(host) = &self.host else { return false };
         let reached = |it: &usize| self.links[*it] && self.stores[*it].up && host.sessions[*it].is_some();
-        let members: Vec<usize> = (0..REPLICAS)
+        let members: Vec<usize> = (0..self.stores.len())
             .filter(|it| host.mirror.is_sound(replica(*it)) && self.log.members.contains(&replica(*it)) && reached(it))
             .collect();
         let Some(authority) = members.first().copied() else { return false };
         let mut reports: BTreeMap<ReplicaId, Marks> =
             members.iter().map(|it| (replica(*it), self.stores[*it].marks().clone())).collect();
         reports.insert(replica(store), self.stores[store].marks().clone());
-        let all = (0..REPLICAS).map(replica).collect();
+        let all = self.replicas();
         let sound = members.iter().map(|it| replica(*it)).collect();
         let mut plan = reunite(self.size, &all, &sound, replica(authority), &reports);
         let lacks: Grains = plan.lacks.remove(&replica(store)).unwrap_or_default();

@@ -1,7 +1,7 @@
 //! One run: the safety phase, the liveness phase, the verdict.
 
 use super::{
-    Control, REPLICAS, Time, UNIT_BYTES,
+    Control, Time, UNIT_BYTES,
     world::{World, replica},
 };
 use crate::{Failure, panics};
@@ -47,6 +47,14 @@ pub struct Outcome {
     pub left: u64,
     /// Replicas that joined it while faults went on.
     pub joined: u64,
+    /// Guests that went on elsewhere.
+    pub moved: u64,
+    /// Mirrors that were sealed.
+    pub sealed: u64,
+    /// Guests that came back.
+    pub back: u64,
+    /// Guests that ended in order, with nothing left to copy.
+    pub stopped: u64,
 }
 
 impl Outcome {
@@ -58,6 +66,10 @@ impl Outcome {
         self.hosts += other.hosts;
         self.left += other.left;
         self.joined += other.joined;
+        self.moved += other.moved;
+        self.sealed += other.sealed;
+        self.back += other.back;
+        self.stopped += other.stopped;
     }
 }
 
@@ -85,6 +97,10 @@ pub fn run(seed: u64, settings: &Settings) -> Result<Outcome, Box<Failure>> {
             hosts: world.hosts,
             left: world.left,
             joined: world.joined,
+            moved: world.moved,
+            sealed: world.sealed,
+            back: world.back,
+            stopped: world.stopped,
         }),
     }
 }
@@ -130,14 +146,14 @@ impl World {
     fn unrest(&self) -> Option<String> {
         let Some(host) = &self.host else { return Some("no guest runs".into()) };
         let status = host.mirror.status();
-        if self.log.members.len() < REPLICAS {
+        if self.log.members != self.replicas() {
             return Some(format!("the set is {:?}; {status:?}", self.log.members));
         }
         if status.hot > 0 || status.replicas.iter().any(|it| !it.sound || it.lacks > 0) {
             return Some(format!("{status:?}"));
         }
         let active = |store: &usize| !self.stores[*store].marks().active().is_empty();
-        if let Some(store) = (0..REPLICAS).find(active) {
+        if let Some(store) = (0..self.stores.len()).find(active) {
             return Some(format!("{} has active extents", replica(store)));
         }
         self.guest.open.values().any(|open| open.kind.changes()).then(|| "writes are under way".into())

@@ -2,13 +2,14 @@
 
 use std::{collections::BTreeSet, ops::Range};
 
-use pollux_mirror::{EXTENT_BYTES, Failure, GRAIN_BYTES, Part, RequestId, Tag};
+use pollux_mirror::{EXTENT_BYTES, Event, Failure, GRAIN_BYTES, Part, RequestId, Tag};
 use pollux_wire::id::ReplicaId;
 
 use super::{
     Control, EXTENTS, REPLICAS, SHORT_BY, Settings, Time, UNIT_BYTES,
     guest::Guest,
     host::Host,
+    moving::Moving,
     oracle::{Oracle, Stamp},
     store::{Store, units},
 };
@@ -66,15 +67,13 @@ pub(super) enum Happening {
     },
     /// A change of the set reaches the log.
     Append {
-        host: u64,
         generation: u64,
         version: u64,
         replica: ReplicaId,
         join: bool,
     },
-    /// The mirror learns what the log says.
+    /// The mirror learns what the log says, whichever there is.
     Decided {
-        host: u64,
         version: u64,
         members: BTreeSet<ReplicaId>,
     },
@@ -89,6 +88,18 @@ pub(super) enum Happening {
         host: u64,
         request: RequestId,
     },
+    /// A paused guest that is to move.
+    Seal {
+        host: u64,
+        until: Time,
+    },
+    /// A guest that is to end.
+    Stop(u64),
+    /// The right to write goes to another host, whose mirror begins, and perhaps goes back.
+    TakeOver(u64),
+    Arrives(u64),
+    GiveBack(u64),
+    GoBack(u64),
     Fault,
     Heal(Healing),
 }
@@ -126,10 +137,13 @@ pub(super) struct World {
     pub(super) agenda: Agenda<Happening>,
     pub(super) trace: Trace,
     pub(super) stores: Vec<Store>,
-    pub(super) links: [bool; REPLICAS],
+    pub(super) links: Vec<bool>,
     pub(super) log: Log,
     pub(super) host: Option<Host>,
+    pub(super) moving: Option<Moving>,
     pub(super) hosts: u64,
+    /// Counts hosts, and how often one got its guest back.
+    pub(super) lives: u64,
     pub(super) sessions: u64,
     pub(super) guest: Guest,
     pub(super) oracle: Oracle,
@@ -137,6 +151,10 @@ pub(super) struct World {
     pub(super) violation: Option<String>,
     pub(super) left: u64,
     pub(super) joined: u64,
+    pub(super) moved: u64,
+    pub(super) sealed: u64,
+    pub(super) back: u64,
+    pub(super) stopped: u64,
 }
 
 pub(super) fn replica(store: usize) -> ReplicaId {
@@ -166,10 +184,12 @@ impl World {
             now: 0,
             agenda: Agenda::new(),
             stores: (0..REPLICAS).map(|_| Store::new()).collect(),
-            links: [true; REPLICAS],
+            links: vec![true; REPLICAS],
             log: Log { generation: 0, version: 1, members: (0..REPLICAS).map(replica).collect(), works: true },
             host: None,
+            moving: None,
             hosts: 0,
+            lives: 0,
             sessions: 0,
             guest: Guest::default(),
             oracle: Oracle::default(),
@@ -177,6 +197,10 @@ impl World {
             violation: None,
             left: 0,
             joined: 0,
+            moved: 0,
+            sealed: 0,
+            back: 0,
+            stopped: 0,
         };
         world.put(1, Happening::Start);
         world.put(100, Happening::Fault);
@@ -206,10 +230,10 @@ impl World {
                 self.reply(host, session, store, tag, outcome, data);
             }
             Happening::Detect { host, store, session } => self.detect(host, store, session),
-            Happening::Append { host, generation, version, replica, join } => {
-                self.append(host, generation, version, replica, join);
+            Happening::Append { generation, version, replica, join } => {
+                self.append(generation, version, replica, join);
             }
-            Happening::Decided { host, version, members } => self.decided(host, version, members),
+            Happening::Decided { version, members } => self.apply(Event::Decided { version, members }),
             Happening::Tick(host) if self.is_host(host) => {
                 self.tick();
                 self.put(TICK_MS, Happening::Tick(host));
@@ -222,6 +246,12 @@ impl World {
             Happening::Start => self.start(),
             Happening::Act(host) => self.act(host),
             Happening::Again { host, request } => self.again(host, request),
+            Happening::Seal { host, until } => self.seal(host, until),
+            Happening::Stop(host) => self.stop(host),
+            Happening::TakeOver(source) => self.take_over(source),
+            Happening::Arrives(source) => self.arrives(source),
+            Happening::GiveBack(host) => self.give_back(host),
+            Happening::GoBack(source) => self.go_back(source),
             Happening::Fault => self.fault(),
             Happening::Heal(healing) => self.heal(healing),
         }
@@ -357,13 +387,13 @@ impl World {
         self.put(delay, Happening::Reply { host, session, store, tag, outcome, data });
     }
 
-    fn append(&mut self, host: u64, generation: u64, version: u64, replica: ReplicaId, join: bool) {
+    fn append(&mut self, generation: u64, version: u64, replica: ReplicaId, join: bool) {
         if !self.log.works {
             // Whoever proposes repeats it.
-            return self.put(30, Happening::Append { host, generation, version, replica, join });
+            return self.put(30, Happening::Append { generation, version, replica, join });
         }
         if generation != self.log.generation || version != self.log.version {
-            return self.tell_decision(host);
+            return self.tell_decision();
         }
         self.log.version += 1;
         if join {
@@ -376,13 +406,13 @@ impl World {
         }
         let Log { version, members, .. } = &self.log;
         self.trace.line(self.now, format_args!("log: version {version}: {members:?}"));
-        self.tell_decision(host);
+        self.tell_decision();
     }
 
-    pub(super) fn tell_decision(&mut self, host: u64) {
+    pub(super) fn tell_decision(&mut self) {
         let (version, members) = (self.log.version, self.log.members.clone());
         let delay = self.rng.between(1, 20);
-        self.put(delay, Happening::Decided { host, version, members });
+        self.put(delay, Happening::Decided { version, members });
     }
 
     fn fault(&mut self) {
@@ -391,9 +421,9 @@ impl World {
         }
         let next = self.rng.between(20, self.calm_ms);
         self.put(next, Happening::Fault);
-        let store = self.rng.index(REPLICAS);
+        let store = self.rng.index(self.stores.len());
         let while_ms = self.rng.between(20, 2_000);
-        let kind = self.rng.below(10);
+        let kind = self.rng.below(13);
         self.trace.line(self.now, format_args!("fault {kind} of store {store} for {while_ms} ms"));
         match kind {
             0 | 1 if self.stores[store].up => {
@@ -424,7 +454,7 @@ impl World {
             9 if self.rng.chance(300) => {
                 // Everything at once.
                 self.host_dies();
-                for store in 0..REPLICAS {
+                for store in 0..self.stores.len() {
                     if self.stores[store].up {
                         let rng = &mut self.rng;
                         self.stores[store].loses_power(rng);
@@ -436,6 +466,8 @@ impl World {
                 self.log.works = false;
                 self.put(while_ms, Happening::Heal(Healing::Quorum));
             }
+            10 | 11 => self.pause(false),
+            12 if self.rng.chance(300) => self.pause(true),
             _ => {}
         }
     }
@@ -477,7 +509,7 @@ impl World {
     /// No further faults; those there are end.
     pub(super) fn calm_down(&mut self) {
         self.calm = true;
-        for store in 0..REPLICAS {
+        for store in 0..self.stores.len() {
             for healing in [Healing::Store(store), Healing::Link(store), Healing::Room(store), Healing::Speed(store)] {
                 self.heal(healing);
             }

@@ -1,0 +1,6 @@
+//! The mirror by itself. Under faults, with all it talks to: `tests/sim`, `volume`.
+#![allow(missing_docs)]
+
+mod ending;
+mod promises;
+mod world;
