@@ -27,6 +27,8 @@ pub enum Boot {
         /// Its command line.
         append: String,
     },
+    /// The first of its disks, through the machine's firmware.
+    Disk,
     /// A disk image whose first sector is the whole guest; read only, for tests.
     Sector(PathBuf),
 }
@@ -34,6 +36,7 @@ pub enum Boot {
 /// The same with its files open.
 pub(crate) enum OpenBoot {
     Kernel { kernel: BootFile, initrd: Option<BootFile>, append: String },
+    Disk,
     Sector(BootFile),
 }
 
@@ -89,6 +92,7 @@ impl OpenBoot {
                 let initrd = initrd.as_deref().map(open).transpose()?;
                 Self::Kernel { kernel: open(kernel)?, initrd, append: append.clone() }
             }
+            Boot::Disk => Self::Disk,
             Boot::Sector(sector) => Self::Sector(open(sector)?),
         })
     }
@@ -99,6 +103,7 @@ impl OpenBoot {
             Self::Kernel { kernel, initrd, .. } => {
                 [Some(kernel), initrd.as_ref()].into_iter().flatten().map(|file| file.0.as_raw_fd()).collect()
             }
+            Self::Disk => Vec::new(),
             Self::Sector(sector) => vec![sector.0.as_raw_fd()],
         }
     }

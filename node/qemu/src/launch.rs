@@ -8,10 +8,17 @@ use std::{ffi::OsString, os::fd::OwnedFd, os::fd::RawFd, path::PathBuf};
 use crate::boot::{Boot, OpenBoot};
 
 /// Network cards per machine.
-pub const NICS_MAX: usize = 16;
+pub const NICS_MAX: usize = 8;
+/// Disks per machine.
+pub const DISKS_MAX: usize = 8;
 
 /// PCI slot of the first network card on the root bus; the others follow. Below it are the chipset's own and ours.
 const FIRST_NIC_SLOT: usize = 0x8;
+/// PCI slot of the first disk. Above the last are the chipset's own again.
+const FIRST_DISK_SLOT: usize = FIRST_NIC_SLOT + NICS_MAX;
+
+/// Longest serial number of a disk, in bytes: what virtio-blk has room for.
+const SERIAL_MAX: usize = 20;
 
 /// PCI slot of the disk a [`Boot::Sector`] comes from.
 const SECTOR_SLOT: usize = 0x7;
@@ -70,6 +77,17 @@ pub struct NicFd {
     pub mtu: Option<u16>,
 }
 
+/// A disk: what the guest knows it by, and the socket its requests go through (a connected `AF_UNIX` stream with an NBD server at
+/// its other end, which answers before QEMU does: it is asked for the size when QEMU starts). Requests that fail are parked in the
+/// device and the guest is paused ([`crate::MachineEvent::DiskFailed`]); `cont` issues them again, also elsewhere (DESIGN, rule 16).
+#[derive(Debug)]
+pub struct DiskFd {
+    /// Its serial number in the guest: 1 to 20 letters, digits and `-`. The same on both sides of a move.
+    pub serial: String,
+    /// QEMU's end of the connection.
+    pub socket: OwnedFd,
+}
+
 /// Everything a QEMU is started with.
 #[derive(Debug)]
 pub struct Launch {
@@ -93,6 +111,8 @@ pub struct Launch {
     pub boot: Boot,
     /// Network cards, in order.
     pub nics: Vec<NicFd>,
+    /// Disks, in order. [`Boot::Disk`] boots from the first.
+    pub disks: Vec<DiskFd>,
     /// Booting, or waiting for state.
     pub role: Role,
     /// Whom to run as; `None` keeps the daemon's user, for a daemon that is not root. With [`Accelerator::Kvm`] the
@@ -140,10 +160,22 @@ impl Launch {
         if self.nics.len() > NICS_MAX {
             return Err(format!("{} network cards are more than {NICS_MAX}", self.nics.len()));
         }
-        match self.nics.iter().find(|nic| !is_mac(&nic.mac)) {
-            Some(nic) => Err(format!("`{}` is no network card address like 52:54:00:12:34:56", nic.mac)),
-            None => Ok(()),
+        if let Some(nic) = self.nics.iter().find(|nic| !is_mac(&nic.mac)) {
+            return Err(format!("`{}` is no network card address like 52:54:00:12:34:56", nic.mac));
         }
+        if self.disks.len() > DISKS_MAX {
+            return Err(format!("{} disks are more than {DISKS_MAX}", self.disks.len()));
+        }
+        for disk in &self.disks {
+            plain("the serial number", &disk.serial, "-")?;
+            if disk.serial.len() > SERIAL_MAX {
+                return Err(format!("the serial number `{}` is longer than {SERIAL_MAX} bytes", disk.serial));
+            }
+        }
+        if self.boot == Boot::Disk && self.disks.is_empty() {
+            return Err("it is to boot from its first disk and has none".to_owned());
+        }
+        Ok(())
     }
 
     /// The arguments after the program's name.
@@ -182,7 +214,24 @@ impl Launch {
                 format!("virtio-net-pci,id=nic{at},netdev=net{at},mac={},addr={slot:#x},romfile={mtu}", nic.mac),
             );
         }
+        for (at, disk) in self.disks.iter().enumerate() {
+            use std::os::fd::AsRawFd;
+            let (socket, slot) = (disk.socket.as_raw_fd(), FIRST_DISK_SLOT + at);
+            line.with(
+                "-blockdev",
+                format!("driver=nbd,node-name=disk{at},server.type=fd,server.str={socket},discard=unmap"),
+            );
+            let boots = if at == 0 && matches!(boot, OpenBoot::Disk) { ",bootindex=0" } else { "" };
+            line.with(
+                "-device",
+                format!(
+                    "virtio-blk-pci,id=vd{at},drive=disk{at},addr={slot:#x},serial={},werror=stop,rerror=stop{boots}",
+                    disk.serial
+                ),
+            );
+        }
         match boot {
+            OpenBoot::Disk => {}
             OpenBoot::Kernel { kernel, initrd, append } => {
                 line.with("-kernel", kernel.path());
                 if let Some(initrd) = initrd {
@@ -245,6 +294,7 @@ mod tests {
             memory,
             boot: Boot::Kernel { kernel: "/dev/null".into(), initrd: None, append: "a b,c".to_owned() },
             nics: vec![NicFd { mac: "52:54:00:00:00:01".to_owned(), socket: null(), mtu: None }],
+            disks: vec![DiskFd { serial: "volume-7".to_owned(), socket: null() }],
             role,
             identity: None,
             cgroup: None,
@@ -272,7 +322,8 @@ mod tests {
         let (source, mut target) = (line(&launch(Role::Fresh)), line(&launch(Role::Incoming)));
         assert_eq!(target.split_off(target.len() - 2), ["-incoming", "defer"]);
         let socketless = |arguments: Vec<String>| {
-            arguments.into_iter().filter(|argument| !argument.starts_with("stream,")).collect::<Vec<_>>()
+            let own = |argument: &String| argument.starts_with("stream,") || argument.starts_with("driver=nbd,");
+            arguments.into_iter().filter(|argument| !own(argument)).collect::<Vec<_>>()
         };
         assert_eq!(socketless(source), socketless(target));
     }
@@ -290,6 +341,7 @@ mod tests {
             "-chardev socket,id=qmp,fd=902",
             "virtio-net-pci,id=nic0,netdev=net0,mac=52:54:00:00:00:01,addr=0x8,romfile=",
             "-append a b,c",
+            "virtio-blk-pci,id=vd0,drive=disk0,addr=0x10,serial=volume-7,werror=stop,rerror=stop",
         ] {
             assert!(line.contains(part), "`{part}` is missing in `{line}`");
         }
@@ -314,6 +366,15 @@ mod tests {
             launch.nics[0].mac = mac.to_owned();
             assert!(launch.check().is_err(), "{mac}");
         }
+        for serial in ["", "a b", "a,readonly=on", "012345678901234567890"] {
+            let mut launch = launch(Role::Fresh);
+            launch.disks[0].serial = serial.to_owned();
+            assert!(launch.check().is_err(), "{serial}");
+        }
+        assert!(
+            Launch { boot: Boot::Disk, disks: Vec::new(), ..launch(Role::Fresh) }.check().is_err(),
+            "boots nothing"
+        );
         assert!(Launch { memory_bytes: 32 << 20, ..launch(Role::Fresh) }.check().is_err(), "not the file's size");
     }
 }

@@ -35,7 +35,7 @@ pub use child::{Child, Exit, ExitStatus, STDERR_TAIL_BYTES, Tracking};
 pub use console::{CONSOLE_RING_BYTES, Console};
 pub use facts::{FactError, QemuVersion, kvm_usable, qemu_version, tsc};
 pub use inject::TrackingRefused;
-pub use launch::{Accelerator, Identity, Launch, NICS_MAX, NicFd, Role, TrackingWish};
+pub use launch::{Accelerator, DISKS_MAX, DiskFd, Identity, Launch, NICS_MAX, NicFd, Role, TrackingWish};
 pub use machine::{Machine, MachineEvent, SlowDownError, StartError, Status};
 pub use qmp::{Event, Pending, Qmp, QmpError};
 pub use spawner::{SpawnError, Spawner};

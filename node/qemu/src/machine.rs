@@ -113,6 +113,13 @@ pub enum MachineEvent {
     Resumed,
     /// The guest's kernel gave up; the machine is paused.
     Panicked,
+    /// A request of a disk failed. It is parked in the device and the guest is paused; `cont` issues it again.
+    DiskFailed {
+        /// Which of the disks, from 0.
+        disk: usize,
+        /// What QEMU knows of it.
+        reason: String,
+    },
     /// QEMU lives but cannot be driven any more: kill it.
     ControlLost {
         /// What happened.
@@ -362,6 +369,12 @@ fn translate(event: &Event) -> Option<MachineEvent> {
         "STOP" => Some(MachineEvent::Stopped),
         "RESUME" => Some(MachineEvent::Resumed),
         "GUEST_PANICKED" => Some(MachineEvent::Panicked),
+        "BLOCK_IO_ERROR" if event.data["action"] == "stop" => {
+            let node = event.data["node-name"].as_str().unwrap_or_default();
+            let disk = node.strip_prefix("disk").and_then(|number| number.parse().ok())?;
+            let said = |name: &str| event.data[name].as_str().unwrap_or_default();
+            Some(MachineEvent::DiskFailed { disk, reason: format!("{}: {}", said("operation"), said("reason")) })
+        }
         _ => None,
     }
 }

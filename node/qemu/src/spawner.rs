@@ -204,6 +204,7 @@ fn start(launch: Launch) -> Result<Spawned, SpawnError> {
     let mut descriptors = vec![inherited.memory, inherited.qmp, inherited.serial];
     descriptors.extend(boot.descriptors());
     descriptors.extend(launch.nics.iter().map(|nic| nic.socket.as_raw_fd()));
+    descriptors.extend(launch.disks.iter().map(|disk| disk.socket.as_raw_fd()));
 
     let groups = if launch.accelerator == Accelerator::Kvm { kvm_group() } else { None };
     let order = Execution {

@@ -1,8 +1,8 @@
 //! Events on their way to the machine's owner: bounded, and the reader never waits.
 //!
 //! When the queue is full, what goes first is an event that tells nothing about the machine's state; when there is none,
-//! the oldest that a later one of the same name supersedes. So the last STOP, RESUME, SHUTDOWN, RESET and GUEST_PANICKED
-//! are never lost. MIGRATION does not pass through the queue: its latest status is watched.
+//! the oldest that a later one of the same name supersedes. So the last STOP, RESUME, SHUTDOWN, RESET, GUEST_PANICKED and
+//! BLOCK_IO_ERROR are never lost. MIGRATION does not pass through the queue: its latest status is watched.
 
 use std::{
     collections::VecDeque,
@@ -19,7 +19,7 @@ use tokio::sync::{Notify, watch};
 const EVENTS_MAX: usize = 256;
 
 /// Events that say what the machine does now.
-const STATES: [&str; 5] = ["STOP", "RESUME", "SHUTDOWN", "RESET", "GUEST_PANICKED"];
+const STATES: [&str; 6] = ["STOP", "RESUME", "SHUTDOWN", "RESET", "GUEST_PANICKED", "BLOCK_IO_ERROR"];
 
 /// Something QEMU reported by itself.
 #[derive(Debug, Clone, PartialEq, Eq)]

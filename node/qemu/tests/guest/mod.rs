@@ -86,6 +86,7 @@ impl World {
             memory: memory.fd().try_clone_to_owned().unwrap(),
             boot: disguise.boot(self.directory.path()),
             nics: Vec::new(),
+            disks: Vec::new(),
             role,
             identity: rustix::process::geteuid().is_root().then_some(NOBODY),
             cgroup: None,

@@ -1,0 +1,62 @@
+//! Who may have a replica of this node: what the log says of the right to write, as far as this node has applied it.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use pollux_disk::EngineKind;
+use pollux_state::{
+    ClusterState,
+    id::{NodeId, Owner},
+};
+use pollux_volume::{Claim, Door, Place};
+
+use super::{Volumes, name_of};
+
+/// How long a session waits for this node to have applied the entry that gives the right to it, in milliseconds.
+const CATCH_UP_MS_MAX: u64 = 2_000;
+
+#[async_trait]
+impl Door for Volumes {
+    async fn admit(&self, from: NodeId, claim: &Claim) -> Result<Place, String> {
+        if claim.owner.node != from {
+            return Err(format!("it is {from} that asks, and for {}", claim.owner));
+        }
+        let mut applied = self.0.consensus.watch();
+        // Whoever writes knows of its right before this node may; nobody else is let in meanwhile.
+        let known = applied.wait_for(|view| {
+            view.state.volumes.get(&claim.volume).is_some_and(|volume| volume.generation >= claim.generation)
+        });
+        let waited = tokio::time::timeout(Duration::from_millis(CATCH_UP_MS_MAX), known).await;
+        let Ok(Ok(view)) = waited.map(|view| view.map(|view| view.state.clone())) else {
+            return Err("this node has not heard of that right yet".into());
+        };
+        self.place(&view, claim)
+    }
+}
+
+impl Volumes {
+    /// Where the replica is that `claim` is for, if the state gives its owner the right to it.
+    pub(super) fn place(&self, state: &ClusterState, claim: &Claim) -> Result<Place, String> {
+        let Claim { volume: id, replica, generation, owner, size, .. } = *claim;
+        let volume = state.volumes.get(&id).ok_or_else(|| format!("{id} is not in the cluster"))?;
+        let writer = state.writer(volume);
+        if volume.generation != generation || writer != Some(owner) {
+            let writer = writer.map_or_else(|| "nobody".to_owned(), |writer: Owner| writer.to_string());
+            return Err(format!(
+                "{writer} may write volume {} at generation {}, not {owner} at {generation}",
+                volume.name, volume.generation
+            ));
+        }
+        if volume.size != size {
+            return Err(format!("volume {} has {} bytes, not {size}", volume.name, volume.size));
+        }
+        let of = volume.replicas.get(&replica).ok_or_else(|| format!("{replica} is not of volume {}", volume.name))?;
+        if !of.made {
+            return Err(format!("{replica} of volume {} is not made yet", volume.name));
+        }
+        let pool = state.pools.get(&of.pool).filter(|pool| pool.node == self.0.me.node);
+        let pool = pool.ok_or_else(|| format!("{replica} of volume {} is not on this node", volume.name))?;
+        let pool = self.0.pools.get(pool).map_err(|fault| fault.to_string())?;
+        Ok(Place { pool, name: name_of(id, replica), engine: EngineKind::default() })
+    }
+}

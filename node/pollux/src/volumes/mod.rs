@@ -1,0 +1,237 @@
+//! What this node does about volumes: it keeps the replicas in its pools, lets whoever has the right have them, and brings volumes
+//! into use for the VMs that run here.
+//!
+//! [`Volumes`] is started by the daemon once its incarnation is committed and a linearizable read has shown the state to be
+//! current. From then on it is level-triggered like everything else: what the applied state says of this node's pools is made true
+//! ([`tend`]). Sessions of other nodes are let in by what the state says of the right to write ([`door`]); ways out are opened for
+//! volumes in use ([`ways`]). It ends with the daemon, after the VMs.
+//!
+//! ```text
+//!   applied log --> tend ----> POOL/volume-N-replica-M      made, removed, grown
+//!   other nodes --> door ----> Keepers --.
+//!   VMs here -----> open ----> Volume --> ways --> Keepers here, Remote elsewhere
+//! ```
+
+mod door;
+mod pools;
+mod tend;
+mod ways;
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use async_trait::async_trait;
+use pollux_link::{Endpoint, Peer, RecvStream, SendStream};
+use pollux_mirror::Limits;
+use pollux_raft::Consensus;
+use pollux_state::{
+    ClusterState,
+    id::{Generation, Owner, ReplicaId, VmId, VolumeId},
+};
+use pollux_volume::{Keepers, Plan, Set, Volume, VolumeHandle, VolumeStatus};
+use tokio::sync::watch;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use self::{pools::Pools, ways::WaysOf};
+use crate::vm::{
+    Minter,
+    host::{Disks, GuestError},
+};
+
+pub(crate) use pools::{PoolFault, found};
+
+/// See the module's text. A handle: all clones are one.
+#[derive(Clone)]
+pub struct Volumes(Arc<Inner>);
+
+struct Inner {
+    me: Owner,
+    cluster: String,
+    consensus: Consensus,
+    endpoint: Endpoint,
+    keepers: Keepers,
+    pools: Pools,
+    minter: Minter,
+    /// Those in use here.
+    in_use: Mutex<HashMap<VolumeId, VolumeHandle>>,
+    tasks: TaskTracker,
+    cancel: CancellationToken,
+}
+
+/// What [`Volumes`] needs of its daemon.
+pub struct Needs {
+    /// This life of this node's daemon.
+    pub me: Owner,
+    /// The cluster's identity, by which pools are known.
+    pub cluster: String,
+    /// The log.
+    pub consensus: Consensus,
+    /// The way to other nodes.
+    pub endpoint: Endpoint,
+    /// The boot of this host.
+    pub boot: String,
+}
+
+/// How a replica is called in its pool.
+fn name_of(volume: VolumeId, replica: ReplicaId) -> String {
+    format!("{volume}-{replica}")
+}
+
+/// Which replica is called so.
+fn named(name: &str) -> Option<ReplicaId> {
+    let (_, number) = name.strip_prefix("volume-")?.split_once("-replica-")?;
+    let replica = ReplicaId(number.parse().ok()?);
+    // Only as this writes it.
+    name.ends_with(&format!("-{replica}")).then_some(replica)
+}
+
+impl Volumes {
+    /// Starts tending this node's pools. The state that this node has applied must be current.
+    #[must_use]
+    pub fn start(needs: Needs) -> Self {
+        let Needs { me, cluster, consensus, endpoint, boot } = needs;
+        let inner = Inner {
+            me,
+            pools: Pools::new(cluster.clone(), me.node),
+            cluster,
+            consensus,
+            endpoint,
+            keepers: Keepers::new(boot),
+            minter: Minter::random(),
+            in_use: Mutex::default(),
+            tasks: TaskTracker::new(),
+            cancel: CancellationToken::new(),
+        };
+        let volumes = Self(Arc::new(inner));
+        volumes.spawn(volumes.clone().tend());
+        volumes
+    }
+
+    /// Another node opened a session with a replica of this one.
+    pub async fn session(&self, peer: Peer, header: &bytes::Bytes, send: SendStream, recv: RecvStream) {
+        let serving = pollux_volume::serve(&self.0.keepers, self, &peer, header, send, recv);
+        if let Some(end) = self.0.cancel.run_until_cancelled(serving).await {
+            tracing::info!(peer = %peer.node, %end, "a session with a replica of this node has ended");
+        }
+    }
+
+    /// How a volume is that is in use here.
+    #[must_use]
+    pub fn status(&self, volume: VolumeId) -> Option<VolumeStatus> {
+        let in_use = self.0.in_use.lock().unwrap_or_else(PoisonError::into_inner);
+        in_use.get(&volume).filter(|handle| handle.is_in_use()).map(|handle| handle.status().borrow().clone())
+    }
+
+    /// Closes every replica, and waits for it. After the VMs have ended.
+    pub async fn shutdown(&self) {
+        self.0.cancel.cancel();
+        self.0.tasks.close();
+        self.0.tasks.wait().await;
+        self.0.keepers.close().await;
+    }
+
+    fn state(&self) -> Arc<ClusterState> {
+        self.0.consensus.watch().borrow().state.clone()
+    }
+
+    fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
+        self.0.tasks.spawn(self.0.cancel.clone().run_until_cancelled_owned(work));
+    }
+
+    /// The volume's set as the log has it, for as long as the right to write under `generation` lasts and somebody looks.
+    fn follow(&self, volume: VolumeId, generation: Generation, now: Set) -> watch::Receiver<Set> {
+        let (send, set) = watch::channel(now);
+        let mut applied = self.0.consensus.watch();
+        self.spawn(async move {
+            loop {
+                let seen = {
+                    let view = applied.borrow_and_update();
+                    view.state.volumes.get(&volume).filter(|it| it.generation == generation).map(set_of)
+                };
+                // Whoever has the right now will refuse what comes of the old one.
+                let Some(seen) = seen else { return };
+                send.send_if_modified(|set| {
+                    let newer = seen.version > set.version;
+                    if newer {
+                        *set = seen;
+                    }
+                    newer
+                });
+                tokio::select! {
+                    changed = applied.changed() => if changed.is_err() { return },
+                    () = send.closed() => return,
+                }
+            }
+        });
+        set
+    }
+}
+
+fn set_of(volume: &pollux_state::volume::Volume) -> Set {
+    Set { version: volume.version, members: volume.set.clone() }
+}
+
+#[async_trait]
+impl Disks for Volumes {
+    fn size(&self, volume: VolumeId) -> Result<u64, GuestError> {
+        let state = self.state();
+        state.volumes.get(&volume).map(|volume| volume.size).ok_or_else(|| unknown(volume))
+    }
+
+    async fn open(
+        &self,
+        vm: VmId,
+        generation: Generation,
+        volume: VolumeId,
+    ) -> Result<(Volume, VolumeHandle), GuestError> {
+        let state = self.state();
+        let it = state.volumes.get(&volume).ok_or_else(|| unknown(volume))?;
+        let has_right = state.vms.get(&vm).is_some_and(|vm| vm.generation == generation);
+        if !has_right || it.user != Some(vm) || state.writer(it) != Some(self.0.me) {
+            return Err(GuestError(format!("volume {} is not this VM's to write here any more", it.name)));
+        }
+        let here = |replica: &ReplicaId| state.node_of_replica(it, *replica) == Some(self.0.me.node);
+        let plan = Plan {
+            name: it.name.clone(),
+            size: it.size,
+            replicas: it
+                .replicas
+                .iter()
+                .filter(|(_, replica)| replica.made)
+                .map(|(id, _)| *id)
+                .collect::<BTreeSet<_>>(),
+            authority: it.authority,
+            prefer: it.replicas.keys().copied().filter(here).collect(),
+            limits: Limits::default(),
+        };
+        let set = self.follow(volume, it.generation, set_of(it));
+        let ways = WaysOf { volumes: self.clone(), volume, generation: it.generation, size: it.size };
+        let started = Volume::start(plan, Arc::new(ways), set).await;
+        let (started, handle) = started.map_err(|error| GuestError(error.to_string()))?;
+        let mut in_use = self.0.in_use.lock().unwrap_or_else(PoisonError::into_inner);
+        in_use.retain(|_, handle| handle.is_in_use());
+        in_use.insert(volume, handle.clone());
+        Ok((started, handle))
+    }
+}
+
+fn unknown(volume: VolumeId) -> GuestError {
+    GuestError(format!("{volume} is not in the cluster any more"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_replica_is_found_by_its_name_and_nothing_else_is() {
+        let name = name_of(VolumeId(7), ReplicaId(12));
+        assert_eq!(named(&name), Some(ReplicaId(12)));
+        for other in ["lost+found", "volume-7", "volume-7-replica-", "volume-7-replica-012", "volume-7-replica-12.old"]
+        {
+            assert_eq!(named(other), None, "{other}");
+        }
+    }
+}

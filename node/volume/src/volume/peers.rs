@@ -1,0 +1,208 @@
+//! The replicas of a volume in use, and the ways to them: which can be reached, which are tried again, what of them is asked of
+//! the log.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use futures::{
+    future::BoxFuture,
+    stream::{FuturesUnordered, StreamExt as _},
+};
+use pollux_mirror::{Event, Grains, Marks, Millis, Mirror, Report, reunite};
+use pollux_wire::id::ReplicaId;
+
+use super::{
+    Volume,
+    start::{Reached, SetChange, Ways},
+};
+use crate::side::{Ask, Done, Side};
+
+/// A replica that could not be reached is tried again after this, in milliseconds, and after twice as long each time.
+const AGAIN_MS: Millis = 250;
+/// But at least so often, in milliseconds.
+const AGAIN_MS_MAX: Millis = 5_000;
+
+/// See the module's text.
+pub(super) struct Peers {
+    ways: Arc<dyn Ways>,
+    all: BTreeMap<ReplicaId, Peer>,
+    changes: FuturesUnordered<BoxFuture<'static, ()>>,
+    known: Known,
+}
+
+/// What the logs beside the replicas said when the volume was started. What was written since, the mirror knows.
+pub(super) struct Known {
+    pub(super) size: u64,
+    pub(super) replicas: BTreeSet<ReplicaId>,
+    /// Those of the set whose reports there are.
+    pub(super) members: BTreeSet<ReplicaId>,
+    pub(super) authority: ReplicaId,
+    pub(super) reports: BTreeMap<ReplicaId, Report>,
+}
+
+#[derive(Default)]
+struct Peer {
+    side: Option<Box<dyn Side>>,
+    opening: Option<BoxFuture<'static, Result<Reached, String>>>,
+    /// The boot of its host when it was reached last.
+    boot: Option<String>,
+    why: Option<String>,
+    again_at: Millis,
+    pause: Millis,
+}
+
+impl Known {
+    /// What a replica outside of the set lacks, by its own report of now.
+    fn lacks_of(&self, replica: ReplicaId, report: Marks) -> Grains {
+        let mut reports = self.reports.clone();
+        reports.insert(replica, report);
+        let mut plan = reunite(self.size, &self.replicas, &self.members, self.authority, &reports);
+        plan.lacks.remove(&replica).unwrap_or_default()
+    }
+}
+
+impl Peers {
+    pub(super) fn new(ways: Arc<dyn Ways>, known: Known) -> Self {
+        let all = known.replicas.iter().map(|id| (*id, Peer::default())).collect();
+        Self { ways, all, changes: FuturesUnordered::new(), known }
+    }
+
+    /// A way that was open before the mirror began.
+    pub(super) fn attach(&mut self, replica: ReplicaId, side: Box<dyn Side>, boot: String) {
+        let peer = self.all.entry(replica).or_default();
+        (peer.side, peer.boot, peer.why) = (Some(side), Some(boot), None);
+    }
+
+    pub(super) fn note(&mut self, replica: ReplicaId, why: &str) {
+        self.all.entry(replica).or_default().why = Some(why.to_owned());
+    }
+
+    pub(super) fn why(&self, replica: ReplicaId) -> Option<String> {
+        self.all.get(&replica)?.why.clone()
+    }
+
+    pub(super) fn is_reached(&self, replica: ReplicaId) -> bool {
+        self.all.get(&replica).is_some_and(|peer| peer.side.is_some())
+    }
+
+    pub(super) fn any_outside(&self, mirror: &Mirror) -> bool {
+        self.all.keys().any(|id| !mirror.is_sound(*id))
+    }
+
+    /// Ends the session with a replica.
+    pub(super) fn let_go(&mut self, replica: ReplicaId, why: &str) {
+        if let Some(peer) = self.all.get_mut(&replica) {
+            peer.side = None;
+            peer.why.get_or_insert_with(|| why.to_owned());
+        }
+    }
+
+    pub(super) fn ask(&mut self, replica: ReplicaId, ask: Ask) -> Result<(), String> {
+        let side = self.all.get_mut(&replica).and_then(|peer| peer.side.as_mut());
+        side.ok_or_else(|| "it cannot be reached".to_owned()).map(|side| side.submit(ask))
+    }
+
+    pub(super) fn leave(&self, replica: ReplicaId, version: u64, why: String) {
+        self.changes.push(self.ways.change(SetChange::Leave { replica, version, why }));
+    }
+
+    pub(super) fn join(&self, replica: ReplicaId, version: u64) {
+        self.changes.push(self.ways.change(SetChange::Join { replica, version }));
+    }
+
+    /// Tries again to reach whoever is not reached and could be of use.
+    pub(super) fn tick(&mut self, mirror: &Mirror, now: Millis) {
+        for (id, peer) in &mut self.all {
+            let of_use = mirror.is_outside(*id) || mirror.is_sound(*id);
+            if of_use && peer.side.is_none() && peer.opening.is_none() && peer.again_at <= now {
+                peer.opening = Some(self.ways.open(*id));
+            }
+        }
+    }
+
+    /// What replicas have done, and which ways broke.
+    fn poll_done(&mut self, cx: &mut Context<'_>, done: &mut Vec<Done>, lost: &mut Vec<(ReplicaId, String)>) {
+        for (id, peer) in &mut self.all {
+            let Some(side) = &mut peer.side else { continue };
+            if let Poll::Ready(Err(broken)) = side.poll(cx, done) {
+                peer.side = None;
+                peer.why = Some(broken.to_string());
+                lost.push((*id, broken.to_string()));
+            }
+        }
+    }
+
+    fn poll_opened(&mut self, cx: &mut Context<'_>, now: Millis) -> Option<(ReplicaId, Reached)> {
+        for (id, peer) in &mut self.all {
+            let Some(opening) = &mut peer.opening else { continue };
+            let Poll::Ready(opened) = opening.as_mut().poll(cx) else { continue };
+            peer.opening = None;
+            match opened {
+                Ok(reached) => {
+                    peer.pause = 0;
+                    return Some((*id, reached));
+                }
+                Err(why) => {
+                    peer.pause = (peer.pause * 2).clamp(AGAIN_MS, AGAIN_MS_MAX);
+                    peer.again_at = now + peer.pause;
+                    peer.why = Some(why);
+                }
+            }
+        }
+        None
+    }
+
+    /// Whether its host was started anew since it was reached last.
+    fn forgot(&mut self, replica: ReplicaId, boot: &str) -> bool {
+        let peer = self.all.entry(replica).or_default();
+        peer.boot.replace(boot.to_owned()).is_some_and(|before| before != boot)
+    }
+}
+
+impl Volume {
+    pub(super) fn take_done(&mut self, cx: &mut Context<'_>) -> bool {
+        let (mut done, mut lost) = (std::mem::take(&mut self.heard), Vec::new());
+        self.peers.poll_done(cx, &mut done, &mut lost);
+        let moved = !done.is_empty() || !lost.is_empty();
+        for done in done.drain(..) {
+            self.part_done(done);
+        }
+        self.heard = done;
+        for (replica, why) in lost {
+            tracing::warn!(volume = self.name, %replica, why, "the way to a replica is broken");
+            self.apply(Event::Lost { replica, why });
+        }
+        moved
+    }
+
+    /// Ways that have opened, and answers of the log.
+    pub(super) fn take_ways(&mut self, cx: &mut Context<'_>) -> bool {
+        let mut moved = false;
+        // What the log has made of a change is seen in the set.
+        while let Poll::Ready(Some(())) = self.peers.changes.poll_next_unpin(cx) {
+            moved = true;
+        }
+        let now = self.now();
+        while let Some((replica, Reached { side, report, boot })) = self.peers.poll_opened(cx, now) {
+            moved = true;
+            let outside = self.mirror.is_outside(replica);
+            if !outside && !self.mirror.is_sound(replica) {
+                continue;
+            }
+            let forgot = self.peers.forgot(replica, &boot);
+            self.peers.attach(replica, side, boot);
+            if forgot {
+                self.apply(Event::Forgot { replica });
+            }
+            if outside && self.mirror.is_outside(replica) {
+                let lacks = self.peers.known.lacks_of(replica, report);
+                tracing::info!(volume = self.name, %replica, lacks = lacks.bytes(), "a replica catches up");
+                self.apply(Event::Catch { replica, lacks });
+            }
+        }
+        moved
+    }
+}

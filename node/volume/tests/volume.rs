@@ -1,0 +1,288 @@
+//! A volume in use, over real replicas in real directories: what the guest is told, what the log hears, what is copied.
+#![allow(missing_docs)]
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use pollux_disk::{Disk, DiskError, EngineKind, Operation, Outcome, Piece, Pool, Tag, perform};
+use pollux_mirror::Limits;
+use pollux_volume::{
+    Broken, Claim, Done, Keepers, Place, Plan, Reached, Set, SetChange, Side, StartError, Volume, VolumeHandle, Ways,
+};
+use pollux_wire::id::{Generation, Incarnation, NodeId, Owner, ReplicaId, VolumeId};
+use tokio::sync::watch;
+
+const SIZE: u64 = 32 << 20;
+const PATIENCE: Duration = Duration::from_secs(20);
+const R1: ReplicaId = ReplicaId(1);
+const R2: ReplicaId = ReplicaId(2);
+const ME: Owner = Owner { node: NodeId(1), incarnation: Incarnation(1) };
+
+/// Two replicas in two pools, and a log that decides at once. The way to a replica can be cut.
+struct World {
+    dir: tempfile::TempDir,
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    keepers: Keepers,
+    places: BTreeMap<ReplicaId, Place>,
+    cut: watch::Sender<BTreeSet<ReplicaId>>,
+    set: watch::Sender<Set>,
+    said: Mutex<Vec<SetChange>>,
+    generation: Mutex<Generation>,
+}
+
+struct ToReplicas(Arc<Inner>, Generation);
+
+/// A side whose way can be cut.
+struct Cuttable {
+    side: Box<dyn Side>,
+    id: ReplicaId,
+    cut: watch::Receiver<BTreeSet<ReplicaId>>,
+    told: bool,
+}
+
+impl Side for Cuttable {
+    fn submit(&mut self, ask: pollux_volume::Ask) {
+        self.side.submit(ask);
+    }
+
+    fn poll(
+        &mut self,
+        cx: &mut std::task::Context<'_>,
+        done: &mut Vec<Done>,
+    ) -> std::task::Poll<Result<(), Broken>> {
+        if self.cut.borrow().contains(&self.id) {
+            if std::mem::replace(&mut self.told, true) {
+                return std::task::Poll::Pending;
+            }
+            return std::task::Poll::Ready(Err(Broken { why: "the way was cut".into() }));
+        }
+        self.side.poll(cx, done)
+    }
+}
+
+impl Ways for ToReplicas {
+    fn open(&self, replica: ReplicaId) -> BoxFuture<'static, Result<Reached, String>> {
+        let (inner, generation) = (Arc::clone(&self.0), self.1);
+        Box::pin(async move {
+            if inner.cut.borrow().contains(&replica) {
+                return Err("the way is cut".into());
+            }
+            let claim = Claim::new(VolumeId(1), replica, generation, ME, SIZE);
+            let opened = inner.keepers.open(&claim, &inner.places[&replica]).await.map_err(|it| it.to_string())?;
+            let cut = inner.cut.subscribe();
+            let side = Cuttable { side: Box::new(opened.side), id: replica, cut, told: false };
+            Ok(Reached { side: Box::new(side), report: opened.report, boot: opened.boot })
+        })
+    }
+
+    fn change(&self, change: SetChange) -> BoxFuture<'static, ()> {
+        let inner = Arc::clone(&self.0);
+        Box::pin(async move {
+            inner.said.lock().unwrap().push(change.clone());
+            inner.set.send_if_modified(|set| {
+                let (SetChange::Leave { version, .. } | SetChange::Join { version, .. }) = change;
+                if version != set.version {
+                    return false;
+                }
+                match change {
+                    SetChange::Leave { replica, .. } => drop(set.members.remove(&replica)),
+                    SetChange::Join { replica, .. } => drop(set.members.insert(replica)),
+                }
+                set.version += 1;
+                true
+            });
+        })
+    }
+}
+
+impl World {
+    fn new() -> Self {
+        let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let mut places = BTreeMap::new();
+        for id in [R1, R2] {
+            let path = dir.path().join(id.to_string());
+            std::fs::create_dir(&path).unwrap();
+            let pool = Pool::open(&path).unwrap();
+            let place = Place { pool, name: format!("volume-1-{id}"), engine: EngineKind::default() };
+            place.make(SIZE).unwrap();
+            places.insert(id, place);
+        }
+        let set = Set { version: 1, members: [R1, R2].into() };
+        let inner = Inner {
+            keepers: Keepers::new("boot".into()),
+            places,
+            cut: watch::Sender::default(),
+            set: watch::Sender::new(set),
+            said: Mutex::default(),
+            generation: Mutex::new(Generation(0)),
+        };
+        Self { dir, inner: Arc::new(inner) }
+    }
+
+    async fn try_start(&self) -> Result<(Volume, VolumeHandle), StartError> {
+        let generation = {
+            let mut generation = self.inner.generation.lock().unwrap();
+            *generation = generation.next();
+            *generation
+        };
+        let limits = Limits { lag_ms: 500, hold_ms: 3_000, ..Limits::default() };
+        let plan = Plan {
+            name: "data".into(),
+            size: SIZE,
+            replicas: [R1, R2].into(),
+            authority: R1,
+            prefer: vec![R1],
+            limits,
+        };
+        let ways = ToReplicas(Arc::clone(&self.inner), generation);
+        Volume::start(plan, Arc::new(ways), self.inner.set.subscribe()).await
+    }
+
+    async fn start(&self) -> (Volume, VolumeHandle) {
+        self.try_start().await.expect("it starts")
+    }
+
+    fn cut(&self, replicas: impl IntoIterator<Item = ReplicaId>) {
+        self.inner.cut.send_replace(replicas.into_iter().collect());
+    }
+
+    fn members(&self) -> BTreeSet<ReplicaId> {
+        self.inner.set.borrow().members.clone()
+    }
+
+    fn bytes_of(&self, replica: ReplicaId) -> Vec<u8> {
+        std::fs::read(self.data(replica)).unwrap()
+    }
+
+    fn data(&self, replica: ReplicaId) -> std::path::PathBuf {
+        self.dir.path().join(replica.to_string()).join(format!("volume-1-{replica}")).join("data")
+    }
+
+    fn allocated(&self, replica: ReplicaId) -> u64 {
+        use std::os::unix::fs::MetadataExt;
+        Path::new(&self.data(replica)).metadata().unwrap().blocks() * 512
+    }
+}
+
+async fn write(volume: &mut Volume, offset: u64, byte: u8, bytes: usize) -> Result<Outcome, DiskError> {
+    let data = Bytes::from(vec![byte; bytes]);
+    perform(volume, Operation::Write { offset, data, durable: false }).await
+}
+
+async fn read(volume: &mut Volume, offset: u64, bytes: u32) -> Vec<u8> {
+    let Outcome::Read(pieces) = perform(volume, Operation::Read { offset, bytes }).await.unwrap() else {
+        panic!("a read ends in what was read")
+    };
+    let mut all = Vec::new();
+    for piece in pieces {
+        match piece {
+            Piece::Data(data) => all.extend_from_slice(&data),
+            Piece::Zeroes(bytes) => all.resize(all.len() + bytes as usize, 0),
+        }
+    }
+    all
+}
+
+/// Serves nobody until `done` says so.
+async fn idle(volume: &mut Volume, what: &str, mut done: impl FnMut() -> bool) {
+    let since = Instant::now();
+    let mut nothing = Vec::new();
+    while !done() {
+        assert!(since.elapsed() < PATIENCE, "{what} has not come about");
+        let poll = std::future::poll_fn(|cx| volume.poll(cx, &mut nothing));
+        let _ = tokio::time::timeout(Duration::from_millis(5), poll).await;
+    }
+}
+
+#[tokio::test]
+async fn what_is_acknowledged_is_on_every_replica_and_holes_stay_holes() {
+    let world = World::new();
+    let (mut volume, _handle) = world.start().await;
+    write(&mut volume, 4096, 7, 8192).await.unwrap();
+    write(&mut volume, 1 << 20, 0, 1 << 20).await.unwrap();
+    perform(&mut volume, Operation::Flush).await.unwrap();
+    assert_eq!(read(&mut volume, 4096, 8192).await, vec![7; 8192]);
+    assert_eq!(read(&mut volume, 1 << 20, 512).await, vec![0; 512]);
+    drop(volume);
+
+    assert_eq!(world.bytes_of(R1), world.bytes_of(R2));
+    assert_eq!(world.bytes_of(R2)[4096..12_288], vec![7; 8192]);
+    assert!(world.allocated(R1) < 1 << 20 && world.allocated(R2) < 1 << 20, "zeros have become data");
+}
+
+#[tokio::test]
+async fn a_replica_out_of_reach_leaves_by_an_entry_and_comes_back_with_what_it_missed() {
+    let world = World::new();
+    let (mut volume, handle) = world.start().await;
+    write(&mut volume, 0, 1, 4096).await.unwrap();
+    world.cut([R2]);
+    write(&mut volume, 8 << 20, 2, 65_536).await.unwrap();
+    assert_eq!(world.members(), [R1].into(), "a write that R2 does not have is not acknowledged while it is in the set");
+    assert!(matches!(&world.inner.said.lock().unwrap()[..], [SetChange::Leave { replica: R2, version: 1, .. }]));
+    let before = world.allocated(R2);
+
+    world.cut([]);
+    idle(&mut volume, "R2 in the set again", || world.members() == [R1, R2].into()).await;
+    write(&mut volume, 16 << 20, 3, 4096).await.unwrap();
+    idle(&mut volume, "the status", || handle.status().borrow().replicas.iter().all(|it| it.sound && it.lacks == 0)).await;
+    drop(volume);
+    assert_eq!(world.bytes_of(R1), world.bytes_of(R2));
+    assert!(world.allocated(R2) - before < 8 << 20, "only what differs is copied");
+}
+
+#[tokio::test]
+async fn a_volume_that_was_left_in_the_middle_starts_again_with_all_that_was_acknowledged() {
+    let world = World::new();
+    let (mut volume, _handle) = world.start().await;
+    for number in 0..32_u64 {
+        write(&mut volume, number * 65_536, u8::try_from(number).unwrap(), 4096).await.unwrap();
+    }
+    // Nobody says goodbye.
+    volume.submit(Tag(1), Operation::Write { offset: 0, data: Bytes::from(vec![9; 4096]), durable: false });
+    drop(volume);
+
+    let (mut volume, _handle) = world.start().await;
+    for number in 1..32_u64 {
+        assert_eq!(read(&mut volume, number * 65_536, 4096).await, vec![u8::try_from(number).unwrap(); 4096]);
+    }
+    idle(&mut volume, "both in the set", || {
+        let set = world.inner.set.borrow();
+        set.members == [R1, R2].into() && set.version > 1
+    })
+    .await;
+    drop(volume);
+    assert_eq!(world.bytes_of(R1), world.bytes_of(R2));
+}
+
+#[tokio::test]
+async fn without_any_replica_of_the_set_it_says_whom_it_misses() {
+    let world = World::new();
+    world.cut([R1, R2]);
+    let error = world.try_start().await.map(drop).unwrap_err().to_string();
+    assert!(error.contains("volume data") && error.contains("replica-1") && error.contains("the way is cut"), "{error}");
+}
+
+#[tokio::test]
+async fn without_any_replica_in_reach_a_request_fails_and_later_ones_go_on() {
+    let world = World::new();
+    let (mut volume, handle) = world.start().await;
+    world.cut([R1, R2]);
+    let error = write(&mut volume, 0, 1, 4096).await.unwrap_err();
+    assert!(matches!(error, DiskError::Io { .. }), "{error:?}");
+    assert_eq!(world.members(), [R1, R2].into(), "nobody is left behind of whom nobody could note that");
+    assert!(handle.status().borrow().over.is_none());
+    world.cut([]);
+    let since = Instant::now();
+    while write(&mut volume, 0, 1, 4096).await.is_err() {
+        assert!(since.elapsed() < PATIENCE, "it goes on when the replica is there again");
+    }
+}
