@@ -10,6 +10,7 @@ use std::{
         atomic::{AtomicU64, Ordering},
     },
     task::{Context, Poll},
+    time::Duration,
 };
 
 use pollux_disk::{Completion, Disk, DiskError, Operation, Tag};
@@ -55,6 +56,15 @@ impl Drive {
         let drive =
             Self { size, volume: None, open: Vec::new(), failed: Vec::new(), puts, changes: Arc::clone(&changes) };
         (drive, DriveHandle { puts: send, changes })
+    }
+
+    /// Nobody is served any more, and every request has its answer: has everything put on stable storage, so that the next start
+    /// has nothing to copy. Whether that was done within that time, or nothing was to be done.
+    pub async fn finish(&mut self, within: Duration) -> bool {
+        match &mut self.volume {
+            Some(volume) => volume.finish(within).await,
+            None => true,
+        }
     }
 
     fn take(&mut self, Put { volume, done }: Put) {

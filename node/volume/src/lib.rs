@@ -11,16 +11,22 @@
 //! older one is under way any more.
 
 mod claim;
+mod drive;
 mod keeper;
 mod keepers;
 mod log;
 mod refusal;
 mod session;
 mod side;
+mod volume;
 
 pub use claim::{Claim, Door, Opened, Place, SessionId};
+pub use drive::{Drive, DriveHandle};
 pub use keeper::Keeper;
 pub use keepers::{Keepers, boot_id};
 pub use refusal::Refusal;
 pub use session::{BYTES_IN_FLIGHT_MAX, OPEN_MAX, REQUESTS_IN_FLIGHT_MAX, Remote, RemoteError, SessionEnd, serve};
 pub use side::{Ask, Broken, Done, Side};
+pub use volume::{
+    Handover, Plan, Reached, ReplicaState, Set, SetChange, StartError, Volume, VolumeHandle, VolumeStatus, Ways,
+};

@@ -13,7 +13,8 @@ use futures::future::BoxFuture;
 use pollux_disk::{Disk, DiskError, EngineKind, Operation, Outcome, Piece, Pool, Tag, perform};
 use pollux_mirror::Limits;
 use pollux_volume::{
-    Broken, Claim, Done, Keepers, Place, Plan, Reached, Set, SetChange, Side, StartError, Volume, VolumeHandle, Ways,
+    Broken, Claim, Done, Handover, Keepers, Place, Plan, Reached, Set, SetChange, Side, StartError, Volume,
+    VolumeHandle, Ways,
 };
 use pollux_wire::id::{Generation, Incarnation, NodeId, Owner, ReplicaId, VolumeId};
 use tokio::sync::watch;
@@ -54,11 +55,7 @@ impl Side for Cuttable {
         self.side.submit(ask);
     }
 
-    fn poll(
-        &mut self,
-        cx: &mut std::task::Context<'_>,
-        done: &mut Vec<Done>,
-    ) -> std::task::Poll<Result<(), Broken>> {
+    fn poll(&mut self, cx: &mut std::task::Context<'_>, done: &mut Vec<Done>) -> std::task::Poll<Result<(), Broken>> {
         if self.cut.borrow().contains(&self.id) {
             if std::mem::replace(&mut self.told, true) {
                 return std::task::Poll::Pending;
@@ -129,6 +126,10 @@ impl World {
     }
 
     async fn try_start(&self) -> Result<(Volume, VolumeHandle), StartError> {
+        self.start_after(None).await
+    }
+
+    async fn start_after(&self, handover: Option<Handover>) -> Result<(Volume, VolumeHandle), StartError> {
         let generation = {
             let mut generation = self.inner.generation.lock().unwrap();
             *generation = generation.next();
@@ -138,6 +139,8 @@ impl World {
         let plan = Plan {
             name: "data".into(),
             size: SIZE,
+            generation,
+            handover,
             replicas: [R1, R2].into(),
             authority: R1,
             prefer: vec![R1],
@@ -226,14 +229,19 @@ async fn a_replica_out_of_reach_leaves_by_an_entry_and_comes_back_with_what_it_m
     write(&mut volume, 0, 1, 4096).await.unwrap();
     world.cut([R2]);
     write(&mut volume, 8 << 20, 2, 65_536).await.unwrap();
-    assert_eq!(world.members(), [R1].into(), "a write that R2 does not have is not acknowledged while it is in the set");
+    assert_eq!(
+        world.members(),
+        [R1].into(),
+        "a write that R2 does not have is not acknowledged while it is in the set"
+    );
     assert!(matches!(&world.inner.said.lock().unwrap()[..], [SetChange::Leave { replica: R2, version: 1, .. }]));
     let before = world.allocated(R2);
 
     world.cut([]);
     idle(&mut volume, "R2 in the set again", || world.members() == [R1, R2].into()).await;
     write(&mut volume, 16 << 20, 3, 4096).await.unwrap();
-    idle(&mut volume, "the status", || handle.status().borrow().replicas.iter().all(|it| it.sound && it.lacks == 0)).await;
+    idle(&mut volume, "the status", || handle.status().borrow().replicas.iter().all(|it| it.sound && it.lacks == 0))
+        .await;
     drop(volume);
     assert_eq!(world.bytes_of(R1), world.bytes_of(R2));
     assert!(world.allocated(R2) - before < 8 << 20, "only what differs is copied");
@@ -268,7 +276,10 @@ async fn without_any_replica_of_the_set_it_says_whom_it_misses() {
     let world = World::new();
     world.cut([R1, R2]);
     let error = world.try_start().await.map(drop).unwrap_err().to_string();
-    assert!(error.contains("volume data") && error.contains("replica-1") && error.contains("the way is cut"), "{error}");
+    assert!(
+        error.contains("volume data") && error.contains("replica-1") && error.contains("the way is cut"),
+        "{error}"
+    );
 }
 
 #[tokio::test]
@@ -285,4 +296,48 @@ async fn without_any_replica_in_reach_a_request_fails_and_later_ones_go_on() {
     while write(&mut volume, 0, 1, 4096).await.is_err() {
         assert!(since.elapsed() < PATIENCE, "it goes on when the replica is there again");
     }
+}
+
+/// Polls the volume until the wish of its owner is fulfilled.
+async fn beside<T>(volume: &mut Volume, wish: impl Future<Output = T>) -> T {
+    let mut nothing = Vec::new();
+    tokio::select! {
+        met = wish => met,
+        () = async { loop { std::future::poll_fn(|cx| volume.poll(cx, &mut nothing)).await } } => unreachable!(),
+    }
+}
+
+#[tokio::test]
+async fn a_volume_that_is_handed_over_copies_nothing_and_nobody_leaves_its_set() {
+    let world = World::new();
+    let (mut volume, handle) = world.start().await;
+    write(&mut volume, 0, 1, 65_536).await.unwrap();
+    let handover = beside(&mut volume, handle.hand_over()).await.expect("it is in use");
+    assert!(handover.seal.is_some(), "nothing is under way");
+
+    // It goes on here after all, and is handed over again.
+    assert!(beside(&mut volume, handle.take_back()).await);
+    write(&mut volume, 65_536, 2, 4096).await.unwrap();
+    let handover = beside(&mut volume, handle.hand_over()).await.expect("it is in use");
+
+    let (mut next, status) = world.start_after(Some(handover)).await.expect("it starts");
+    assert_eq!(read(&mut next, 65_536, 4096).await, vec![2; 4096]);
+    write(&mut next, 0, 3, 4096).await.unwrap();
+    assert!(status.status().borrow().replicas.iter().all(|it| it.sound && it.lacks == 0));
+    assert!(world.inner.said.lock().unwrap().is_empty(), "nothing had to be said about the set");
+    drop((volume, next));
+    assert_eq!(world.bytes_of(R1), world.bytes_of(R2));
+    assert_eq!(world.bytes_of(R1)[..4096], vec![3; 4096]);
+}
+
+#[tokio::test]
+async fn a_volume_that_ends_in_order_leaves_nothing_to_copy() {
+    let world = World::new();
+    let (mut volume, _handle) = world.start().await;
+    write(&mut volume, 0, 1, 65_536).await.unwrap();
+    assert!(volume.finish(PATIENCE).await);
+    drop(volume);
+    let (mut volume, _handle) = world.start().await;
+    write(&mut volume, 8 << 20, 2, 4096).await.unwrap();
+    assert!(world.inner.said.lock().unwrap().is_empty(), "nobody had to leave the set");
 }

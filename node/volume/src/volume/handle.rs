@@ -1,20 +1,47 @@
 //! What a volume's owner can want of it, and see of it, while somebody else polls it.
 
-use std::task::{Context, Poll};
+use std::{
+    collections::BTreeMap,
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use futures::StreamExt as _;
-use pollux_mirror::Event;
+use pollux_disk::Disk as _;
+use pollux_mirror::{Event, Seal};
 use pollux_wire::id::ReplicaId;
-use tokio::sync::{mpsc, watch};
+use serde::{Deserialize, Serialize};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::Instant,
+};
 
 use super::{Set, Volume};
 
 /// Wishes that may wait; who wishes waits then.
 pub(super) const WISHES_MAX: usize = 16;
 
+/// A mirror that cannot say yet that all hold the same is asked again after this, in milliseconds.
+const SEAL_AGAIN_MS: u64 = 2;
+/// How long a volume that is to be handed over may take until all replicas hold the same. It is part of the guest's pause.
+const SEAL_MAX: Duration = Duration::from_millis(200);
+
+/// What who goes on with a living guest's volume has to know of it. Travels with the guest's device state.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Handover {
+    /// All replicas of the set hold the same; `None`: that could not be said.
+    pub seal: Option<Seal>,
+    /// The boots of the replicas' hosts, as far as there was a session with them at the end.
+    pub boots: BTreeMap<ReplicaId, String>,
+}
+
 /// Something an owner wants.
 #[derive(Debug)]
 pub(super) enum Wish {
+    /// The guest stands still: say what the next one has to know.
+    HandOver { until: Instant, said: oneshot::Sender<Handover> },
+    /// It goes on here after all.
+    TakeBack { done: oneshot::Sender<()> },
     /// Copy no faster than this, in bytes per second; `None`: as fast as the guest leaves room for.
     CopyRate(Option<u64>),
 }
@@ -67,6 +94,20 @@ impl VolumeHandle {
         !self.wishes.is_closed()
     }
 
+    /// For a guest that stands still and has all its answers: what has to be known where it goes on. Nothing is asked of the replicas
+    /// from here on. `None`: the volume is not in use any more.
+    pub async fn hand_over(&self) -> Option<Handover> {
+        let (said, handover) = oneshot::channel();
+        self.wishes.send(Wish::HandOver { until: Instant::now() + SEAL_MAX, said }).await.ok()?;
+        handover.await.ok()
+    }
+
+    /// After [`VolumeHandle::hand_over`]: the guest goes on here, under the same right. `false`: the volume is not in use any more.
+    pub async fn take_back(&self) -> bool {
+        let (done, taken) = oneshot::channel();
+        self.wishes.send(Wish::TakeBack { done }).await.is_ok() && taken.await.is_ok()
+    }
+
     /// Copies to replicas that lack something no faster than so many bytes per second.
     pub async fn limit_copying(&self, most: Option<u64>) {
         // One that has ended copies nothing.
@@ -78,6 +119,56 @@ impl Volume {
     pub(super) fn wished(&mut self, wish: Wish) {
         match wish {
             Wish::CopyRate(most) => self.copying.most = most,
+            Wish::HandOver { until, said } => {
+                self.handing_over = Some((until, said));
+                self.try_to_seal();
+            }
+            Wish::TakeBack { done } => self.take_back(done),
+        }
+    }
+
+    /// Every request has its answer, and no more come: has everything put on stable storage, so that the next start has nothing to
+    /// copy. Whether that was done within that time, or is somebody else's to do.
+    pub async fn finish(&mut self, within: Duration) -> bool {
+        if self.peers.rests || self.over.is_some() {
+            return true;
+        }
+        self.apply(Event::Finish);
+        let mut nothing = Vec::new();
+        let done = std::future::poll_fn(|cx| {
+            // What ends now was answered to nobody.
+            let _ = self.poll(cx, &mut nothing);
+            self.settled.map_or(Poll::Pending, Poll::Ready)
+        });
+        tokio::time::timeout(within, done).await.unwrap_or(false)
+    }
+
+    /// Tries until the mirror can say that all hold the same, or it has to do without.
+    pub(super) fn try_to_seal(&mut self) {
+        if self.handing_over.is_some() {
+            self.apply(Event::Seal { generation: self.generation });
+            // In time to be asked again.
+            self.tick.as_mut().reset(Instant::now() + Duration::from_millis(SEAL_AGAIN_MS));
+        }
+    }
+
+    pub(super) fn sealed(&mut self, seal: Option<Seal>) {
+        if let Some((_, said)) = self.handing_over.take() {
+            let boots = self.peers.boots();
+            self.peers.let_go_of_all();
+            // Whoever does not wait any more goes on without.
+            let _ = said.send(Handover { seal, boots });
+        }
+    }
+
+    pub(super) fn not_sealed(&mut self, why: &'static str) {
+        if self.handing_over.as_ref().is_some_and(|(until, _)| *until <= Instant::now()) {
+            tracing::info!(
+                volume = self.name,
+                why,
+                "the replicas cannot be said to be equal; some will be copied again"
+            );
+            self.sealed(None);
         }
     }
 

@@ -25,17 +25,22 @@ use std::{
 
 use pollux_disk::{Completion, Disk, DiskError, Extent, Operation, Outcome, Piece};
 use pollux_mirror::{Answer, Change, Effect, Event, Failure, Kind, Millis, Mirror, Part, Request, RequestId, Tag};
+use pollux_wire::id::Generation;
 use rustix::io::Errno;
 use tokio::{
-    sync::{mpsc, watch},
+    sync::{mpsc, oneshot, watch},
     time::{Instant, Sleep},
 };
 use tokio_stream::wrappers::WatchStream;
 
-use self::{copies::Copying, handle::Wish, peers::Peers};
+use self::{
+    copies::Copying,
+    handle::Wish,
+    peers::{Peers, TakingBack},
+};
 use crate::side::{Ask, Done};
 
-pub use handle::{ReplicaState, VolumeHandle, VolumeStatus};
+pub use handle::{Handover, ReplicaState, VolumeHandle, VolumeStatus};
 pub use start::{Plan, Reached, Set, SetChange, StartError, Ways};
 
 /// The mirror hears of time so often while something waits, in milliseconds, and so often otherwise.
@@ -46,6 +51,7 @@ const IDLE_TICK_MS: Millis = 1_000;
 pub struct Volume {
     name: String,
     size: u64,
+    generation: Generation,
     mirror: Mirror,
     peers: Peers,
     set: WatchStream<Set>,
@@ -67,6 +73,12 @@ pub struct Volume {
     began: Instant,
     tick: Pin<Box<Sleep>>,
     ticked: Millis,
+    /// Who waits for what the next one has to know, and how long the replicas may take to be equal.
+    handing_over: Option<(Instant, oneshot::Sender<Handover>)>,
+    /// The guest goes on here after all, once the ways are open again.
+    taking_back: Option<TakingBack>,
+    /// Everything could, or could not, be put on stable storage at the end.
+    settled: Option<bool>,
     /// Why nothing is done any more.
     over: Option<&'static str>,
     /// Of the request that failed last, for people.
@@ -129,9 +141,13 @@ impl Volume {
                 tracing::warn!(volume = self.name, %replica, why, "a replica that was catching up has failed");
                 self.peers.note(replica, &why);
             }
+            Effect::Sealed(seal) => self.sealed(Some(seal)),
+            Effect::NotSealed { why } => self.not_sealed(why),
+            Effect::Finished { settled } => self.settled = Some(settled),
             Effect::Over { why } => {
                 tracing::error!(volume = self.name, why, "the volume cannot be used from here any more");
                 self.over = Some(why);
+                self.settled = Some(false);
             }
         }
     }
@@ -199,6 +215,7 @@ impl Volume {
         moved |= self.take_decisions(cx);
         moved |= self.take_done(cx);
         moved |= self.take_ways(cx);
+        moved |= self.take_back_goes_on(cx);
         moved |= self.take_time(cx);
         moved
     }
@@ -215,10 +232,13 @@ impl Volume {
             self.apply(Event::Credit(credit));
         }
         self.peers.tick(&self.mirror, now);
+        self.try_to_seal();
         self.publish();
         let busy = !self.open.is_empty() || self.peers.any_outside(&self.mirror);
         let next = Duration::from_millis(if busy { TICK_MS } else { IDLE_TICK_MS });
-        self.tick.as_mut().reset(Instant::now() + next);
+        if self.handing_over.is_none() {
+            self.tick.as_mut().reset(Instant::now() + next);
+        }
         true
     }
 }

@@ -13,6 +13,7 @@ use futures::{
 };
 use pollux_mirror::{Event, Grains, Marks, Millis, Mirror, Report, reunite};
 use pollux_wire::id::ReplicaId;
+use tokio::sync::oneshot;
 
 use super::{
     Volume,
@@ -31,6 +32,14 @@ pub(super) struct Peers {
     all: BTreeMap<ReplicaId, Peer>,
     changes: FuturesUnordered<BoxFuture<'static, ()>>,
     known: Known,
+    /// Nobody is reached for: the guest stands still, and may go on elsewhere.
+    pub(super) rests: bool,
+}
+
+/// The guest goes on here after all: ways to all that hold everything are opened anew.
+pub(super) struct TakingBack {
+    opening: BoxFuture<'static, Vec<(ReplicaId, Result<Reached, String>)>>,
+    done: oneshot::Sender<()>,
 }
 
 /// What the logs beside the replicas said when the volume was started. What was written since, the mirror knows.
@@ -67,7 +76,7 @@ impl Known {
 impl Peers {
     pub(super) fn new(ways: Arc<dyn Ways>, known: Known) -> Self {
         let all = known.replicas.iter().map(|id| (*id, Peer::default())).collect();
-        Self { ways, all, changes: FuturesUnordered::new(), known }
+        Self { ways, all, changes: FuturesUnordered::new(), known, rests: false }
     }
 
     /// A way that was open before the mirror began.
@@ -90,6 +99,22 @@ impl Peers {
 
     pub(super) fn any_outside(&self, mirror: &Mirror) -> bool {
         self.all.keys().any(|id| !mirror.is_sound(*id))
+    }
+
+    /// The boots of the hosts with which there is a session.
+    pub(super) fn boots(&self) -> BTreeMap<ReplicaId, String> {
+        let boot = |(id, peer): (&ReplicaId, &Peer)| Some((*id, peer.side.as_ref().and(peer.boot.clone())?));
+        self.all.iter().filter_map(boot).collect()
+    }
+
+    /// What another one knew of the boot of a host that is not reached yet.
+    pub(super) fn booted(&mut self, replica: ReplicaId, boot: String) {
+        self.all.entry(replica).or_default().boot.get_or_insert(boot);
+    }
+
+    pub(super) fn let_go_of_all(&mut self) {
+        self.all.values_mut().for_each(|peer| (peer.side, peer.opening) = (None, None));
+        self.rests = true;
     }
 
     /// Ends the session with a replica.
@@ -115,6 +140,9 @@ impl Peers {
 
     /// Tries again to reach whoever is not reached and could be of use.
     pub(super) fn tick(&mut self, mirror: &Mirror, now: Millis) {
+        if self.rests {
+            return;
+        }
         for (id, peer) in &mut self.all {
             let of_use = mirror.is_outside(*id) || mirror.is_sound(*id);
             if of_use && peer.side.is_none() && peer.opening.is_none() && peer.again_at <= now {
@@ -176,6 +204,49 @@ impl Volume {
             self.apply(Event::Lost { replica, why });
         }
         moved
+    }
+
+    pub(super) fn take_back(&mut self, done: oneshot::Sender<()>) {
+        let sound: Vec<ReplicaId> = self.peers.all.keys().copied().filter(|id| self.mirror.is_sound(*id)).collect();
+        let open = |id: ReplicaId| {
+            let opening = self.peers.ways.open(id);
+            async move { (id, opening.await) }
+        };
+        let opening = Box::pin(futures::future::join_all(sound.into_iter().map(open)));
+        self.peers.let_go_of_all();
+        self.taking_back = Some(TakingBack { opening, done });
+    }
+
+    pub(super) fn take_back_goes_on(&mut self, cx: &mut Context<'_>) -> bool {
+        let Some(taking) = &mut self.taking_back else { return false };
+        let Poll::Ready(opened) = taking.opening.as_mut().poll(cx) else { return false };
+        let Some(TakingBack { done, .. }) = self.taking_back.take() else { return false };
+        self.peers.rests = false;
+        let (mut lost, mut forgot) = (Vec::new(), Vec::new());
+        for (replica, opened) in opened {
+            match opened {
+                Ok(Reached { side, boot, .. }) => {
+                    if self.peers.forgot(replica, &boot) {
+                        forgot.push(replica);
+                        lost.push((replica, "its host was started anew".to_owned()));
+                    }
+                    self.peers.attach(replica, side, boot);
+                }
+                Err(why) => lost.push((replica, why)),
+            }
+        }
+        self.apply(Event::Unseal);
+        for (replica, why) in lost {
+            self.apply(Event::Lost { replica, why });
+        }
+        for replica in forgot {
+            if self.mirror.is_sound(replica) {
+                self.apply(Event::Forgot { replica });
+            }
+        }
+        // Whoever does not wait any more need not know.
+        let _ = done.send(());
+        true
     }
 
     /// Ways that have opened, and answers of the log.

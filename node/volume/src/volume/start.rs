@@ -10,8 +10,8 @@ use futures::{
     future::BoxFuture,
     stream::{FuturesUnordered, StreamExt as _},
 };
-use pollux_mirror::{Event, Grains, Limits, Marks, Mirror, Report, reunite};
-use pollux_wire::id::ReplicaId;
+use pollux_mirror::{Event, Grains, Limits, Marks, Mirror, Report, Unfit, reunite, take_over};
+use pollux_wire::id::{Generation, ReplicaId};
 use tokio::{
     sync::{mpsc, watch},
     time::{Instant, sleep_until},
@@ -21,7 +21,7 @@ use tokio_stream::wrappers::WatchStream;
 use super::{
     IDLE_TICK_MS, TICK_MS, Volume,
     copies::Copying,
-    handle::{VolumeHandle, VolumeStatus, WISHES_MAX},
+    handle::{Handover, VolumeHandle, VolumeStatus, WISHES_MAX},
     peers::{Known, Peers},
 };
 use crate::side::Side;
@@ -87,6 +87,10 @@ pub struct Plan {
     pub name: String,
     /// Its size, in bytes.
     pub size: u64,
+    /// By which right it is used.
+    pub generation: Generation,
+    /// The guest lives, and this is what who had its volume before says; `None`: it is being started.
+    pub handover: Option<Handover>,
     /// Its replicas.
     pub replicas: BTreeSet<ReplicaId>,
     /// The one whose content counts, if it can be reached.
@@ -108,9 +112,14 @@ pub enum StartError {
         /// Of each that has: why.
         why: Vec<(ReplicaId, String)>,
     },
-    /// The log cannot be watched any more.
-    #[error("the daemon ends")]
-    Ending,
+    /// The guest lives, and what it had not flushed is gone, or may be.
+    #[error("volume {volume}: {source}")]
+    Unfit {
+        /// Which.
+        volume: String,
+        /// What of it.
+        source: Unfit,
+    },
 }
 
 fn listed(why: &[(ReplicaId, String)]) -> String {
@@ -146,7 +155,8 @@ impl Volume {
         };
         let reports: BTreeMap<ReplicaId, Report> =
             reached.iter().map(|(id, reached)| (*id, reached.report.clone())).collect();
-        let lacks = lacks_at_first(&plan, &members, authority, &reports);
+        let lacks = lacks_at_first(&plan, (version, &members), authority, &reached, &reports)
+            .map_err(|source| StartError::Unfit { volume: plan.name.clone(), source })?;
         let mirror = Mirror::new(
             plan.size,
             plan.limits,
@@ -162,6 +172,7 @@ impl Volume {
         let mut volume = Self {
             name: plan.name,
             size: plan.size,
+            generation: plan.generation,
             mirror,
             peers: Peers::new(ways, known),
             set: WatchStream::from_changes(set),
@@ -178,9 +189,17 @@ impl Volume {
             began: Instant::now(),
             tick: Box::pin(sleep_until(Instant::now() + Duration::from_millis(TICK_MS.min(IDLE_TICK_MS)))),
             ticked: 0,
+            handing_over: None,
+            taking_back: None,
+            settled: None,
             over: None,
             trouble: None,
         };
+        for (id, boot) in plan.handover.into_iter().flat_map(|handover| handover.boots) {
+            if !reached.contains_key(&id) && plan.replicas.contains(&id) {
+                volume.peers.booted(id, boot);
+            }
+        }
         for (id, why) in &failed {
             volume.peers.note(*id, why);
         }
@@ -208,15 +227,29 @@ impl Volume {
 /// says; it is asked before anything is copied there.
 fn lacks_at_first(
     plan: &Plan,
-    members: &BTreeSet<ReplicaId>,
+    (version, members): (u64, &BTreeSet<ReplicaId>),
     authority: ReplicaId,
+    reached: &BTreeMap<ReplicaId, Reached>,
     reports: &BTreeMap<ReplicaId, Report>,
-) -> pollux_mirror::Plan {
+) -> Result<pollux_mirror::Plan, Unfit> {
     let mut all = reports.clone();
     for outside in plan.replicas.difference(members) {
         all.entry(*outside).or_default();
     }
-    reunite(plan.size, &plan.replicas, members, authority, &all)
+    let Some(handover) = &plan.handover else {
+        return Ok(reunite(plan.size, &plan.replicas, members, authority, &all));
+    };
+    let forgot = |(id, reached): (&ReplicaId, &Reached)| handover.boots.get(id) != Some(&reached.boot);
+    let forgot = reached.iter().filter(|it| forgot(*it)).map(|(id, _)| *id);
+    take_over(
+        (plan.size, plan.generation),
+        &plan.replicas,
+        (version, members),
+        authority,
+        handover.seal.as_ref(),
+        &forgot.collect(),
+        &all,
+    )
 }
 
 /// Sessions with all that answer in time, and why the others do not.
