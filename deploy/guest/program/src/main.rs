@@ -16,6 +16,11 @@
 //! | `FILL <MiB> random\|text` | `OK <pages>` | makes the buffer that large and gives every page its contents |
 //! | `DIRTY <MiB> <MB/s>` | `OK <pages>` | makes the buffer that large and rewrites its pages at that rate; a rate of 0 stops |
 //! | `CHECK` | `OK <pages>` | reads the whole buffer and compares every word with what must be there |
+//! | `DISK /dev/vdX <blocks> <per second>` | `OK <blocks>` | writes, flushes and reads back the disk's first blocks; a rate of 0 stops |
+//! | `DISK` | `OK writes <n> reads <n> flushes <n> errors <n> longest_ms <n>` | what came of it since the rate was set |
+//! | `DISKCHECK` | `OK <blocks>` | reads all of them and compares every word with what must be there |
+//! | `DISKFLUSH` | `OK <sum>` | puts all on stable storage and tells the sum of the blocks' numbers, which never falls |
+//! | `DISKADOPT /dev/vdX <blocks>` | `OK <sum>` | after a boot: every block is whole, and what is there is what must be there |
 //! | `FLOOD udp\|tcp <address:port> <bytes> <seconds>` | `OK <writes>` | writes that much at a time, as fast as it goes |
 //! | `NET` | `OK <packets> <bytes> <packets> <bytes>` | what the card has received, and sent, since the boot |
 //! | `POWEROFF`, `REBOOT`, `PANIC` | `OK` | what it says, right after the answer |
@@ -36,6 +41,7 @@
 //!
 //! A press of the ACPI power button powers the machine off. The kernel tells of it through the event devices.
 
+mod disk;
 mod memory;
 mod power;
 mod service;

@@ -9,6 +9,7 @@ use std::{
 };
 
 use crate::{
+    disk::DiskWork,
     memory::{Contents, DirtyMemory},
     power::PowerAction,
     traffic::{self, Kind},
@@ -32,6 +33,7 @@ pub(crate) struct Service {
     counter: AtomicU64,
     register: Mutex<Register>,
     memory: DirtyMemory,
+    disk: DiskWork,
 }
 
 #[derive(Default)]
@@ -42,7 +44,13 @@ struct Register {
 
 impl Service {
     pub(crate) fn new(boot: u64) -> Self {
-        Self { boot, counter: AtomicU64::new(0), register: Mutex::default(), memory: DirtyMemory::default() }
+        Self {
+            boot,
+            counter: AtomicU64::new(0),
+            register: Mutex::default(),
+            memory: DirtyMemory::default(),
+            disk: DiskWork::default(),
+        }
     }
 
     pub(crate) fn memory(&self) -> &DirtyMemory {
@@ -64,6 +72,11 @@ impl Service {
             ["FLOOD", kind, to, bytes, seconds] => flood(kind, to, bytes, seconds),
             ["NET"] => traffic::counters().map(|[a, b, c, d]| format!("OK {a} {b} {c} {d}")),
             ["CHECK"] => self.memory.check().map(pages),
+            ["DISK", device, blocks, rate] => self.work_on(device, blocks, rate),
+            ["DISK"] => self.disk.report(),
+            ["DISKCHECK"] => self.disk.check(),
+            ["DISKFLUSH"] => self.disk.flushed(),
+            ["DISKADOPT", device, blocks] => number(blocks).and_then(|blocks| self.disk.adopt(device, blocks)),
             ["POWEROFF"] => return Answer::Power(PowerAction::Off),
             ["REBOOT"] => return Answer::Power(PowerAction::Reboot),
             ["PANIC"] => return Answer::Power(PowerAction::Panic),
@@ -96,6 +109,10 @@ impl Service {
 
     fn dirty(&self, size: &str, rate: &str) -> Result<String, String> {
         self.memory.dirty(number(size)?, number(rate)?).map(pages)
+    }
+
+    fn work_on(&self, device: &str, blocks: &str, rate: &str) -> Result<String, String> {
+        self.disk.start(device, number(blocks)?, number(rate)? as u64)
     }
 
     fn register(&self) -> MutexGuard<'_, Register> {
