@@ -5,3 +5,4 @@ pub mod cli;
 pub mod daemon;
 mod metrics;
 pub mod vm;
+pub mod volumes;

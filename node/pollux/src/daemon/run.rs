@@ -36,6 +36,7 @@ use crate::{
         qemu::{QemuHost, Users},
         wall_ms,
     },
+    volumes::{self, Volumes},
 };
 
 /// One attempt to have the incarnation committed, or to read the log, in milliseconds; the next follows.
@@ -135,11 +136,17 @@ pub(super) struct Daemon {
     pub(super) metrics: PrometheusHandle,
     minter: Minter,
     vms: OnceLock<Vms>,
+    volumes: OnceLock<Volumes>,
 }
 
 impl Daemon {
     pub(super) fn minter(&self) -> &Minter {
         &self.minter
+    }
+
+    /// The volumes of this node, once it may look after them.
+    pub(super) fn volumes(&self) -> Option<&Volumes> {
+        self.volumes.get()
     }
 
     /// The VMs of this node, once it may look after them.
@@ -199,6 +206,7 @@ pub async fn run(config: RunConfig) -> Result<(), RunError> {
         metrics,
         minter: Minter::random(),
         vms: OnceLock::new(),
+        volumes: OnceLock::new(),
     });
     reception.open(daemon.clone());
     tracing::info!(node = daemon.identity.name(), listen = %node.listen, "the daemon listens");
@@ -225,6 +233,12 @@ pub async fn run(config: RunConfig) -> Result<(), RunError> {
             tracing::error!("the VMs could not be ended in good order in time; they end with this process");
         }
         daemon.host.close();
+        // Behind the VMs, which use them.
+        if let Some(volumes) = daemon.volumes()
+            && tokio::time::timeout(Duration::from_millis(END_MS_MAX), volumes.shutdown()).await.is_err()
+        {
+            tracing::error!("the replicas of this node could not be closed in good order in time");
+        }
         if matches!(lived, Err(RunError::Removed { .. })) {
             removal::leave(&daemon).await;
         }
@@ -274,6 +288,17 @@ async fn look_after(daemon: &Arc<Daemon>, dir: &Dir, node: &NodeFile, bulk: Budg
     // Nothing is begun on a state that may be old (DESIGN, rule 3).
     confirm(daemon).await;
     let boot = facts::boot_id().map_err(|source| RunError::Io { what: "the host's boot id", source })?;
+    let needs = volumes::Needs {
+        me: Owner { node: daemon.identity.node(), incarnation },
+        cluster: daemon.identity.cluster().to_string(),
+        consensus: daemon.consensus.clone(),
+        endpoint: daemon.endpoint.clone(),
+        boot: boot.clone(),
+    };
+    let volumes = Volumes::start(needs);
+    daemon.host.use_disks(Arc::new(volumes.clone()));
+    // Set once, here.
+    let _ = daemon.volumes.set(volumes);
     let marks =
         Marks::open(dir.standby(), boot).map_err(|source| RunError::Io { what: "the standby marks", source })?;
     let me = Owner { node: daemon.identity.node(), incarnation };

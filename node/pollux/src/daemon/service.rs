@@ -14,7 +14,7 @@ use pollux_wire::{
     codec, fault,
     join::{JoinReply, JoinRequest},
     limits::Limit,
-    method::{CONSENSUS, CONSOLE, FORWARD, VM_CONTROL, VM_PAGES, VM_PROBE},
+    method::{CONSENSUS, CONSOLE, FORWARD, REPLICA, VM_CONTROL, VM_PAGES, VM_PROBE},
 };
 
 use super::{admission, console, forward, run::Daemon};
@@ -51,7 +51,7 @@ impl Service for Reception {
     fn allowed_session(&self, kind: u16) -> Roles {
         match kind {
             // A witness runs no VMs.
-            VM_CONTROL | VM_PAGES | VM_PROBE | CONSOLE => Roles::Members,
+            VM_CONTROL | VM_PAGES | VM_PROBE | CONSOLE | REPLICA => Roles::Members,
             _ => Roles::None,
         }
     }
@@ -70,8 +70,9 @@ impl Service for Reception {
 
     async fn session(&self, peer: Peer, kind: u16, header: Bytes, mut send: SendStream, recv: RecvStream) {
         let Some(daemon) = self.daemon.get() else { return };
-        let Some(vms) = daemon.vms() else { return };
+        let (Some(vms), Some(volumes)) = (daemon.vms(), daemon.volumes()) else { return };
         match kind {
+            REPLICA => volumes.session(peer, &header, send, recv).await,
             CONSOLE => console::answer(daemon.clone(), &header, recv, send).await,
             VM_CONTROL => match codec::decode::<Greeting>(&header, Limit::Control) {
                 Ok(greeting) => vms.control(peer, greeting, send, recv).await,

@@ -21,7 +21,6 @@ impl QemuHost {
     /// Why this host could not run a VM of that description now.
     pub async fn obstacles(&self, spec: &VmSpec) -> Vec<Obstacle> {
         let mut found = Vec::new();
-        found.extend(no_disks(spec).map(|why| Obstacle::new("disks", why)));
         for file in [&spec.kernel, &spec.initrd].into_iter().filter(|file| !file.is_empty()) {
             if let Err(error) = std::fs::File::open(Path::new(file)) {
                 found.push(Obstacle::new("files", format!("{file} cannot be read there: {error}")));
@@ -58,12 +57,6 @@ impl QemuHost {
         answers.insert(key, missing.clone());
         Ok(missing)
     }
-}
-
-/// Why this daemon cannot run a VM with volumes, if it has any: the log knows them, and no guest is shown them yet.
-pub(super) fn no_disks(spec: &VmSpec) -> Option<String> {
-    let some = !spec.disks.is_empty();
-    some.then(|| format!("VM {} has volumes, and this version of pollux cannot run a VM with volumes yet", spec.name))
 }
 
 /// What QEMU has answered: by when its file was changed, machine type and CPU model.

@@ -6,13 +6,14 @@ use std::{ops::Range, sync::Arc};
 use async_trait::async_trait;
 use bytes::Bytes;
 use pollux_state::{
-    id::{Generation, VmId},
+    id::{Generation, VmId, VolumeId},
     vm::VmSpec,
 };
 use pollux_vm::{
     Ticket,
     pages::{PAGE_BYTES, PageSet},
 };
+use pollux_volume::{Handover, Volume, VolumeHandle};
 use tokio::sync::{mpsc, watch};
 
 use super::turns::{Purpose, Turn};
@@ -54,6 +55,23 @@ pub struct Order {
     pub standby: bool,
     /// Where it reports to.
     pub events: mpsc::Sender<GuestEvent>,
+}
+
+/// The volumes of a node, as its guests' disks.
+#[async_trait]
+pub trait Disks: Send + Sync + 'static {
+    /// A volume's size, in bytes.
+    fn size(&self, volume: VolumeId) -> Result<u64, GuestError>;
+
+    /// Brings a volume into use, by the right that this node has to run `vm` under `generation`. `handover`: the guest lives, and
+    /// this is what who had its volume before says; `None`: it is being started.
+    async fn open(
+        &self,
+        vm: VmId,
+        generation: Generation,
+        volume: VolumeId,
+        handover: Option<Handover>,
+    ) -> Result<(Volume, VolumeHandle), GuestError>;
 }
 
 /// What a machine says by itself.
@@ -123,6 +141,11 @@ pub trait Guest: Send + Sync + 'static {
 
     /// Ends the machine. When this returns, no process, tap, socket or memory of it is left. Can be called twice.
     async fn end(&self);
+
+    /// Why it stands still although it may run, if it does: for people.
+    fn trouble(&self) -> Option<String> {
+        None
+    }
 
     /// What the guest wrote to its serial console.
     fn log(&self) -> Log;

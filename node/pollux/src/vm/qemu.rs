@@ -3,13 +3,14 @@
 //! [`QemuHost`] belongs to the daemon. A [`QemuGuest`] is made by `launch` and ended by `end`; the worker holds it, sessions
 //! of moves borrow it. Its parts do not know each other: this is the one place that puts them in order.
 
+mod drives;
 mod guest;
 mod tracking;
 mod users;
 
 use std::{
     path::{Path, PathBuf},
-    sync::{Arc, Mutex as StdMutex, PoisonError, Weak},
+    sync::{Arc, Mutex as StdMutex, OnceLock, PoisonError, Weak},
     time::Duration,
 };
 
@@ -17,7 +18,8 @@ use async_trait::async_trait;
 use pollux_memory::GuestMemory;
 use pollux_net::{Counters, Fence, Port, PortConfig, PortHandle, Tap, nic_socket_pair, tap_name};
 use pollux_qemu::{
-    Accelerator, Boot, Group, Groups, Launch, Machine, NicFd, Role, SpawnError, Spawner, TrackingWish, kvm_usable,
+    Accelerator, Boot, DiskFd, Group, Groups, Launch, Machine, NicFd, Role, SpawnError, Spawner, TrackingWish,
+    kvm_usable,
 };
 use pollux_state::{
     id::{MacAddr, VmId},
@@ -26,11 +28,12 @@ use pollux_state::{
 use tokio::sync::Mutex;
 use tokio_util::task::TaskTracker;
 
+use drives::Drives;
 use guest::QemuGuest;
 
 use super::{
-    fitness::{Answers, no_disks},
-    host::{Guest, GuestError, Host, Order},
+    fitness::Answers,
+    host::{Disks, Guest, GuestError, Host, Order},
 };
 
 pub use users::Users;
@@ -46,6 +49,8 @@ pub struct QemuHost {
     tasks: TaskTracker,
     pub(super) answers: Answers,
     census: Arc<Census>,
+    /// Once this node may look after volumes.
+    disks: OnceLock<Arc<dyn Disks>>,
 }
 
 /// The guests there are, and the frames of those that there were.
@@ -86,7 +91,14 @@ impl QemuHost {
             tasks: TaskTracker::new(),
             answers: Answers::default(),
             census: Arc::default(),
+            disks: OnceLock::new(),
         })
+    }
+
+    /// From here on guests can have disks.
+    pub fn use_disks(&self, disks: Arc<dyn Disks>) {
+        // Set once, by the daemon's start.
+        let _ = self.disks.set(disks);
     }
 
     /// In what guests are held less than they should be: a word for each, and why.
@@ -167,22 +179,29 @@ impl QemuHost {
 #[async_trait]
 impl Host for QemuHost {
     async fn launch(&self, order: Order) -> Result<Arc<dyn Guest>, GuestError> {
-        if let Some(why) = no_disks(&order.spec) {
-            return Err(GuestError(why));
-        }
         let memory = GuestMemory::create(&order.spec.name, order.spec.memory_mib << 20);
         let memory = Arc::new(memory.map_err(failed("its memory"))?);
         let mut ports = Vec::new();
         let group = self.group(&order).await?;
-        let machine = match self.machine(&order, &memory, &mut ports, group.as_deref()).await {
-            Ok(machine) => machine,
+        let made = match Drives::make(&order, self.disks.get().cloned()).await {
+            Ok((drives, disks)) => match self.machine(&order, &memory, &mut ports, disks, group.as_deref()).await {
+                Ok(machine) => Ok((machine, drives)),
+                Err(error) => {
+                    drives.end().await;
+                    Err(error)
+                }
+            },
+            Err(error) => Err(error),
+        };
+        let (machine, drives) = match made {
+            Ok(made) => made,
             Err(error) => {
                 end_ports(&mut ports).await;
                 end_group(group).await;
                 return Err(error);
             }
         };
-        let guest = QemuGuest::new(machine, memory, group, ports, self.census.clone());
+        let guest = QemuGuest::new(machine, memory, group, ports, drives, self.census.clone());
         self.census.born(&guest);
         let over = guest.over.clone();
         self.tasks.spawn(over.run_until_cancelled_owned(guest.clone().report(order.events)));
@@ -200,6 +219,7 @@ impl QemuHost {
         order: &Order,
         memory: &Arc<GuestMemory>,
         ports: &mut Vec<NicPort>,
+        disks: Vec<DiskFd>,
         group: Option<&Group>,
     ) -> Result<Machine, GuestError> {
         let spec = &order.spec;
@@ -214,10 +234,14 @@ impl QemuHost {
             let mtu = nic.told_mtu().map(u16::try_from).transpose().map_err(failed("a network card's MTU"))?;
             nics.push(NicFd { mac: nic.mac.to_string(), socket: theirs, mtu });
         }
-        let boot = Boot::Kernel {
-            kernel: PathBuf::from(&spec.kernel),
-            initrd: (!spec.initrd.is_empty()).then(|| PathBuf::from(&spec.initrd)),
-            append: spec.append.clone(),
+        let boot = if spec.kernel.is_empty() {
+            Boot::Disk
+        } else {
+            Boot::Kernel {
+                kernel: PathBuf::from(&spec.kernel),
+                initrd: (!spec.initrd.is_empty()).then(|| PathBuf::from(&spec.initrd)),
+                append: spec.append.clone(),
+            }
         };
         let launch = Launch {
             name: spec.name.clone(),
@@ -230,6 +254,7 @@ impl QemuHost {
             memory: memory.fd().try_clone_to_owned().map_err(failed("its memory"))?,
             boot,
             nics,
+            disks,
             role: if order.standby { Role::Incoming } else { Role::Fresh },
             identity: self.users.of(order.vm),
             cgroup: group.map(Group::procs),

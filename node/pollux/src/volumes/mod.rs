@@ -30,7 +30,7 @@ use pollux_state::{
     ClusterState,
     id::{Generation, Owner, ReplicaId, VmId, VolumeId},
 };
-use pollux_volume::{Keepers, Plan, Set, Volume, VolumeHandle, VolumeStatus};
+use pollux_volume::{Handover, Keepers, Plan, Set, Volume, VolumeHandle, VolumeStatus};
 use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -185,6 +185,7 @@ impl Disks for Volumes {
         vm: VmId,
         generation: Generation,
         volume: VolumeId,
+        handover: Option<Handover>,
     ) -> Result<(Volume, VolumeHandle), GuestError> {
         let state = self.state();
         let it = state.volumes.get(&volume).ok_or_else(|| unknown(volume))?;
@@ -196,6 +197,8 @@ impl Disks for Volumes {
         let plan = Plan {
             name: it.name.clone(),
             size: it.size,
+            generation: it.generation,
+            handover,
             replicas: it
                 .replicas
                 .iter()

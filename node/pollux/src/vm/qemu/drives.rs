@@ -6,13 +6,19 @@
 
 use std::{
     os::unix::net::UnixStream,
-    sync::{Arc, Mutex as StdMutex, PoisonError},
+    sync::{
+        Arc, Mutex as StdMutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
 };
 
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 use pollux_disk::nbd::{End, ServeOptions, serve};
 use pollux_qemu::DiskFd;
 use pollux_state::id::{Generation, VmId, VolumeId};
-use pollux_volume::{Drive, DriveHandle, VolumeHandle};
+use pollux_volume::{Drive, DriveHandle, Handover, VolumeHandle};
+use pollux_wire::{codec, limits::Limit};
 use tokio::{net, sync::Mutex};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -20,6 +26,9 @@ use super::{
     super::host::{Disks, GuestError, Order},
     failed,
 };
+
+/// How long it may take to put on stable storage what a guest that has ended has written.
+const FINISH_MAX: Duration = Duration::from_secs(3);
 
 /// See the module's text.
 pub(super) struct Drives {
@@ -30,6 +39,10 @@ pub(super) struct Drives {
     under: Mutex<Option<Generation>>,
     /// The volumes in use.
     volumes: StdMutex<Vec<VolumeHandle>>,
+    /// What who had the volumes last said of them, if the guest lives; in the drives' order.
+    handovers: StdMutex<Option<Vec<Handover>>>,
+    /// They were handed over by this machine, and have not been taken back.
+    away: AtomicBool,
     served: TaskTracker,
     stop: CancellationToken,
 }
@@ -43,6 +56,8 @@ impl Drives {
             drives: Vec::new(),
             under: Mutex::new(None),
             volumes: StdMutex::default(),
+            handovers: StdMutex::default(),
+            away: AtomicBool::new(false),
             served: TaskTracker::new(),
             stop: CancellationToken::new(),
         };
@@ -63,6 +78,13 @@ impl Drives {
                         tracing::error!(vm, volume = name, error = %end, "a disk cannot be served any more");
                     }
                 }
+                if !drive.finish(FINISH_MAX).await {
+                    tracing::warn!(
+                        vm,
+                        volume = name,
+                        "not everything is on stable storage; the next start copies a little"
+                    );
+                }
             });
             theirs.push(DiskFd { serial, socket: socket.into() });
             made.drives.push((disk.volume, handle));
@@ -80,13 +102,28 @@ impl Drives {
     /// Brings the volumes into use under `generation`, unless they are.
     pub(super) async fn open(&self, generation: Generation) -> Result<(), GuestError> {
         let mut under = self.under.lock().await;
-        if self.drives.is_empty() || *under == Some(generation) {
+        if self.drives.is_empty() {
+            return Ok(());
+        }
+        if *under == Some(generation) {
+            // The move that they were handed over for is off, and the right never went.
+            if self.away.load(Ordering::Acquire) {
+                let volumes = locked(&self.volumes).clone();
+                let taken = futures::future::join_all(volumes.iter().map(VolumeHandle::take_back)).await;
+                if !taken.into_iter().all(|taken| taken) {
+                    return Err(GuestError("a disk is not in use any more".into()));
+                }
+                self.away.store(false, Ordering::Release);
+            }
             return Ok(());
         }
         // Until all are there none is: those that were put in are put in again.
         *under = None;
-        let disks = self.disks()?;
-        let opening = self.drives.iter().map(|(volume, _)| disks.open(self.vm, generation, *volume));
+        let (disks, handovers) = (self.disks()?, locked(&self.handovers).clone());
+        let opening = self.drives.iter().enumerate().map(|(at, (volume, _))| {
+            let handover = handovers.as_ref().map(|all| all.get(at).cloned().unwrap_or_default());
+            disks.open(self.vm, generation, *volume, handover)
+        });
         let opened = futures::future::try_join_all(opening).await?;
         let mut handles = Vec::new();
         for ((volume, drive), (opened, handle)) in self.drives.iter().zip(opened) {
@@ -95,9 +132,41 @@ impl Drives {
             }
             handles.push(handle);
         }
-        *self.volumes.lock().unwrap_or_else(PoisonError::into_inner) = handles;
+        *locked(&self.volumes) = handles;
+        self.away.store(false, Ordering::Release);
         *under = Some(generation);
         Ok(())
+    }
+
+    /// The guest stands still and may go on elsewhere: what has to be known of its volumes there, packed in front of its device state.
+    pub(super) async fn hand_over(&self, state: Bytes) -> Result<Bytes, GuestError> {
+        let volumes = locked(&self.volumes).clone();
+        if !volumes.is_empty() {
+            self.away.store(true, Ordering::Release);
+        }
+        let said = futures::future::join_all(volumes.iter().map(VolumeHandle::hand_over)).await;
+        let said: Option<Vec<Handover>> = said.into_iter().collect();
+        let said = said.ok_or_else(|| GuestError("a disk is not in use any more".into()))?;
+        *locked(&self.handovers) = Some(said.clone());
+        let head = codec::encode(&said, Limit::State).map_err(failed("what its disks leave"))?;
+        let mut packed = BytesMut::with_capacity(4 + head.len() + state.len());
+        packed.put_u32(u32::try_from(head.len()).map_err(failed("what its disks leave"))?);
+        packed.extend_from_slice(&head);
+        packed.extend_from_slice(&state);
+        Ok(packed.freeze())
+    }
+
+    /// Takes that from in front of a device state.
+    pub(super) fn receive(&self, mut packed: Bytes) -> Result<Bytes, GuestError> {
+        let short = || GuestError("the device state is cut off".into());
+        let bytes = packed.try_get_u32().map_err(|_| short())? as usize;
+        if packed.len() < bytes {
+            return Err(short());
+        }
+        let head = packed.split_to(bytes);
+        let said: Vec<Handover> = codec::decode(&head, Limit::State).map_err(failed("what its disks left"))?;
+        *locked(&self.handovers) = Some(said);
+        Ok(packed)
     }
 
     /// How many requests to change something they ever took.
@@ -107,7 +176,7 @@ impl Drives {
 
     /// What is wrong with the disks, for people.
     pub(super) fn trouble(&self) -> Option<String> {
-        let volumes = self.volumes.lock().unwrap_or_else(PoisonError::into_inner);
+        let volumes = locked(&self.volumes);
         let troubles = volumes.iter().zip(&self.drives).filter_map(|(handle, (volume, _))| {
             let status = handle.status();
             let status = status.borrow();
@@ -123,4 +192,8 @@ impl Drives {
         self.served.close();
         self.served.wait().await;
     }
+}
+
+fn locked<T>(of: &StdMutex<T>) -> MutexGuard<'_, T> {
+    of.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -28,7 +28,7 @@ use super::{
         host::{Guest, GuestError, GuestEvent, Log, Memory, ResumeError, Typed},
         turns::{Purpose, Turn},
     },
-    Census, NicPort, blocking, empty, end_group, end_ports, failed, in_words,
+    Census, Drives, NicPort, blocking, empty, end_group, end_ports, failed, in_words,
     tracking::Tracked,
 };
 
@@ -37,6 +37,10 @@ const END_MS: u64 = 10_000;
 /// The console of a QEMU that is gone has been read to its end within this, in milliseconds. One that has not counts as one
 /// that said something.
 const CONSOLE_END_MS: u64 = 2_000;
+/// What a disk refused is asked of it again after this, in milliseconds.
+const AGAIN_MS: u64 = 1_000;
+/// A guest whose disk has not failed for so long, in milliseconds, has no trouble with it: longer than a request may be held.
+const TROUBLE_MS: u64 = 45_000;
 
 /// A guest in QEMU.
 pub(super) struct QemuGuest {
@@ -44,6 +48,9 @@ pub(super) struct QemuGuest {
     memory: Arc<GuestMemory>,
     group: Option<Arc<Group>>,
     pub(super) ports: RwLock<Vec<NicPort>>,
+    drives: Drives,
+    /// The request of a disk that failed last, until the guest has run again for a while.
+    failed: StdMutex<Option<(Instant, String)>>,
     tracker: Arc<Mutex<Tracked>>,
     /// Whether the guest may be typed to: it runs behind an open gate. What is typed is written under this lock, so that nothing
     /// is after a pause has begun.
@@ -65,6 +72,7 @@ impl QemuGuest {
         memory: Arc<GuestMemory>,
         group: Option<Arc<Group>>,
         ports: Vec<NicPort>,
+        drives: Drives,
         census: Arc<Census>,
     ) -> Arc<Self> {
         let tracked = Tracked::new(machine.take_tracking().map_err(|refused| refused.to_string()));
@@ -73,6 +81,8 @@ impl QemuGuest {
             memory,
             group,
             ports: RwLock::new(ports),
+            drives,
+            failed: StdMutex::default(),
             tracker: Arc::new(Mutex::new(tracked)),
             listens: StdMutex::new(false),
             census,
@@ -83,8 +93,29 @@ impl QemuGuest {
 
     /// Passes on what its machine says by itself, until it has ended.
     pub(super) async fn report(self: Arc<Self>, events: mpsc::Sender<GuestEvent>) {
+        let mut again_at: Option<Instant> = None;
         loop {
-            let event = match self.machine.next_event().await {
+            let again = async {
+                match again_at {
+                    Some(at) => tokio::time::sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
+            let said = tokio::select! {
+                said = self.machine.next_event() => said,
+                () = again => {
+                    again_at = None;
+                    self.issue_again().await;
+                    continue;
+                }
+            };
+            let event = match said {
+                MachineEvent::DiskFailed { disk, reason } => {
+                    tracing::warn!(vm = self.machine.name(), disk, reason, "a disk failed, and the guest waits for it");
+                    *self.failed() = Some((Instant::now(), format!("disk {disk} failed ({reason})")));
+                    again_at = Some(Instant::now() + Duration::from_millis(AGAIN_MS));
+                    continue;
+                }
                 MachineEvent::GuestShutdown { guest: true, .. } => GuestEvent::Off,
                 MachineEvent::GuestShutdown { guest: false, reason } => {
                     GuestEvent::Ended(format!("QEMU shut down: {reason}"))
@@ -104,6 +135,19 @@ impl QemuGuest {
             if events.send(event).await.is_err() {
                 return;
             }
+        }
+    }
+
+    fn failed(&self) -> MutexGuard<'_, Option<(Instant, String)>> {
+        self.failed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lets a guest whose disk failed run again, if it may: the device asks again for what it was refused (DESIGN, rule 16).
+    async fn issue_again(&self) {
+        let _resuming = self.resuming.lock().await;
+        let may_run = *self.listens();
+        if may_run && let Err(error) = self.machine.cont().await {
+            tracing::warn!(vm = self.machine.name(), %error, "a guest that waits for its disk cannot go on");
         }
     }
 
@@ -153,10 +197,10 @@ impl QemuGuest {
         }
     }
 
-    /// All that was ever let out of this machine: frames, and bytes of its console. (It has no disks.)
-    async fn emitted(&self) -> (u64, u64) {
+    /// All that was ever let out of this machine: frames, bytes of its console, changes of its disks.
+    async fn emitted(&self) -> (u64, u64, u64) {
         let frames = self.ports.read().await.iter().map(|(_, port)| port.counters().frames_out).sum();
-        (frames, self.log().end())
+        (frames, self.log().end(), self.drives.changes())
     }
 
     /// It has not been let run: nor will it send anything.
@@ -177,7 +221,10 @@ impl Guest for QemuGuest {
     async fn resume(&self, generation: Generation) -> Result<(), ResumeError> {
         let _resuming = self.resuming.lock().await;
         let before = self.emitted().await;
-        let opened = self.open_gates(generation).await;
+        let opened = match self.drives.open(generation).await {
+            Ok(()) => self.open_gates(generation).await,
+            Err(error) => Err(error),
+        };
         let told = match opened {
             Ok(()) => self.machine.cont().await,
             Err(error) => return Err(self.stands_still(error).await),
@@ -209,6 +256,8 @@ impl Guest for QemuGuest {
 
     async fn pause(&self) -> Result<(), GuestError> {
         *self.listens() = false;
+        // Who lets it go on after its disk failed has looked at that before, or will.
+        drop(self.resuming.lock().await);
         self.machine.stop().await.map_err(failed("stop"))?;
         // QEMU sends nothing more; what it has sent belongs to before the pause (DESIGN, section 5: the cut).
         for (_, port) in &*self.ports.read().await {
@@ -299,10 +348,13 @@ impl Guest for QemuGuest {
     }
 
     async fn save(&self) -> Result<Bytes, GuestError> {
-        self.machine.save_state().await.map_err(|error| GuestError(in_words(&error)))
+        // QEMU flushes its disks for that; nothing is asked of them after it.
+        let state = self.machine.save_state().await.map_err(|error| GuestError(in_words(&error)))?;
+        self.drives.hand_over(state).await
     }
 
     async fn load(&self, state: Bytes) -> Result<(), GuestError> {
+        let state = self.drives.receive(state)?;
         self.machine.load_state(state).await.map_err(|error| GuestError(in_words(&error)))
     }
 
@@ -314,6 +366,7 @@ impl Guest for QemuGuest {
             tracing::warn!(%error, "the throttle of an ended guest");
         }
         end_group(self.group.clone()).await;
+        self.drives.end().await;
         let mut gone = self.census.gone.lock().await;
         *gone += end_ports(&mut *self.ports.write().await).await;
         drop(gone);
@@ -322,6 +375,12 @@ impl Guest for QemuGuest {
         if let Err(error) = empty(&self.memory).await {
             tracing::error!(vm = self.machine.name(), %error, "the memory of an ended guest could not be freed");
         }
+    }
+
+    fn trouble(&self) -> Option<String> {
+        let lately = |(at, _): &(Instant, String)| at.elapsed() < Duration::from_millis(TROUBLE_MS);
+        let failed = self.failed().clone().filter(lately).map(|(_, what)| what);
+        self.drives.trouble().or(failed)
     }
 
     fn log(&self) -> Log {
