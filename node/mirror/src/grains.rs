@@ -69,6 +69,11 @@ impl Grains {
         self.0 |= &other.0;
     }
 
+    /// Leaves what is in `other` too.
+    pub fn intersect(&mut self, other: &Self) {
+        self.0 &= &other.0;
+    }
+
     /// No grain is in it.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -79,6 +84,30 @@ impl Grains {
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.0.len() * GRAIN_BYTES
+    }
+
+    /// All of it, and perhaps more, in no more than `runs_max` runs: what is told of it then has a limit.
+    #[must_use]
+    pub fn in_runs(&self, runs_max: usize) -> Self {
+        let too_many = |grains: &Self| {
+            let mut rest = grains.0.iter();
+            (0..=runs_max).all(|_| rest.next_range().is_some())
+        };
+        if !too_many(self) {
+            return self.clone();
+        }
+        let mut extents = Extents::default();
+        let mut rest = self.0.iter();
+        while let Some(run) = rest.next_range() {
+            extents.0.insert_range(run.start() / GRAINS_PER_EXTENT..=run.end() / GRAINS_PER_EXTENT);
+        }
+        let mut all = Self::from(&extents);
+        if too_many(&all)
+            && let (Some(first), Some(last)) = (all.0.min(), all.0.max())
+        {
+            all.0.insert_range(first..=last);
+        }
+        all
     }
 
     /// What lies in an extent of `extents`.
@@ -257,6 +286,25 @@ mod tests {
         let some = Grains::touching(&(3 * EXTENT_BYTES - 1..4 * EXTENT_BYTES));
         assert!(some.within(&extents).is_empty());
         assert_eq!(some.within(&Extents::touching(&(3 * EXTENT_BYTES..3 * EXTENT_BYTES + 1))).bytes(), EXTENT_BYTES);
+    }
+
+    #[test]
+    fn what_lies_scattered_is_told_in_few_runs() {
+        let mut grains = Grains::default();
+        for extent in [0, 2, 4] {
+            for grain in [0, 2, 4] {
+                let start = extent * EXTENT_BYTES + grain * GRAIN_BYTES;
+                grains.insert(&(start..start + 1));
+            }
+        }
+        assert_eq!(grains.in_runs(9), grains);
+        let by_extent = grains.in_runs(8);
+        assert_eq!(
+            (by_extent.bytes(), by_extent.within(&Extents::touching(&(0..1))).bytes()),
+            (3 * EXTENT_BYTES, EXTENT_BYTES)
+        );
+        assert_eq!(grains.in_runs(3), by_extent);
+        assert_eq!(grains.in_runs(2).bytes(), 5 * EXTENT_BYTES);
     }
 
     #[test]

@@ -16,8 +16,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::grains::{Extents, Grains};
 
-/// Replicas outside of the set that are kept account of: a volume has at most three replicas, and one of them is this one.
-const MISSING_MAX: usize = 2;
+/// Replicas outside of the set that are kept account of: a volume has at most four replicas, while one of them is on its way to
+/// another pool, and one of them is this one.
+const MISSING_MAX: usize = 3;
 
 /// The state.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -39,7 +40,7 @@ pub enum Record {
     Missing(ReplicaId, Grains),
     /// It does not lack this range any more.
     Regained(ReplicaId, Range<u64>),
-    /// It is in the set.
+    /// It is in the set, or none of the volume's any more: there is nothing to note of it.
     Returned(ReplicaId),
     /// This replica is: only these extents may differ, and nobody is missing that it would know of.
     Welcome(Extents),
@@ -82,10 +83,27 @@ impl Marks {
     /// # Errors
     /// [`MarksError::TooMany`].
     pub fn miss(&self, replica: ReplicaId) -> Result<Record, MarksError> {
+        self.has_room(replica)?;
+        Ok(Record::Missing(replica, Grains::from(&self.active)))
+    }
+
+    fn has_room(&self, replica: ReplicaId) -> Result<(), MarksError> {
         if !self.missing.contains_key(&replica) && self.missing.len() >= MISSING_MAX {
             return Err(MarksError::TooMany(self.missing.len()));
         }
-        Ok(Record::Missing(replica, Grains::from(&self.active)))
+        Ok(())
+    }
+
+    /// A replica outside of the set lacks all this, as its members' logs tell; and, for all that is known here, what is active: what
+    /// is being written now may be in neither.
+    ///
+    /// # Errors
+    /// [`MarksError::TooMany`].
+    pub fn note(&self, replica: ReplicaId, lacks: &Grains) -> Result<Record, MarksError> {
+        self.has_room(replica)?;
+        let mut all = Grains::from(&self.active);
+        all.union(lacks);
+        Ok(Record::Missing(replica, all))
     }
 
     /// A record is on stable storage, or will be.
@@ -218,12 +236,26 @@ mod tests {
     }
 
     #[test]
+    fn a_note_of_one_that_was_added_is_kept_and_has_what_is_being_written() {
+        let mut store = Store::default();
+        store.change(&(EXTENT_BYTES..EXTENT_BYTES + 512));
+        let lacks = Grains::touching(&(5 * EXTENT_BYTES..7 * EXTENT_BYTES));
+        store.write(store.marks.note(R2, &lacks).unwrap());
+        let mut wanted = lacks;
+        wanted.union(&Grains::from(&Extents::touching(&(EXTENT_BYTES..EXTENT_BYTES + 1))));
+        assert_eq!(Marks::replay(&store.log).missing()[&R2], wanted);
+    }
+
+    #[test]
     fn more_replicas_than_there_can_be_are_not_missed() {
         let mut store = Store::default();
         store.write(store.marks.miss(ReplicaId(2)).unwrap());
         store.write(store.marks.miss(ReplicaId(3)).unwrap());
         store.marks.miss(ReplicaId(3)).expect("it is missed already");
-        assert_eq!(store.marks.miss(ReplicaId(4)), Err(MarksError::TooMany(2)));
+        store.write(store.marks.miss(ReplicaId(4)).unwrap());
+        assert_eq!(store.marks.miss(ReplicaId(5)), Err(MarksError::TooMany(3)));
+        store.write(Record::Returned(ReplicaId(4)));
+        store.marks.miss(ReplicaId(5)).expect("there is room again");
         store.write(Record::Welcome(Extents::default()));
         assert!(store.marks.missing().is_empty());
     }

@@ -2,6 +2,7 @@
 
 mod copying;
 mod io;
+mod replicas;
 mod sealing;
 mod standing;
 
@@ -85,7 +86,8 @@ pub enum Event {
         members: BTreeSet<ReplicaId>,
     },
     /// A replica outside of the set can be reached, in a session in which nothing of an earlier one happens any more. What lacks
-    /// there was read from the logs of the set's members and its own, after this mirror began, and is noted by the members.
+    /// there was read from the logs of the set's members and its own, after this mirror began. Before anything is copied the
+    /// members note it ([`Part::Lacks`]).
     Catch {
         /// Which.
         replica: ReplicaId,
@@ -108,6 +110,26 @@ pub enum Event {
     Unseal,
     /// The guest has ended in order, and its last request was told: [`Effect::Finished`].
     Finish,
+    /// The log has given the volume one more replica, which is made, and empty. It is outside of the set until [`Event::Catch`]. Of
+    /// one that was released: it stays, after all.
+    Added {
+        /// Which.
+        replica: ReplicaId,
+    },
+    /// A replica is to be taken out of the set in order, if it is in it and another one has everything, and is not to come back:
+    /// [`Effect::Leave`]. When it is not in the set any more it can be removed without anybody missing it.
+    Release {
+        /// Which.
+        replica: ReplicaId,
+    },
+    /// The log has taken a replica out of the volume, and so out of the set. If it was in the set, [`Event::Decided`] comes before
+    /// this. Also of one that this mirror has not heard of ([`crate::Plan::gone`]).
+    Removed {
+        /// Which.
+        replica: ReplicaId,
+    },
+    /// Whom to read from first, the nearest in front.
+    Prefer(Vec<ReplicaId>),
 }
 
 impl Eq for Grains {}
@@ -232,8 +254,14 @@ pub struct Mirror {
     notes: BTreeMap<Tag, (ReplicaId, ReplicaId)>,
     /// Those that the last member could not note when it was out of reach: asked again with time.
     notes_again: BTreeSet<(ReplicaId, ReplicaId)>,
-    /// A change of the set was proposed and is not decided.
-    proposed: bool,
+    /// Of whom a change of the set was proposed that is not decided.
+    proposed: Option<ReplicaId>,
+    /// Who is not to come back to the set.
+    released: BTreeSet<ReplicaId>,
+    /// Members' notes of what is outside of the set: by whom, about whom.
+    cataloguing: BTreeMap<Tag, (ReplicaId, ReplicaId)>,
+    /// Members that are being told that they need not note somebody any more.
+    forgetting: BTreeSet<Tag>,
     /// The mirror's own flush, to settle.
     flush: Option<OwnFlush>,
     /// Changes that nobody waits for any more, on their way to a replica outside of the set: what is copied there comes after them.
@@ -299,6 +327,10 @@ enum Purpose {
     Settling,
     /// [`Part::Welcome`]: until it has ended nothing else becomes hot.
     Welcome,
+    /// [`Part::Lacks`].
+    Catalogue,
+    /// [`Part::Returned`] of one that was removed.
+    Forget,
     /// Nobody waits for it.
     Aside,
 }
@@ -344,7 +376,10 @@ impl Mirror {
             last_tag: Tag(0),
             notes: BTreeMap::new(),
             notes_again: BTreeSet::new(),
-            proposed: false,
+            proposed: None,
+            released: BTreeSet::new(),
+            cataloguing: BTreeMap::new(),
+            forgetting: BTreeSet::new(),
             flush: None,
             stragglers: BTreeMap::new(),
             checkpoints: BTreeMap::new(),
@@ -403,6 +438,10 @@ impl Mirror {
             Event::Seal { generation } => self.seal(generation, &mut fx),
             Event::Unseal => self.unseal(&mut fx),
             Event::Finish => self.finish(&mut fx),
+            Event::Added { replica } => self.added(replica),
+            Event::Release { replica } => self.release(replica, &mut fx),
+            Event::Removed { replica } => self.removed(replica, &mut fx),
+            Event::Prefer(prefer) => self.prefer = prefer,
         }
         if self.sealed {
             return fx;
@@ -427,10 +466,11 @@ impl Mirror {
         }
     }
 
-    /// A replica outside of the set of which nothing is asked: it may be caught up.
+    /// A replica outside of the set of which nothing is asked, and that is not to be removed: it may be caught up.
     #[must_use]
     pub fn is_outside(&self, replica: ReplicaId) -> bool {
-        self.peers.get(&replica).is_some_and(|peer| peer.standing == Standing::Out)
+        let out = self.peers.get(&replica).is_some_and(|peer| peer.standing == Standing::Out);
+        out && !self.released.contains(&replica)
     }
 
     /// A replica in the set that has not failed.
@@ -449,6 +489,7 @@ impl Mirror {
         self.admit(fx);
         // A read that has just begun is asked of somebody.
         self.review(fx);
+        self.catalogue(fx);
         self.start_copies(fx);
         self.review_joins(fx);
         self.propose(fx);
@@ -478,7 +519,9 @@ impl Mirror {
             (Purpose::Note, Err(_)) => self.note_failed(tag),
             (Purpose::Settling, Ok(())) => drop(self.settling.remove(&tag)),
             (Purpose::Settling, Err(_)) => self.settling_failed(replica, tag),
-            (Purpose::Welcome, Ok(())) => drop(self.welcomes.remove(&tag)),
+            (Purpose::Welcome, Ok(())) => self.welcomed(replica, tag, fx),
+            (Purpose::Catalogue, _) => self.catalogued(tag, outcome.as_ref().err(), fx),
+            (Purpose::Forget, _) => drop(self.forgetting.remove(&tag)),
             (Purpose::Welcome, Err(_)) => self.welcome_failed(replica, tag),
             (Purpose::JoinFlush, Err(_)) | (Purpose::Request(_) | Purpose::Aside, _) => {}
         }

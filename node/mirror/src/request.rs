@@ -5,7 +5,7 @@ use core::ops::Range;
 
 use pollux_wire::id::ReplicaId;
 
-use crate::grains::Extents;
+use crate::grains::{Extents, Grains};
 
 /// One request of the guest's device. Never used twice in the life of a mirror.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -81,12 +81,14 @@ pub enum Part {
     Miss(ReplicaId),
     /// A replica outside of the set does not lack this range any more, until something is written to it again.
     Regained(ReplicaId),
-    /// A replica is in the set again: nothing lacks there.
+    /// A replica is in the set again, or none of the volume's any more: the note of it is not needed.
     Returned(ReplicaId),
     /// To that replica itself: only these extents may still differ from others.
     Welcome(Extents),
     /// These extents have settled.
     Settled(Extents),
+    /// Note on stable storage that a replica outside of the set lacks this, and what is active ([`crate::Marks::note`]).
+    Lacks(ReplicaId, Grains),
 }
 
 /// What the guest's device is told.

@@ -19,6 +19,8 @@ pub struct Plan {
     pub lacks: BTreeMap<ReplicaId, Grains>,
     /// What may differ within the set.
     pub active: Extents,
+    /// Replicas that members have notes of and that are none of the volume's any more: each is told as [`crate::Event::Removed`].
+    pub gone: BTreeSet<ReplicaId>,
 }
 
 /// For a volume of `size` bytes with these `replicas`, of which `members` are the set and `authority`, one of them, is the one
@@ -59,7 +61,8 @@ pub fn reunite(
         }
         lacks
     };
-    Plan { lacks: replicas.iter().map(|id| (*id, lacks(id))).collect(), active }
+    let gone = of_members().flat_map(|report| report.missing().keys()).filter(|id| !replicas.contains(id)).copied();
+    Plan { lacks: replicas.iter().map(|id| (*id, lacks(id))).collect(), gone: gone.collect(), active }
 }
 
 #[cfg(test)]
@@ -108,6 +111,12 @@ mod tests {
         wanted.union(&Grains::from(&extent(7)));
         assert_eq!(plan.lacks[&R2], wanted);
         assert_eq!(plan.lacks[&R3].bytes(), SIZE, "nobody has a note of it");
+    }
+
+    #[test]
+    fn a_note_of_one_that_was_removed_is_told() {
+        let first = marks(&[Record::Missing(R2, Grains::default()), Record::Missing(ReplicaId(9), Grains::default())]);
+        assert_eq!(plan(&[R1], &[(R1, first)]).gone, [ReplicaId(9)].into());
     }
 
     #[test]

@@ -11,7 +11,7 @@
 //! ```
 //!
 //! Now and then the guest moves to another host, whose mirror begins with what the first one said, or with less; or comes back to
-//! the first one's.
+//! the first one's. Replicas are added, and removed.
 //!
 //! The oracle knows for each unit of the volume which values a legal disk could show: the last that was acknowledged; one of a
 //! request that failed or was cut off; after a power failure anything not older than the last flush. What the guest reads must
@@ -22,6 +22,7 @@ mod control;
 mod guest;
 mod host;
 mod moving;
+mod operator;
 mod oracle;
 mod run;
 mod store;
@@ -42,3 +43,6 @@ const EXTENTS: u64 = 8;
 const SHORT_BY: [u64; 4] = [0, 3, 4 * 37, 4 * 60 + 1];
 /// Replicas in the beginning.
 const REPLICAS: usize = 3;
+/// At once, at most and at least.
+const REPLICAS_MAX: usize = 4;
+const REPLICAS_MIN: usize = 2;

@@ -346,7 +346,11 @@ impl Mirror {
                     Standing::Joining(Step::Draining(_) | Step::Flushing(_)) => peer.standing = Standing::Catching,
                     // The log may take it in any moment.
                     Standing::Joining(Step::Proposed) => too_late.push(*id),
-                    Standing::Member | Standing::Failing { .. } | Standing::Out | Standing::Catching => {}
+                    Standing::Member
+                    | Standing::Failing { .. }
+                    | Standing::Out
+                    | Standing::Noting { .. }
+                    | Standing::Catching => {}
                 }
             }
         }
@@ -391,6 +395,10 @@ impl Mirror {
         }
         // What a replica that joins is told to be hot must not settle on its way there.
         if !self.welcomes.is_empty() || !self.welcome_again.is_empty() {
+            return;
+        }
+        // What is noted of those outside has what was written meanwhile only by its being active.
+        if !self.cataloguing.is_empty() {
             return;
         }
         // Whoever is in the set, or perhaps, has been reached: one that fails may not have what was flushed elsewhere.
@@ -456,7 +464,7 @@ impl Mirror {
                 continue;
             }
             let behind = match (asked.purpose, self.peers.get(&asked.replica).map(|peer| &peer.standing)) {
-                (_, None | Some(Standing::Failing { .. } | Standing::Out)) => false,
+                (_, None | Some(Standing::Failing { .. } | Standing::Out | Standing::Noting { .. })) => false,
                 (_, Some(Standing::Catching | Standing::Joining(_))) => true,
                 (Purpose::Request(id), Some(Standing::Member)) => self.in_flight.get(&id).is_some_and(|open| {
                     open.request.kind == Kind::Read || open.parts.values().any(|state| *state == State::Done)

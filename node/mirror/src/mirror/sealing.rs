@@ -43,7 +43,7 @@ impl Mirror {
         }
         let moves = |peer: &Standing| matches!(peer, Standing::Failing { .. } | Standing::Joining(Step::Proposed));
         let noting = !self.notes.is_empty() || !self.notes_again.is_empty();
-        if self.proposed || noting || self.peers.values().any(|peer| moves(&peer.standing)) {
+        if self.proposed.is_some() || noting || self.peers.values().any(|peer| moves(&peer.standing)) {
             return Some("the set is changing");
         }
         let whole = |id: &ReplicaId| {
@@ -55,7 +55,10 @@ impl Mirror {
     /// Nothing more is written or copied to who is outside of the set. The notes tell whoever goes on what lacks there.
     fn let_outsiders_go(&mut self, fx: &mut Vec<Effect>) {
         let outside = |standing: &Standing| {
-            matches!(standing, Standing::Catching | Standing::Joining(Step::Draining(_) | Step::Flushing(_)))
+            matches!(
+                standing,
+                Standing::Noting { .. } | Standing::Catching | Standing::Joining(Step::Draining(_) | Step::Flushing(_))
+            )
         };
         let going = self.peers.iter().filter(|(_, peer)| outside(&peer.standing)).map(|(id, _)| *id);
         for replica in going.collect::<Vec<_>>() {
@@ -77,7 +80,7 @@ impl Mirror {
     /// All sessions are new ones, and what was proposed under an earlier generation may never be decided: it is proposed again,
     /// and the version tells the log whether it was.
     pub(super) fn unseal(&mut self, fx: &mut Vec<Effect>) {
-        self.proposed = false;
+        self.proposed = None;
         self.finishing = None;
         self.let_outsiders_go(fx);
         let joining = |(id, peer): (&ReplicaId, &Peer)| matches!(peer.standing, Standing::Joining(_)).then_some(*id);
@@ -100,7 +103,10 @@ impl Mirror {
             Event::Decided { version, members } => self.decided(version, members, fx),
             // Of sessions that have ended, or of another mirror's.
             Event::Done { .. } | Event::Lost { .. } | Event::Forgot { .. } | Event::Catch { .. } => {}
-            Event::Credit(_) | Event::Tick | Event::Finish => {}
+            Event::Credit(_) | Event::Tick | Event::Finish | Event::Release { .. } => {}
+            Event::Added { replica } => self.added(replica),
+            Event::Removed { replica } => self.removed(replica, fx),
+            Event::Prefer(prefer) => self.prefer = prefer,
         }
     }
 

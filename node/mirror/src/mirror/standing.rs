@@ -35,6 +35,8 @@ pub(super) enum Standing {
     },
     /// Outside, and nothing is asked of it.
     Out,
+    /// Outside; the members are noting what it lacks, or will be asked to.
+    Noting { asked: bool },
     /// Outside; it is sent what is written, and what it lacks is copied.
     Catching,
     /// It lacks nothing, and its word is needed: the log is to take it in.
@@ -116,7 +118,7 @@ impl Mirror {
                 peer.standing = Standing::Failing { why };
                 fx.push(Effect::Drop { replica });
             }
-            Standing::Catching | Standing::Joining(_) => {
+            Standing::Noting { .. } | Standing::Catching | Standing::Joining(_) => {
                 peer.standing = Standing::Out;
                 fx.push(Effect::Drop { replica });
                 fx.push(Effect::Behind { replica, why });
@@ -141,6 +143,8 @@ impl Mirror {
                 Purpose::Settling => self.settling_failed(replica, tag),
                 Purpose::Welcome => self.welcome_failed(replica, tag),
                 Purpose::Checkpoint => drop(self.checkpoints.remove(&tag)),
+                Purpose::Catalogue => self.catalogued(tag, Some(failure), fx),
+                Purpose::Forget => drop(self.forgetting.remove(&tag)),
                 Purpose::JoinFlush | Purpose::Aside => {}
             }
         }
@@ -181,9 +185,14 @@ impl Mirror {
             return;
         }
         (self.version, self.members) = (version, members);
-        self.proposed = false;
+        self.proposed = None;
+        let unknown = |id: &ReplicaId| !self.peers.contains_key(id);
+        for member in self.members.iter().copied().filter(unknown).collect::<Vec<_>>() {
+            self.added(member);
+        }
         self.review_all = true;
         let hot = self.hot();
+        let mut taken = false;
         let all: Vec<ReplicaId> = self.peers.keys().copied().collect();
         for replica in all {
             let inside = self.members.contains(&replica);
@@ -196,21 +205,25 @@ impl Mirror {
                 (Standing::Failing { .. }, false) => peer.standing = Standing::Out,
                 // Somebody else took it out.
                 (Standing::Member, false) => {
+                    taken = true;
                     peer.standing = Standing::Out;
                     peer.lacks.union(&hot);
                     fx.push(Effect::Drop { replica });
                     self.forget(replica, &Failure::Io("it was taken out of the set".into()), fx);
                 }
                 // Somebody else took it in, and it is not whole.
-                (Standing::Out | Standing::Catching | Standing::Joining(_), true) => {
+                (Standing::Out | Standing::Noting { .. } | Standing::Catching | Standing::Joining(_), true) => {
                     let why = "it was taken in before it had everything";
                     peer.standing = Standing::Failing { why: why.into() };
                     fx.push(Effect::Drop { replica });
                     self.forget(replica, &Failure::Io(why.into()), fx);
                 }
                 (Standing::Member | Standing::Failing { .. }, true)
-                | (Standing::Out | Standing::Catching | Standing::Joining(_), false) => {}
+                | (Standing::Out | Standing::Noting { .. } | Standing::Catching | Standing::Joining(_), false) => {}
             }
+        }
+        if taken {
+            self.has_a_whole_one(fx);
         }
     }
 
@@ -243,11 +256,12 @@ impl Mirror {
         if let Some(peer) = self.peers.get_mut(&replica)
             && peer.standing == Standing::Out
             && self.finishing.is_none()
+            && !self.released.contains(&replica)
         {
             // Whatever was written since this mirror began, or since it left, is in its own count already.
             peer.lacks.union(lacks);
             peer.lacks.clip(self.size);
-            peer.standing = Standing::Catching;
+            peer.standing = Standing::Noting { asked: false };
         }
     }
 
@@ -318,7 +332,7 @@ impl Mirror {
 
     /// One change of the set at a time: each compares the version that the one before made.
     pub(super) fn propose(&mut self, fx: &mut Vec<Effect>) {
-        if self.proposed {
+        if self.proposed.is_some() {
             return;
         }
         let noting = self.notes.values().chain(&self.notes_again).map(|(_, missing)| missing);
@@ -326,19 +340,22 @@ impl Mirror {
         let leaving = self.peers.iter().find_map(|(id, peer)| match &peer.standing {
             // First the survivors know what it lacks, on stable storage.
             Standing::Failing { why } if noted(id) => Some((*id, why.clone())),
-            Standing::Failing { .. } | Standing::Member | Standing::Out | Standing::Catching | Standing::Joining(_) => {
-                None
-            }
+            Standing::Failing { .. }
+            | Standing::Member
+            | Standing::Out
+            | Standing::Noting { .. }
+            | Standing::Catching
+            | Standing::Joining(_) => None,
         });
         if let Some((replica, why)) = leaving {
-            self.proposed = true;
+            self.proposed = Some(replica);
             fx.push(Effect::Leave { replica, version: self.version, why });
             return;
         }
         let joins =
             |(id, peer): (&ReplicaId, &Peer)| (peer.standing == Standing::Joining(Step::Proposed)).then_some(*id);
         if let Some(replica) = self.peers.iter().find_map(joins) {
-            self.proposed = true;
+            self.proposed = Some(replica);
             fx.push(Effect::Join { replica, version: self.version });
         }
     }

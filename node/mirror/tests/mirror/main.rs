@@ -3,4 +3,5 @@
 
 mod ending;
 mod promises;
+mod replicas;
 mod world;

@@ -70,6 +70,8 @@ fn what_overlaps_waits_for_what_came_before_it() {
 fn one_that_returns_is_copied_to_and_written_to_and_then_taken_in() {
     let mut world = World::new(&[R1], &[(R2, Grains::default())]);
     world.tell(Event::Catch { replica: R2, lacks: Grains::touching(&(0..3 * GRAIN_BYTES)) });
+    assert!(world.is_asked(R1, |part| matches!(part, Part::Lacks(id, _) if *id == R2)), "{:?}", world.asked);
+    world.does(R1, &Ok(()));
     world.tell(Event::Credit(u64::MAX));
     let meanwhile = world.write(EXTENT_BYTES..EXTENT_BYTES + 4_096);
     assert!(world.is_asked(R2, |part| matches!(part, Part::Change { .. })), "what it does not lack it is sent");

@@ -8,7 +8,7 @@ use std::{
 };
 
 use pollux_disk::{Completion, Disk, DiskError, Operation, Outcome, Piece, Tag as DiskTag};
-use pollux_mirror::{Change, Failure, Marks, Part, Record, Tag};
+use pollux_mirror::{Change, Failure, Marks, MarksError, Part, Record, Tag};
 use pollux_wire::id::Generation;
 use slab::Slab;
 use tokio::task::JoinHandle;
@@ -125,13 +125,8 @@ impl Works {
                 let who = self.insert(tag, Waits::Disk);
                 self.operation(who, Operation::Flush);
             }
-            Part::Miss(replica) => match self.ledger.marks().miss(*replica) {
-                Ok(record) => {
-                    let who = self.insert(tag, Waits::Note);
-                    self.ledger.note(record, who);
-                }
-                Err(error) => done.push(answer(Err(Failure::Io(error.to_string())))),
-            },
+            Part::Miss(replica) => self.note(self.ledger.marks().miss(*replica), tag, done),
+            Part::Lacks(replica, lacks) => self.note(self.ledger.marks().note(*replica, lacks), tag, done),
             Part::Regained(replica) => match self.check(&ask.range) {
                 Ok(()) => self.tell(Record::Regained(*replica, ask.range), tag, done),
                 Err(failure) => done.push(answer(Err(failure))),
@@ -149,6 +144,16 @@ impl Works {
         }
         let Range { start, end } = range;
         Err(Failure::Io(format!("{start}..{end} is no range of a replica of {} bytes", self.size)))
+    }
+
+    fn note(&mut self, record: Result<Record, MarksError>, tag: Tag, done: &mut Vec<Done>) {
+        match record {
+            Ok(record) => {
+                let who = self.insert(tag, Waits::Note);
+                self.ledger.note(record, who);
+            }
+            Err(error) => done.push(Done { tag, outcome: Err(Failure::Io(error.to_string())) }),
+        }
     }
 
     fn tell(&mut self, record: Record, tag: Tag, done: &mut Vec<Done>) {
@@ -183,7 +188,8 @@ impl Works {
             | Part::Regained(_)
             | Part::Returned(_)
             | Part::Welcome(_)
-            | Part::Settled(_) => unreachable!("nothing is changed by it"),
+            | Part::Settled(_)
+            | Part::Lacks(..) => unreachable!("nothing is changed by it"),
         }
     }
 
@@ -336,7 +342,8 @@ fn check_data(ask: &Ask) -> Result<(), Failure> {
         | Part::Regained(_)
         | Part::Returned(_)
         | Part::Welcome(_)
-        | Part::Settled(_) => 0,
+        | Part::Settled(_)
+        | Part::Lacks(..) => 0,
     };
     let bytes: u64 = ask.data.iter().map(|piece| u64::from(piece.bytes())).sum();
     if bytes == wanted { Ok(()) } else { Err(Failure::Io(format!("{bytes} bytes of data for a range of {wanted}"))) }

@@ -21,7 +21,7 @@ use std::{collections::VecDeque, ops::Range};
 
 use bytes::{Bytes, BytesMut};
 use pollux_disk::{Buffer, Buffers, Piece, SECTOR_BYTES, TRANSFER_BYTES_MAX};
-use pollux_mirror::{Change, Extents, Failure, Part, Tag};
+use pollux_mirror::{Change, Extents, Failure, Grains, Part, Tag};
 use pollux_wire::{codec, id::ReplicaId, limits::Limit};
 use serde::{Deserialize, Serialize};
 use zerocopy::{
@@ -54,6 +54,7 @@ enum Note {
     Returned(ReplicaId),
     Welcome(Extents),
     Settled(Extents),
+    Lacks(ReplicaId, Grains),
 }
 
 #[derive(Debug, Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
@@ -150,6 +151,7 @@ impl Header for AskHeader {
                 Note::Returned(replica) => Part::Returned(replica),
                 Note::Welcome(extents) => Part::Welcome(extents),
                 Note::Settled(extents) => Part::Settled(extents),
+                Note::Lacks(replica, lacks) => Part::Lacks(replica, lacks),
             },
             _ => return Err(Malformed("an ask of no kind")),
         };
@@ -273,6 +275,7 @@ impl Encoder {
             Part::Returned(replica) => noted(Note::Returned(replica)),
             Part::Welcome(extents) => noted(Note::Welcome(extents)),
             Part::Settled(extents) => noted(Note::Settled(extents)),
+            Part::Lacks(replica, lacks) => noted(Note::Lacks(replica, lacks)),
         };
         let body = note.map(|note| codec::encode(&note, NOTE)).transpose();
         let body = body.map_err(|error| Failure::Io(error.to_string()))?.unwrap_or_default();

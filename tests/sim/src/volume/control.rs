@@ -19,6 +19,8 @@ pub enum Control {
     FlushInVain,
     /// A guest moves with a seal although it has requests open.
     SealOpen,
+    /// Of a replica that was added the members note only what is active.
+    NoteTooLittle,
 }
 
 impl Control {

@@ -44,7 +44,7 @@ pub(super) struct Opened {
 impl World {
     /// The volume's replicas.
     pub(super) fn replicas(&self) -> BTreeSet<ReplicaId> {
-        (0..self.stores.len()).map(replica).collect()
+        self.log.replicas.clone()
     }
 
     /// A guest begins wherever the log gives it the right to, once a replica of the set can be reached.
@@ -70,7 +70,8 @@ impl World {
     pub(super) fn open_all(&mut self) -> Opened {
         let stores = self.stores.len();
         let mut opened = Opened { sessions: vec![None; stores], boots: vec![None; stores], reports: BTreeMap::new() };
-        for store in (0..stores).filter(|it| self.links[*it] && self.stores[*it].up).collect::<Vec<_>>() {
+        let there: Vec<usize> = self.log.replicas.iter().map(|id| store_of(*id)).collect();
+        for store in there.into_iter().filter(|it| self.links[*it] && self.stores[*it].up).collect::<Vec<_>>() {
             self.sessions += 1;
             let it = &mut self.stores[store];
             (it.generation, it.session) = (self.log.generation, self.sessions);
@@ -115,6 +116,9 @@ impl World {
             copies: BTreeMap::new(),
             reads: BTreeMap::new(),
         });
+        for replica in plan.gone {
+            self.apply(Event::Removed { replica });
+        }
         for store in lost {
             if self.host.as_ref().is_some_and(|host| host.mirror.is_sound(replica(store))) {
                 self.apply(Event::Lost { replica: replica(store), why: "it cannot be reached".into() });
@@ -260,7 +264,8 @@ impl World {
             | Part::Regained(_)
             | Part::Returned(_)
             | Part::Welcome(_)
-            | Part::Settled(_) => Vec::new(),
+            | Part::Settled(_)
+            | Part::Lacks(..) => Vec::new(),
         };
         let early = self.settings.control == Some(Control::AcknowledgeEarly)
             && matches!(part, Part::Change { .. })
@@ -356,9 +361,6 @@ impl World {
         let sound = members.iter().map(|it| replica(*it)).collect();
         let mut plan = reunite(self.size, &all, &sound, replica(authority), &reports);
         let lacks: Grains = plan.lacks.remove(&replica(store)).unwrap_or_default();
-        for member in members {
-            self.stores[member].miss(replica(store), Some(lacks.clone()));
-        }
         self.apply(Event::Catch { replica: replica(store), lacks });
         true
     }

@@ -189,8 +189,7 @@ impl World {
             }
         }
         self.apply(Event::Unseal);
-        let (version, members) = (self.log.version, self.log.members.clone());
-        self.apply(Event::Decided { version, members });
+        self.tell_replicas();
         for store in 0..self.stores.len() {
             let Some(host) = &self.host else { return };
             let boot = host.sessions[store].map(|_| self.stores[store].boot);
@@ -211,8 +210,9 @@ impl World {
         self.ask_again(life);
     }
 
-    /// What was parked goes with the guest.
+    /// What has no answer goes with the guest, parked.
     fn ask_again(&mut self, host: u64) {
+        self.guest.open.values_mut().for_each(|open| open.parked = true);
         let parked: Vec<_> = self.guest.open.keys().copied().collect();
         for request in parked {
             let pause = self.rng.between(5, 100);

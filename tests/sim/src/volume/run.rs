@@ -2,7 +2,7 @@
 
 use super::{
     Control, Time, UNIT_BYTES,
-    world::{World, replica},
+    world::{World, replica, store_of},
 };
 use crate::{Failure, panics};
 
@@ -55,6 +55,10 @@ pub struct Outcome {
     pub back: u64,
     /// Guests that ended in order, with nothing left to copy.
     pub stopped: u64,
+    /// Replicas that were added.
+    pub added: u64,
+    /// Replicas that were removed.
+    pub removed: u64,
 }
 
 impl Outcome {
@@ -70,6 +74,8 @@ impl Outcome {
         self.sealed += other.sealed;
         self.back += other.back;
         self.stopped += other.stopped;
+        self.added += other.added;
+        self.removed += other.removed;
     }
 }
 
@@ -101,6 +107,8 @@ pub fn run(seed: u64, settings: &Settings) -> Result<Outcome, Box<Failure>> {
             sealed: world.sealed,
             back: world.back,
             stopped: world.stopped,
+            added: world.added,
+            removed: world.removed,
         }),
     }
 }
@@ -153,7 +161,7 @@ impl World {
             return Some(format!("{status:?}"));
         }
         let active = |store: &usize| !self.stores[*store].marks().active().is_empty();
-        if let Some(store) = (0..self.stores.len()).find(active) {
+        if let Some(store) = self.log.replicas.iter().map(|id| store_of(*id)).find(active) {
             return Some(format!("{} has active extents", replica(store)));
         }
         self.guest.open.values().any(|open| open.kind.changes()).then(|| "writes are under way".into())
@@ -161,7 +169,7 @@ impl World {
 
     fn check_end(&self) -> Result<(), String> {
         for unit in 0..self.size / UNIT_BYTES {
-            let held: Vec<u64> = self.stores.iter().map(|store| store.get(unit)).collect();
+            let held: Vec<u64> = self.log.replicas.iter().map(|id| self.stores[store_of(*id)].get(unit)).collect();
             if held.iter().any(|it| *it != held[0]) {
                 return Err(format!("the replicas differ in unit {unit}: {held:?}"));
             }

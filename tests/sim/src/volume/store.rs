@@ -5,7 +5,7 @@ use std::{
     ops::Range,
 };
 
-use pollux_mirror::{Extents, Grains, Marks, Record};
+use pollux_mirror::{Extents, Grains, Marks, MarksError, Record};
 use pollux_wire::id::ReplicaId;
 
 use super::{Control, UNIT_BYTES, oracle::Stamp};
@@ -21,6 +21,10 @@ pub(super) struct Store {
     pub(super) boot: u64,
     pub(super) full: bool,
     pub(super) slow: bool,
+    /// Its disk says no, now and then.
+    pub(super) broken: bool,
+    /// It was removed.
+    pub(super) gone: bool,
     /// The highest it has seen; on stable storage at once.
     pub(super) generation: u64,
     pub(super) session: u64,
@@ -102,13 +106,25 @@ impl Store {
         self.record(record, None);
     }
 
-    pub(super) fn miss(&mut self, replica: ReplicaId, lacks: Option<Grains>) {
-        let record = self.marks.miss(replica).expect("there are three replicas");
+    pub(super) fn miss(&mut self, replica: ReplicaId) -> Result<(), MarksError> {
+        let record = self.marks.miss(replica)?;
         self.record(record, None);
-        if let Some(lacks) = lacks {
-            self.record(Record::Missing(replica, lacks), None);
-        }
         self.sync_log();
+        Ok(())
+    }
+
+    pub(super) fn note(
+        &mut self,
+        replica: ReplicaId,
+        lacks: &Grains,
+        control: Option<Control>,
+    ) -> Result<(), MarksError> {
+        let nothing = Grains::default();
+        let lacks = if control == Some(Control::NoteTooLittle) { &nothing } else { lacks };
+        let record = self.marks.note(replica, lacks)?;
+        self.record(record, None);
+        self.sync_log();
+        Ok(())
     }
 
     pub(super) fn flush(&mut self) {

@@ -100,6 +100,13 @@ pub(super) enum Happening {
     Arrives(u64),
     GiveBack(u64),
     GoBack(u64),
+    /// An operator looks whether a replica has left the set and can be removed.
+    Remove {
+        replica: ReplicaId,
+        looks: u64,
+    },
+    /// The mirror learns which replicas there are.
+    Replicas,
     Fault,
     Heal(Healing),
 }
@@ -109,6 +116,7 @@ pub(super) enum Healing {
     Store(usize),
     Link(usize),
     Room(usize),
+    Disk(usize),
     Speed(usize),
     Quorum,
 }
@@ -119,6 +127,7 @@ pub(super) struct Log {
     pub(super) generation: u64,
     pub(super) version: u64,
     pub(super) members: BTreeSet<ReplicaId>,
+    pub(super) replicas: BTreeSet<ReplicaId>,
     pub(super) works: bool,
 }
 
@@ -155,6 +164,8 @@ pub(super) struct World {
     pub(super) sealed: u64,
     pub(super) back: u64,
     pub(super) stopped: u64,
+    pub(super) added: u64,
+    pub(super) removed: u64,
 }
 
 pub(super) fn replica(store: usize) -> ReplicaId {
@@ -185,7 +196,13 @@ impl World {
             agenda: Agenda::new(),
             stores: (0..REPLICAS).map(|_| Store::new()).collect(),
             links: vec![true; REPLICAS],
-            log: Log { generation: 0, version: 1, members: (0..REPLICAS).map(replica).collect(), works: true },
+            log: Log {
+                generation: 0,
+                version: 1,
+                members: (0..REPLICAS).map(replica).collect(),
+                replicas: (0..REPLICAS).map(replica).collect(),
+                works: true,
+            },
             host: None,
             moving: None,
             hosts: 0,
@@ -201,6 +218,8 @@ impl World {
             sealed: 0,
             back: 0,
             stopped: 0,
+            added: 0,
+            removed: 0,
         };
         world.put(1, Happening::Start);
         world.put(100, Happening::Fault);
@@ -252,6 +271,8 @@ impl World {
             Happening::Arrives(source) => self.arrives(source),
             Happening::GiveBack(host) => self.give_back(host),
             Happening::GoBack(source) => self.go_back(source),
+            Happening::Remove { replica, looks } => self.remove(replica, looks),
+            Happening::Replicas => self.tell_replicas(),
             Happening::Fault => self.fault(),
             Happening::Heal(healing) => self.heal(healing),
         }
@@ -280,6 +301,12 @@ impl World {
         }
         let control = self.settings.control;
         let delay = self.delay(store);
+        let fails = matches!(asked.part, Part::Read | Part::Flush | Part::Change { .. } | Part::Copy { .. })
+            && self.stores[store].broken
+            && self.rng.chance(500);
+        if fails {
+            return self.answer(&asked, Err(Failure::Io("input/output error".into())), Vec::new());
+        }
         let it = &mut self.stores[store];
         match &asked.part {
             Part::Read => {
@@ -303,8 +330,12 @@ impl World {
                 self.answer(&asked, Ok(()), Vec::new());
             }
             Part::Miss(missing) => {
-                it.miss(*missing, None);
-                self.answer(&asked, Ok(()), Vec::new());
+                let noted = it.miss(*missing).map_err(|failure| Failure::Io(failure.to_string()));
+                self.answer(&asked, noted, Vec::new());
+            }
+            Part::Lacks(outside, lacks) => {
+                let noted = it.note(*outside, lacks, control).map_err(|failure| Failure::Io(failure.to_string()));
+                self.answer(&asked, noted, Vec::new());
             }
             Part::Regained(id) => {
                 it.record(pollux_mirror::Record::Regained(*id, asked.range.clone()), control);
@@ -366,7 +397,10 @@ impl World {
             if full && it.get(*unit) == 0 {
                 return self.answer(&asked, Err(Failure::NoSpace), Vec::new());
             }
-            it.put(*unit, *stamp);
+            if self.stores[asked.store].broken && self.rng.chance(50) {
+                return self.answer(&asked, Err(Failure::Io("input/output error".into())), Vec::new());
+            }
+            self.stores[asked.store].put(*unit, *stamp);
             let delay = self.rng.below(2);
             return self.put(delay, Happening::Write { life, asked, done: done + 1 });
         }
@@ -392,7 +426,7 @@ impl World {
             // Whoever proposes repeats it.
             return self.put(30, Happening::Append { generation, version, replica, join });
         }
-        if generation != self.log.generation || version != self.log.version {
+        if generation != self.log.generation || version != self.log.version || !self.log.replicas.contains(&replica) {
             return self.tell_decision();
         }
         self.log.version += 1;
@@ -421,9 +455,10 @@ impl World {
         }
         let next = self.rng.between(20, self.calm_ms);
         self.put(next, Happening::Fault);
-        let store = self.rng.index(self.stores.len());
+        let there: Vec<ReplicaId> = self.log.replicas.iter().copied().collect();
+        let store = store_of(self.rng.pick(&there));
         let while_ms = self.rng.between(20, 2_000);
-        let kind = self.rng.below(13);
+        let kind = self.rng.below(16);
         self.trace.line(self.now, format_args!("fault {kind} of store {store} for {while_ms} ms"));
         match kind {
             0 | 1 if self.stores[store].up => {
@@ -468,16 +503,23 @@ impl World {
             }
             10 | 11 => self.pause(false),
             12 if self.rng.chance(300) => self.pause(true),
+            13 => {
+                self.stores[store].broken = true;
+                self.put(while_ms, Happening::Heal(Healing::Disk(store)));
+            }
+            14 => self.add(),
+            15 => self.release(store),
             _ => {}
         }
     }
 
     fn heal(&mut self, healing: Healing) {
         match healing {
-            Healing::Store(store) if !self.stores[store].up => self.stores[store].starts(),
+            Healing::Store(store) if !self.stores[store].up && !self.stores[store].gone => self.stores[store].starts(),
             Healing::Store(_) => {}
             Healing::Link(store) => self.links[store] = true,
             Healing::Room(store) => self.stores[store].full = false,
+            Healing::Disk(store) => self.stores[store].broken = false,
             Healing::Speed(store) => self.stores[store].slow = false,
             Healing::Quorum => self.log.works = true,
         }
@@ -510,8 +552,8 @@ impl World {
     pub(super) fn calm_down(&mut self) {
         self.calm = true;
         for store in 0..self.stores.len() {
-            for healing in [Healing::Store(store), Healing::Link(store), Healing::Room(store), Healing::Speed(store)] {
-                self.heal(healing);
+            for healing in [Healing::Store, Healing::Link, Healing::Room, Healing::Disk, Healing::Speed] {
+                self.heal(healing(store));
             }
         }
         self.heal(Healing::Quorum);
