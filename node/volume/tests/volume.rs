@@ -113,7 +113,7 @@ impl World {
             place.make(SIZE).unwrap();
             places.insert(id, place);
         }
-        let set = Set { version: 1, members: [R1, R2].into() };
+        let set = Set { version: 1, members: [R1, R2].into(), replicas: [R1, R2].into(), going: BTreeSet::new() };
         let inner = Inner {
             keepers: Keepers::new("boot".into()),
             places,
@@ -136,16 +136,8 @@ impl World {
             *generation
         };
         let limits = Limits { lag_ms: 500, hold_ms: 3_000, ..Limits::default() };
-        let plan = Plan {
-            name: "data".into(),
-            size: SIZE,
-            generation,
-            handover,
-            replicas: [R1, R2].into(),
-            authority: R1,
-            prefer: vec![R1],
-            limits,
-        };
+        let plan =
+            Plan { name: "data".into(), size: SIZE, generation, handover, authority: R1, prefer: vec![R1], limits };
         let ways = ToReplicas(Arc::clone(&self.inner), generation);
         Volume::start(plan, Arc::new(ways), self.inner.set.subscribe()).await
     }

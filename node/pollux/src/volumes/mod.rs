@@ -153,7 +153,7 @@ impl Volumes {
                 // Whoever has the right now will refuse what comes of the old one.
                 let Some(seen) = seen else { return };
                 send.send_if_modified(|set| {
-                    let newer = seen.version > set.version;
+                    let newer = seen != *set;
                     if newer {
                         *set = seen;
                     }
@@ -170,7 +170,13 @@ impl Volumes {
 }
 
 fn set_of(volume: &pollux_state::volume::Volume) -> Set {
-    Set { version: volume.version, members: volume.set.clone() }
+    let made = volume.replicas.iter().filter(|(_, replica)| replica.made);
+    Set {
+        version: volume.version,
+        members: volume.set.clone(),
+        replicas: made.map(|(id, _)| *id).collect(),
+        going: BTreeSet::new(),
+    }
 }
 
 #[async_trait]
@@ -199,12 +205,6 @@ impl Disks for Volumes {
             size: it.size,
             generation: it.generation,
             handover,
-            replicas: it
-                .replicas
-                .iter()
-                .filter(|(_, replica)| replica.made)
-                .map(|(id, _)| *id)
-                .collect::<BTreeSet<_>>(),
             authority: it.authority,
             prefer: it.replicas.keys().copied().filter(here).collect(),
             limits: Limits::default(),

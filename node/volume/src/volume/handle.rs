@@ -1,7 +1,7 @@
 //! What a volume's owner can want of it, and see of it, while somebody else polls it.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     task::{Context, Poll},
     time::Duration,
 };
@@ -44,6 +44,8 @@ pub(super) enum Wish {
     TakeBack { done: oneshot::Sender<()> },
     /// Copy no faster than this, in bytes per second; `None`: as fast as the guest leaves room for.
     CopyRate(Option<u64>),
+    /// Read from these first.
+    Prefer(Vec<ReplicaId>),
 }
 
 /// A volume that is in use.
@@ -115,10 +117,19 @@ impl VolumeHandle {
     }
 }
 
+impl VolumeHandle {
+    /// Reads from these first, the nearest in front.
+    pub async fn prefer(&self, replicas: Vec<ReplicaId>) {
+        // One that has ended reads nothing.
+        let _ = self.wishes.send(Wish::Prefer(replicas)).await;
+    }
+}
+
 impl Volume {
     pub(super) fn wished(&mut self, wish: Wish) {
         match wish {
             Wish::CopyRate(most) => self.copying.most = most,
+            Wish::Prefer(prefer) => self.apply(Event::Prefer(prefer)),
             Wish::HandOver { until, said } => {
                 self.handing_over = Some((until, said));
                 self.try_to_seal();
@@ -197,10 +208,33 @@ impl Volume {
     /// What the log has decided since.
     pub(super) fn take_decisions(&mut self, cx: &mut Context<'_>) -> bool {
         let mut moved = false;
-        while let Poll::Ready(Some(Set { version, members })) = self.set.poll_next_unpin(cx) {
-            self.apply(Event::Decided { version, members });
+        while let Poll::Ready(Some(set)) = self.set.poll_next_unpin(cx) {
+            self.decided(set);
             moved = true;
         }
         moved
+    }
+
+    fn decided(&mut self, Set { version, members, replicas, going }: Set) {
+        self.apply(Event::Decided { version, members });
+        let known: BTreeSet<ReplicaId> = self.mirror.status().replicas.iter().map(|it| it.replica).collect();
+        for replica in known.difference(&replicas).copied() {
+            self.apply(Event::Removed { replica });
+            self.peers.remove(replica);
+        }
+        for replica in replicas.difference(&known).copied() {
+            self.apply(Event::Added { replica });
+            self.peers.add(replica);
+        }
+        for replica in going.difference(&self.released).copied().collect::<Vec<_>>() {
+            self.apply(Event::Release { replica });
+        }
+        // One that stays after all.
+        for replica in self.released.difference(&going).copied().collect::<Vec<_>>() {
+            if replicas.contains(&replica) {
+                self.apply(Event::Added { replica });
+            }
+        }
+        self.released = going;
     }
 }

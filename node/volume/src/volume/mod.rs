@@ -17,7 +17,7 @@ mod peers;
 mod start;
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     pin::Pin,
     task::{Context, Poll},
     time::Duration,
@@ -25,7 +25,7 @@ use std::{
 
 use pollux_disk::{Completion, Disk, DiskError, Extent, Operation, Outcome, Piece};
 use pollux_mirror::{Answer, Change, Effect, Event, Failure, Kind, Millis, Mirror, Part, Request, RequestId, Tag};
-use pollux_wire::id::Generation;
+use pollux_wire::id::{Generation, ReplicaId};
 use rustix::io::Errno;
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -73,6 +73,8 @@ pub struct Volume {
     began: Instant,
     tick: Pin<Box<Sleep>>,
     ticked: Millis,
+    /// Replicas that are to go.
+    released: BTreeSet<ReplicaId>,
     /// Who waits for what the next one has to know, and how long the replicas may take to be equal.
     handing_over: Option<(Instant, oneshot::Sender<Handover>)>,
     /// The guest goes on here after all, once the ways are open again.
@@ -119,6 +121,7 @@ impl Volume {
                     | Part::Miss(_)
                     | Part::Regained(_)
                     | Part::Returned(_)
+                    | Part::Lacks(..)
                     | Part::Welcome(_)
                     | Part::Settled(_) => Vec::new(),
                 };

@@ -117,6 +117,18 @@ impl Peers {
         self.rests = true;
     }
 
+    pub(super) fn add(&mut self, replica: ReplicaId) {
+        self.known.replicas.insert(replica);
+        self.all.entry(replica).or_default();
+    }
+
+    pub(super) fn remove(&mut self, replica: ReplicaId) {
+        self.known.replicas.remove(&replica);
+        self.known.reports.remove(&replica);
+        self.known.members.remove(&replica);
+        self.all.remove(&replica);
+    }
+
     /// Ends the session with a replica.
     pub(super) fn let_go(&mut self, replica: ReplicaId, why: &str) {
         if let Some(peer) = self.all.get_mut(&replica) {

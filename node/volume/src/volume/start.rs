@@ -39,6 +39,10 @@ pub struct Set {
     pub version: u64,
     /// Who is in it.
     pub members: BTreeSet<ReplicaId>,
+    /// All replicas of the volume that are made.
+    pub replicas: BTreeSet<ReplicaId>,
+    /// Those of them that are to go, once the set can do without.
+    pub going: BTreeSet<ReplicaId>,
 }
 
 /// A change of it.
@@ -91,8 +95,6 @@ pub struct Plan {
     pub generation: Generation,
     /// The guest lives, and this is what who had its volume before says; `None`: it is being started.
     pub handover: Option<Handover>,
-    /// Its replicas.
-    pub replicas: BTreeSet<ReplicaId>,
     /// The one whose content counts, if it can be reached.
     pub authority: ReplicaId,
     /// Whom to read from, the nearest first.
@@ -137,8 +139,8 @@ impl Volume {
         ways: Arc<dyn Ways>,
         mut set: watch::Receiver<Set>,
     ) -> Result<(Self, VolumeHandle), StartError> {
-        let Set { version, members } = set.borrow_and_update().clone();
-        let (mut reached, failed) = reach(&plan, &*ways, &members).await;
+        let Set { version, members, replicas, going } = set.borrow_and_update().clone();
+        let (mut reached, failed) = reach(&replicas, &*ways, &members).await;
         let with_everything: BTreeSet<ReplicaId> =
             members.iter().copied().filter(|member| reached.contains_key(member)).collect();
         // Any of the set holds every acknowledged write; the one the log names is taken so that two starts take the same.
@@ -155,7 +157,7 @@ impl Volume {
         };
         let reports: BTreeMap<ReplicaId, Report> =
             reached.iter().map(|(id, reached)| (*id, reached.report.clone())).collect();
-        let lacks = lacks_at_first(&plan, (version, &members), authority, &reached, &reports)
+        let lacks = lacks_at_first(&plan, &replicas, (version, &members), authority, &reached, &reports)
             .map_err(|source| StartError::Unfit { volume: plan.name.clone(), source })?;
         let mirror = Mirror::new(
             plan.size,
@@ -165,8 +167,7 @@ impl Volume {
             &lacks.active,
             plan.prefer.clone(),
         );
-        let known =
-            Known { size: plan.size, replicas: plan.replicas.clone(), members: with_everything, authority, reports };
+        let known = Known { size: plan.size, replicas: replicas.clone(), members: with_everything, authority, reports };
         let (send, wishes) = mpsc::channel(WISHES_MAX);
         let (status, seen) = watch::channel(VolumeStatus::default());
         let mut volume = Self {
@@ -189,6 +190,7 @@ impl Volume {
             began: Instant::now(),
             tick: Box::pin(sleep_until(Instant::now() + Duration::from_millis(TICK_MS.min(IDLE_TICK_MS)))),
             ticked: 0,
+            released: BTreeSet::new(),
             handing_over: None,
             taking_back: None,
             settled: None,
@@ -196,14 +198,14 @@ impl Volume {
             trouble: None,
         };
         for (id, boot) in plan.handover.into_iter().flat_map(|handover| handover.boots) {
-            if !reached.contains_key(&id) && plan.replicas.contains(&id) {
+            if !reached.contains_key(&id) && replicas.contains(&id) {
                 volume.peers.booted(id, boot);
             }
         }
         for (id, why) in &failed {
             volume.peers.note(*id, why);
         }
-        for id in &plan.replicas {
+        for id in &replicas {
             let whole = lacks.lacks.get(id).is_some_and(Grains::is_empty);
             match reached.remove(id) {
                 Some(Reached { side, boot, .. }) if members.contains(id) && whole => {
@@ -218,6 +220,8 @@ impl Volume {
                 None => {}
             }
         }
+        volume.todo.extend(lacks.gone.iter().map(|gone| Event::Removed { replica: *gone }));
+        volume.todo.extend(going.into_iter().map(|replica| Event::Release { replica }));
         volume.publish();
         Ok((volume, VolumeHandle { wishes: send, status: seen }))
     }
@@ -227,23 +231,24 @@ impl Volume {
 /// says; it is asked before anything is copied there.
 fn lacks_at_first(
     plan: &Plan,
+    replicas: &BTreeSet<ReplicaId>,
     (version, members): (u64, &BTreeSet<ReplicaId>),
     authority: ReplicaId,
     reached: &BTreeMap<ReplicaId, Reached>,
     reports: &BTreeMap<ReplicaId, Report>,
 ) -> Result<pollux_mirror::Plan, Unfit> {
     let mut all = reports.clone();
-    for outside in plan.replicas.difference(members) {
+    for outside in replicas.difference(members) {
         all.entry(*outside).or_default();
     }
     let Some(handover) = &plan.handover else {
-        return Ok(reunite(plan.size, &plan.replicas, members, authority, &all));
+        return Ok(reunite(plan.size, replicas, members, authority, &all));
     };
     let forgot = |(id, reached): (&ReplicaId, &Reached)| handover.boots.get(id) != Some(&reached.boot);
     let forgot = reached.iter().filter(|it| forgot(*it)).map(|(id, _)| *id);
     take_over(
         (plan.size, plan.generation),
-        &plan.replicas,
+        replicas,
         (version, members),
         authority,
         handover.seal.as_ref(),
@@ -254,7 +259,7 @@ fn lacks_at_first(
 
 /// Sessions with all that answer in time, and why the others do not.
 async fn reach(
-    plan: &Plan,
+    replicas: &BTreeSet<ReplicaId>,
     ways: &dyn Ways,
     members: &BTreeSet<ReplicaId>,
 ) -> (BTreeMap<ReplicaId, Reached>, BTreeMap<ReplicaId, String>) {
@@ -262,7 +267,7 @@ async fn reach(
         let (id, opening) = (*id, ways.open(*id));
         async move { (id, opening.await) }
     };
-    let mut opening: FuturesUnordered<_> = plan.replicas.iter().map(open).collect();
+    let mut opening: FuturesUnordered<_> = replicas.iter().map(open).collect();
     let (mut reached, mut failed) = (BTreeMap::new(), BTreeMap::new());
     let mut until = Instant::now() + ANY;
     loop {
