@@ -93,6 +93,10 @@ pub struct VmCore {
     pub(crate) spoiled: Option<(OpId, alloc::string::String)>,
     /// The move that an earlier life of this daemon was the target of and certainly never let act.
     pub(crate) untouched: Option<OpId>,
+    /// When a leader was last lost or found. Before, nobody may have been there to tell others' words to.
+    pub(crate) led_since: Millis,
+    /// This daemon is about to end.
+    pub(crate) leaving: bool,
 }
 
 impl VmCore {
@@ -118,6 +122,8 @@ impl VmCore {
             throttle: 0,
             spoiled: None,
             untouched,
+            led_since: 0,
+            leaving: false,
         }
     }
 
@@ -207,7 +213,11 @@ impl VmCore {
                 }
             }
             // A read that was begun before proves nothing about the time after.
-            Event::LeaderLost => (self.sure, self.confirm) = (None, None),
+            Event::LeaderLost => {
+                (self.sure, self.confirm) = (None, None);
+                self.led_since = self.now;
+            }
+            Event::Leaving => self.leaving = true,
             // Nor does one that was answered before the sleep.
             Event::FenceExpired => {
                 (self.sure, self.confirm) = (None, None);
@@ -338,6 +348,13 @@ impl VmCore {
         let ticket = self.ticket();
         self.asks.push(Ask { ticket, command: command.clone(), since: self.now });
         fx.push(Effect::Propose { ticket, command });
+    }
+
+    /// Does not insist any more on proposals of this kind.
+    pub(crate) fn unask(&mut self, fx: &mut Effects, given_up: impl Fn(&Command) -> bool) {
+        for ask in self.asks.extract_if(.., |ask| given_up(&ask.command)) {
+            fx.push(Effect::Withdraw { ticket: ask.ticket });
+        }
     }
 
     /// Is the view certain to be current? If not, asks for a read that makes it so.

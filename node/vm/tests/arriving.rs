@@ -219,6 +219,17 @@ fn a_target_whose_daemon_ends_in_order_gives_the_guest_up_before() {
     assert!(matches!(proposed(&fx), Some(Command::GiveBack { op: OP, expect: Generation(6), .. })), "{fx:?}");
 }
 
+#[test]
+fn a_daemon_that_ends_is_no_target_any_more() {
+    let (mut desk, _) = loading();
+    desk.hear(Event::Leaving);
+    desk.hear(Event::Gone);
+    desk.decided(5, running(OTHER));
+    let fx = desk.decided(5, coming_here(NEXT_OP));
+    let aborts = matches!(proposed(&fx), Some(Command::AbortMove { op: NEXT_OP, .. }));
+    assert!(aborts && !fx.iter().any(|effect| matches!(effect, Effect::Admit { .. })), "{fx:?}");
+}
+
 /// The same when its machine's end is heard of first.
 #[test]
 fn a_machine_that_ended_before_it_was_let_run_is_given_back_too() {

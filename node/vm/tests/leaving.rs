@@ -235,6 +235,61 @@ fn a_machine_that_ends_while_it_hands_over_waits_for_what_became_of_that() {
     assert_eq!(proposed(&fx), None, "the target has everything: {fx:?}");
 }
 
+/// The guest is alive at the target or nowhere: to call the move off would only lose it.
+#[test]
+fn whose_machine_ended_after_that_calls_nothing_off_but_for_the_targets_silence() {
+    let reasons: [fn(&mut Desk) -> Effects; 4] = [
+        |desk| desk.hear(Event::SessionLost("timed out".into())),
+        |desk| desk.hear(Event::PeerRefused("no such move".into())),
+        |desk| {
+            desk.seen.cancel = true;
+            desk.told()
+        },
+        |desk| {
+            desk.seen.desired = Desired::Stopped { force: false };
+            desk.told()
+        },
+    ];
+    for reason in reasons {
+        let mut desk = handed_over();
+        desk.hear(Event::MachineEnded("signal 9".into()));
+        let fx = reason(&mut desk);
+        assert_eq!(proposed(&fx), None, "{fx:?}");
+        assert!(!fx.iter().any(|effect| matches!(effect, Effect::Disconnect { .. })), "{fx:?}");
+        assert_eq!(desk.core.deadline(), Some(desk.now + LIMITS.decide_ms));
+        let read = desk.wait(LIMITS.decide_ms);
+        assert_eq!(proposed(&read), None, "is there a leader whom the target could have told? {read:?}");
+        let fx = desk.confirm(&read, 2);
+        assert!(matches!(proposed(&fx), Some(Command::AbortMove { .. })), "{fx:?}");
+
+        // Nor while it is still to be heard whether the target has everything.
+        let mut desk = handing_over();
+        desk.hear(Event::MachineEnded("signal 9".into()));
+        assert_eq!(proposed(&reason(&mut desk)), None);
+        assert_eq!(proposed(&desk.hear(Event::HandedOver)), None);
+    }
+}
+
+#[test]
+fn the_targets_silence_counts_from_when_there_was_a_leader_to_tell() {
+    let mut desk = handed_over();
+    desk.hear(Event::MachineEnded("signal 9".into()));
+    desk.wait(LIMITS.decide_ms - 1);
+    desk.hear(Event::LeaderLost);
+    assert_eq!(proposed(&desk.wait(LIMITS.decide_ms - 1)), None);
+    let read = desk.wait(1);
+    assert!(aborts_because(&desk.confirm(&read, 2), "in time"));
+}
+
+#[test]
+fn a_move_that_was_called_off_is_not_any_more_once_nothing_is_left_here() {
+    let mut desk = handed_over();
+    let fx = desk.hear(Event::SessionLost("timed out".into()));
+    let (abort, _) = proposal(&fx).expect("the guest could go on here");
+    let fx = desk.hear(Event::MachineEnded("signal 9".into()));
+    assert_eq!(fx, [Effect::Withdraw { ticket: abort }]);
+}
+
 #[test]
 fn a_machine_that_ends_after_that_matters_only_if_the_guest_comes_back() {
     let mut desk = handed_over();

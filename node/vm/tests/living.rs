@@ -200,13 +200,32 @@ fn what_an_earlier_life_was_moving_away_is_left_to_its_target_for_a_while() {
     let fx = desk.decided(4, moving.clone());
     assert_eq!(proposed(&fx), None, "{fx:?}");
     assert_eq!(desk.core.deadline(), Some(desk.now + LIMITS.decide_ms));
-    let fx = desk.wait(LIMITS.decide_ms);
+    let read = desk.wait(LIMITS.decide_ms);
+    assert_eq!(proposed(&read), None, "is there a leader whom the target could have told? {read:?}");
+    let fx = desk.confirm(&read, 2);
     assert!(matches!(proposed(&fx), Some(Command::Claim { .. })), "{fx:?}");
 
     let mut desk = Desk::new();
     desk.decided(4, moving);
     let fx = desk.decided(4, running(ME_BEFORE));
     assert!(matches!(proposed(&fx), Some(Command::Claim { .. })), "the target gave up: {fx:?}");
+}
+
+/// Without a leader the target cannot say anything either.
+#[test]
+fn the_target_is_waited_for_anew_when_a_leader_was_lost_or_found() {
+    let mut desk = Desk::new();
+    desk.decided(4, pollux_state::vm::Phase::Moving { op: OP, from: ME_BEFORE, to: OTHER });
+    desk.wait(LIMITS.decide_ms - 1);
+    assert_eq!(proposed(&desk.hear(Event::LeaderLost)), None);
+    assert_eq!(desk.core.deadline(), Some(desk.now + LIMITS.decide_ms));
+    assert_eq!(proposed(&desk.wait(LIMITS.decide_ms - 1)), None);
+    let read = desk.wait(1);
+    let fx = desk.confirm(&read, 2);
+    let (claim, _) = proposal(&fx).filter(|(_, it)| matches!(it, Command::Claim { .. })).expect("a claim");
+
+    // Nor is what it had proposed insisted on when that leader, too, is gone.
+    assert_eq!(desk.hear(Event::LeaderLost), [Effect::Withdraw { ticket: claim }]);
 }
 
 #[test]

@@ -12,7 +12,7 @@ use crate::{
     Millis,
     core::VmCore,
     event::{Effect, Effects},
-    role::{Role, Sink, Starting, Turn},
+    role::{Role, Sink, Starting, Turn, sink::LEAVING},
     view::Seen,
 };
 
@@ -49,8 +49,11 @@ impl Idle {
                 }
             }
             // The target of a move may have everything by now, and be about to say so; one that has not gives up by itself.
-            Phase::Moving { from: owner, .. } if owner.node == me.node && core.now < self.waits_for_target(core) => {
+            // Without a leader it can say nothing: at the end there must be one.
+            Phase::Moving { from: owner, .. } if owner.node == me.node && !self.waited_for_target(core, fx) => {
                 self.moving.get_or_insert(core.now);
+                let own = |command: &Command| matches!(command, Command::Claim { .. } | Command::Release { .. });
+                core.unask(fx, own);
             }
             Phase::Running { owner } | Phase::Moving { from: owner, .. } if owner.node == me.node => {
                 // The guest died with the earlier life.
@@ -82,9 +85,8 @@ impl Idle {
     }
 
     fn become_target(self, core: &mut VmCore, fx: &mut Effects, seen: &Seen, op: OpId, from: Owner) -> Turn {
-        if let Some((spoiled, reason)) = core.spoiled.clone()
-            && spoiled == op
-        {
+        let spoiled = core.spoiled.clone().filter(|(spoiled, _)| *spoiled == op).map(|(_, reason)| reason);
+        if let Some(reason) = spoiled.or(core.leaving.then(|| LEAVING.into())) {
             abort(core, fx, seen, op, reason);
             return Turn::Stay(Role::Idle(self));
         }
@@ -109,8 +111,12 @@ impl Idle {
         }
     }
 
+    fn waited_for_target(&self, core: &mut VmCore, fx: &mut Effects) -> bool {
+        core.now >= self.waits_for_target(core) && core.sure(fx)
+    }
+
     fn waits_for_target(&self, core: &VmCore) -> Millis {
-        self.moving.unwrap_or(core.now) + core.limits.decide_ms
+        self.moving.unwrap_or(core.now).max(core.led_since) + core.limits.decide_ms
     }
 }
 

@@ -16,6 +16,9 @@ use crate::{
     role::{Role, Running, Turn},
 };
 
+/// Why a daemon that ends takes no part in a move to it.
+pub(super) const LEAVING: &str = "the daemon of the target node ends";
+
 #[derive(Debug)]
 pub(crate) struct Sink {
     op: OpId,
@@ -67,7 +70,6 @@ impl Sink {
             Event::SourceConnected => self.connected = true,
             Event::MachineFailed(why) => self.failed = Some(format!("the target could not make a standby: {why}")),
             Event::MachineEnded(why) => self.failed = Some(format!("the target's standby ended: {why}")),
-            Event::Leaving => self.failed = Some("the daemon of the target node ends".into()),
             Event::LoadFailed(why) => self.failed = Some(format!("the target could not load the device state: {why}")),
             Event::Loaded => self.loaded = true,
             Event::CommittedToRun => self.committed = true,
@@ -90,6 +92,9 @@ impl Sink {
         if self.due(core).is_some_and(|due| core.now >= due) {
             let late = if self.ready { "the source did not connect" } else { "the target's standby was not ready" };
             self.failed.get_or_insert_with(|| format!("{late} in time"));
+        }
+        if core.leaving {
+            self.failed.get_or_insert_with(|| LEAVING.into());
         }
         match seen.phase {
             Phase::Moving { op, from, to } if op == self.op && to == me => {

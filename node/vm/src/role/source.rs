@@ -258,6 +258,12 @@ impl Source {
             };
             self.fail(format!("the target did not {what} in time"));
         }
+        // With nothing left here the guest is alive at the target or nowhere: only the target's silence ends the move.
+        let alive_there = self.ended.is_some() && (handed_over || word_comes);
+        if alive_there && !(self.overdue(core) && core.sure(fx)) {
+            core.unask(fx, |command| matches!(command, Command::AbortMove { .. }));
+            return Turn::Stay(Role::Source(self));
+        }
         if let Some(reason) = self.abort.clone() {
             self.disconnect(fx, &reason);
             core.ask(fx, Command::AbortMove { vm: core.vm, op: self.op, expect: self.generation, reason });
@@ -411,6 +417,10 @@ impl Source {
     fn due(&self, core: &VmCore) -> Option<Millis> {
         match self.stage {
             Stage::Connecting { connected: false } => Some(self.began + core.limits.connect_ms),
+            // Nothing here is in a hurry, and a target without a leader can say nothing.
+            Stage::Deciding { since } if self.ended.is_some() => {
+                Some(since.max(core.led_since) + core.limits.decide_ms)
+            }
             Stage::Deciding { since } => Some(since + core.limits.decide_ms),
             Stage::HandingOver { since } => Some(since + core.limits.decide_ms + self.budget_ms),
             Stage::Connecting { .. }
@@ -422,6 +432,6 @@ impl Source {
     }
 
     pub(crate) fn deadline(&self, core: &VmCore) -> Option<Millis> {
-        self.due(core).filter(|_| self.abort.is_none())
+        self.due(core).filter(|_| self.abort.is_none() || self.ended.is_some())
     }
 }
