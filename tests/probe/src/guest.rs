@@ -26,6 +26,15 @@ pub struct Hello {
     pub counter: u64,
 }
 
+/// What a command in the guest came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ran {
+    /// Its exit code; 128 and the signal's number where a signal ended it.
+    pub code: i32,
+    /// What it wrote, errors included; the last 64 KiB of it.
+    pub output: String,
+}
+
 impl Guest {
     /// Connects, and waits for every answer at most `patience`.
     pub fn connect(address: SocketAddr, patience: Duration) -> io::Result<Self> {
@@ -59,6 +68,21 @@ impl Guest {
         Ok(answer)
     }
 
+    /// Has a shell in the guest carry a command out, as root, and waits for its end. A command that fails is no error here.
+    ///
+    /// After an error the command may still be going on.
+    pub fn run(&mut self, command: &str) -> io::Result<Ran> {
+        if command.contains(['\n', '\r']) {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "a command is one line"));
+        }
+        let answer = self.ask(&format!("RUN {command}"))?;
+        let ran = answer.strip_prefix("EXIT ").and_then(|rest| rest.split_once(' ')).and_then(|(code, output)| {
+            let code = code.parse().ok()?;
+            Some(Ran { code, output: unescape(output)? })
+        });
+        ran.ok_or_else(|| not_understood("RUN", &answer))
+    }
+
     /// Asks which boot this is.
     pub fn hello(&mut self) -> io::Result<Hello> {
         let answer = self.ask("HELLO")?;
@@ -74,4 +98,33 @@ impl Guest {
 
 pub(crate) fn not_understood(request: &str, answer: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, format!("the guest answered {request} by {answer:?}"))
+}
+
+/// Undoes what the guest did to make one line of many; `None` for what it does not write.
+fn unescape(line: &str) -> Option<String> {
+    let (mut text, mut rest) = (String::with_capacity(line.len()), line.chars());
+    while let Some(character) = rest.next() {
+        text.push(match character {
+            '\\' => match rest.next()? {
+                'n' => '\n',
+                'r' => '\r',
+                '\\' => '\\',
+                _ => return None,
+            },
+            other => other,
+        });
+    }
+    Some(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_told_apart_from_backslashes() {
+        assert_eq!(unescape(r"one\n\\n two\r\n").as_deref(), Some("one\n\\n two\r\n"));
+        assert_eq!(unescape(r"\t"), None);
+        assert_eq!(unescape("\\"), None, "cut off");
+    }
 }

@@ -90,6 +90,18 @@ enum Command {
         #[arg(required = true)]
         words: Vec<String>,
     },
+    /// Has a shell in the guest carry a command out, as root; prints what it wrote, and ends with its exit code.
+    Run {
+        /// The guest's TCP address.
+        #[arg(long)]
+        tcp: SocketAddr,
+        /// How long to wait for the command's end, in seconds.
+        #[arg(long, default_value_t = 600)]
+        timeout_s: u64,
+        /// The command, e.g. uname -a; its words are put together with blanks between them.
+        #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+        words: Vec<String>,
+    },
     /// Prints one value of the JSON object on standard input, e.g. report.rounds.
     Field {
         /// The keys on the way to the value, with points between them.
@@ -117,7 +129,7 @@ enum Command {
 
 fn main() -> ExitCode {
     match run(Arguments::parse().command) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("pollux-probe: {error:#}");
             ExitCode::FAILURE
@@ -125,8 +137,11 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(command: Command) -> Result<()> {
-    match command {
+fn run(command: Command) -> Result<ExitCode> {
+    let done = match command {
+        Command::Run { tcp, timeout_s, words } => {
+            return carry_out(tcp, Duration::from_secs(timeout_s), &words.join(" "));
+        }
         Command::Blackout { udp, interval_us } => {
             let blackout = Blackout::start(udp, Duration::from_micros(interval_us));
             talk(blackout.with_context(|| format!("cannot send datagrams to {udp}"))?)
@@ -154,7 +169,8 @@ fn run(command: Command) -> Result<()> {
             println!("{}", serde_json::to_string(&summary)?);
             Ok(())
         }
-    }
+    };
+    done.map(|()| ExitCode::SUCCESS)
 }
 
 fn talk(instrument: impl pollux_probe::instrument::Instrument) -> Result<()> {
@@ -174,6 +190,13 @@ fn say(tcp: SocketAddr, timeout: Duration, request: &str) -> Result<()> {
     }
     println!("{answer}");
     Ok(())
+}
+
+fn carry_out(tcp: SocketAddr, timeout: Duration, command: &str) -> Result<ExitCode> {
+    let ran = Guest::connect(tcp, timeout).and_then(|mut guest| guest.run(command));
+    let ran = ran.with_context(|| format!("it is not known what became of {command} in the guest at {tcp}"))?;
+    print!("{}", ran.output);
+    Ok(ran.code.try_into().map_or(ExitCode::FAILURE, |code: u8| code.into()))
 }
 
 fn field(path: &str) -> Result<()> {

@@ -3,7 +3,7 @@
 use std::{io, net::Ipv4Addr, net::SocketAddr, time::Duration};
 
 use pollux_lab::Host;
-use pollux_probe::guest::{Guest, Hello};
+use pollux_probe::guest::{Guest, Hello, Ran};
 
 /// Where the guest serves its line protocol.
 pub const TCP_PORT: u16 = 7000;
@@ -68,6 +68,19 @@ impl Client {
         let answer = answer.unwrap_or_else(|error| panic!("{} did not answer {request}: {error}", self.address));
         assert!(!answer.starts_with("ERR"), "{} refused {request}: {answer}", self.address);
         answer
+    }
+
+    /// A shell in the guest carries a command out, as root; waits at most `limit` for its end.
+    ///
+    /// # Panics
+    /// If the guest does not say what came of it.
+    #[track_caller]
+    pub fn run(&self, command: &str, limit: Duration) -> Ran {
+        let ran = self.within(|| {
+            Guest::wait(self.address, ANSWER)?;
+            Guest::connect(self.address, limit)?.run(command)
+        });
+        ran.unwrap_or_else(|error| panic!("{} did not say what came of {command}: {error}", self.address))
     }
 
     /// One request whose answer may not come, for the guest is to be gone after it.

@@ -1,7 +1,7 @@
-//! The one program inside the test guest: a small service that keeps everything in memory, so that whatever a move loses shows.
+//! The one program inside the test guests: a small service that keeps everything in memory, so that whatever a move loses shows.
 //!
-//! `/init` of the guest image starts it as its only child; it ends when the machine does. The client outside is `pollux-probe`,
-//! which keeps a ledger of what was acknowledged and of the gaps between answers.
+//! In the small guest `/init` starts it as its only child, in the Debian guest systemd does; it ends when the machine does. The
+//! client outside is `pollux-probe`, which keeps a ledger of what was acknowledged and of the gaps between answers.
 //!
 //! # TCP, port 7000: one line in, one line out, in order
 //!
@@ -23,10 +23,14 @@
 //! | `DISKADOPT /dev/vdX <blocks>` | `OK <sum>` | after a boot: every block is whole, and what is there is what must be there |
 //! | `FLOOD udp\|tcp <address:port> <bytes> <seconds>` | `OK <writes>` | writes that much at a time, as fast as it goes |
 //! | `NET` | `OK <packets> <bytes> <packets> <bytes>` | what the card has received, and sent, since the boot |
-//! | `POWEROFF`, `REBOOT`, `PANIC` | `OK` | what it says, right after the answer |
+//! | `RUN <command>` | `EXIT <code> <output>` | a shell carries the command out, as root; answered when it has ended |
+//! | `POWEROFF`, `REBOOT`, `PANIC` | `OK` | what it says, right after the answer; in order where systemd runs the machine |
 //!
 //! Anything else, and a request that cannot be met, is answered by `ERR <reason>`; no stored value begins with `ERR `. A line has
 //! at most [`LINE_BYTES_MAX`] bytes; a longer one ends the connection.
+//!
+//! The output of a command is its last 64 KiB, errors included, in one line: `\n`, `\r` and `\\` stand for a line end, a carriage
+//! return and a backslash. A command goes on when the connection that asked for it breaks.
 //!
 //! # UDP, port 7001
 //!
@@ -39,12 +43,13 @@
 //!
 //! # Power button
 //!
-//! A press of the ACPI power button powers the machine off. The kernel tells of it through the event devices.
+//! A press of the ACPI power button powers the machine off, as `POWEROFF` does. The kernel tells of it through the event devices.
 
 mod disk;
 mod memory;
 mod power;
 mod service;
+mod shell;
 mod traffic;
 
 use std::{
@@ -77,7 +82,7 @@ fn main() -> io::Result<()> {
         eprintln!(
             "pollux-guest: this is the program of the Pollux test guest; it powers its machine off when told to."
         );
-        eprintln!("pollux-guest: it runs only where /init of the guest image starts it (deploy/guest/build).");
+        eprintln!("pollux-guest: it runs only inside a guest image (deploy/guest/build, deploy/guest-debian).");
         std::process::exit(64);
     }
 

@@ -4,6 +4,7 @@ use std::{
     fs::{self, File},
     io::{self, Read},
     path::Path,
+    process::Command,
     thread,
 };
 
@@ -26,14 +27,23 @@ pub(crate) enum PowerAction {
     Panic,
 }
 
-/// Ends the machine. Returns only where that was refused.
+/// There only where systemd runs the machine (`sd_booted(3)`).
+const SYSTEMD: &str = "/run/systemd/system";
+
+/// Ends the machine: at once, or in order where there is something to be ended in order.
+///
+/// Returns where that was refused, and where it has only begun.
 pub(crate) fn carry_out(action: PowerAction) -> io::Result<()> {
     println!("pollux-guest: {action:?}");
-    let mode = match action {
-        PowerAction::Off => RebootMode::RB_POWER_OFF,
-        PowerAction::Reboot => RebootMode::RB_AUTOBOOT,
+    let (mode, order) = match action {
+        PowerAction::Off => (RebootMode::RB_POWER_OFF, "poweroff"),
+        PowerAction::Reboot => (RebootMode::RB_AUTOBOOT, "reboot"),
         PowerAction::Panic => return fs::write("/proc/sysrq-trigger", "c"),
     };
+    if Path::new(SYSTEMD).is_dir() {
+        let ordered = Command::new("systemctl").args(["--no-block", order]).status()?;
+        return if ordered.success() { Ok(()) } else { Err(io::Error::other(format!("systemctl {order}: {ordered}"))) };
+    }
     match reboot(mode) {
         Ok(never) => match never {},
         Err(error) => Err(error.into()),

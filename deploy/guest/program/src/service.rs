@@ -12,6 +12,7 @@ use crate::{
     disk::DiskWork,
     memory::{Contents, DirtyMemory},
     power::PowerAction,
+    shell,
     traffic::{self, Kind},
 };
 
@@ -59,6 +60,10 @@ impl Service {
 
     /// Carries one request out and says what to answer.
     pub(crate) fn answer(&self, line: &str) -> Answer {
+        // Its blanks are the shell's affair.
+        if let Some(command) = line.strip_prefix("RUN ") {
+            return Answer::Line(shell::run(command).unwrap_or_else(|reason| format!("ERR {reason}")));
+        }
         let words: Vec<&str> = line.split_ascii_whitespace().collect();
         let result = match words.as_slice() {
             ["PING"] => Ok("PONG".to_owned()),
@@ -179,6 +184,13 @@ mod tests {
         }
         assert!(line(&service, "PUT another v").starts_with("ERR "));
         assert!(line(&service, "PUT k0 w").starts_with("OK "));
+    }
+
+    #[test]
+    fn a_commands_blanks_reach_its_shell() {
+        let service = Service::new(1);
+        assert_eq!(line(&service, "RUN printf '%s' 'a  b'"), "EXIT 0 a  b");
+        assert!(line(&service, "RUN").starts_with("ERR "));
     }
 
     #[test]
