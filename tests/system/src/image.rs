@@ -1,11 +1,11 @@
-//! The test guest's kernel and initial RAM disk, built by the project.
+//! What the test guests boot from, built by the project.
 
 use std::{
     path::{Path, PathBuf},
     process::Command,
 };
 
-/// What the test guest boots from.
+/// What the small guest boots from.
 #[derive(Clone, Debug)]
 pub struct Image {
     /// The kernel.
@@ -26,6 +26,16 @@ impl Image {
         assert!(built.as_ref().is_ok_and(std::process::ExitStatus::success), "deploy/guest/build failed: {built:?}");
         Self { kernel: guest.join("out/vmlinuz"), initrd: guest.join("out/initrd.img") }
     }
+}
+
+/// Puts a raw disk there that the Debian guest boots from by itself, with these words on its kernel's command line. Takes minutes
+/// where it was never built before, and seconds afterwards.
+///
+/// # Panics
+/// If it cannot be built, or not be put there.
+pub fn debian_disk(at: &Path, words: &str) {
+    let made = Command::new(repository().join("deploy/guest-debian")).arg(at).args(["--append", words]).status();
+    assert!(made.as_ref().is_ok_and(std::process::ExitStatus::success), "deploy/guest-debian failed: {made:?}");
 }
 
 fn repository() -> PathBuf {
