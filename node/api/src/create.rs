@@ -37,7 +37,8 @@ pub struct CreateVm {
     /// Processors.
     #[serde(default = "default_vcpus")]
     pub vcpus: u32,
-    /// Kernel image: an absolute path, the same on every node.
+    /// Kernel image: an absolute path, the same on every node; empty: the firmware boots from the first of `volumes`.
+    #[serde(default)]
     pub kernel: String,
     /// Initial RAM disk: an absolute path; empty: none.
     #[serde(default)]
@@ -48,6 +49,9 @@ pub struct CreateVm {
     /// Network cards.
     #[serde(default)]
     pub nics: Vec<CreateNic>,
+    /// Volumes, in the order in which the guest sees them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub volumes: Vec<String>,
     /// QEMU machine type with its version.
     #[serde(default = "default_machine")]
     pub machine: String,

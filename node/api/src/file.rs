@@ -32,6 +32,9 @@ pub struct VmFile {
     /// Network cards.
     #[serde(default)]
     pub nic: Vec<CreateNic>,
+    /// Volumes, by name; without a kernel the firmware boots from the first.
+    #[serde(default)]
+    pub volumes: Vec<String>,
     /// QEMU machine type with its version.
     pub machine: Option<String>,
     /// QEMU CPU model.
@@ -119,6 +122,7 @@ mod tests {
             initrd = "web.cpio.gz"
             append = "console=ttyS0"
             autostart = false
+            volumes = ["root", "data"]
             [[nic]]
             bridge = "br0"
             [[nic]]
@@ -131,6 +135,7 @@ mod tests {
         assert_eq!((file.memory, file.vcpus, file.autostart, file.start), (Some(2048), Some(2), Some(false), None));
         assert_eq!(file.kernel.as_deref(), Some("/boot/vmlinuz"));
         assert_eq!(file.initrd.as_deref(), Some("web.cpio.gz"), "a path stays as it is written");
+        assert_eq!(file.volumes, ["root", "data"]);
         assert_eq!(file.nic.iter().map(|nic| nic.mtu).collect::<Vec<_>>(), [None, Some(9000)]);
     }
 

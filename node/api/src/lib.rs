@@ -24,12 +24,18 @@
 //! | `GET /v1/vms/NAME/console?last=N` or `?at=N`, `Upgrade: pollux-console` | 101, then as [`console`] says |
 //! | `GET /metrics` | what the node measures, in the text form of Prometheus |
 //! | `GET /v1/vms/NAME/why` | [`WhyView`] |
+//! | `GET /v1/pools`, `DELETE /v1/pools/NODE:POOL` | [`PoolView`] |
+//! | `POST /v1/pools` [`AddPool`] | [`PoolView`] |
+//! | `GET /v1/volumes`, `GET /v1/volumes/NAME` (waits) | [`VolumeView`] |
+//! | `POST /v1/volumes` [`CreateVolume`], `DELETE /v1/volumes/NAME` [`DeleteVolume`] | [`VolumeView`] |
+//! | `POST /v1/volumes/NAME/grow` [`GrowVolume`], `.../attach` [`AttachVolume`], `.../detach` | [`VolumeView`] |
+//! | `POST /v1/volumes/NAME/replicas` [`AddReplica`], `DELETE /v1/volumes/NAME/replicas/NODE:POOL` | [`VolumeView`] |
 //! | `GET /v1/operations`, `GET /v1/operations/ID` (waits) | [`OperationView`] |
 //! | `POST /v1/operations/ID/cancel` | [`OperationView`] |
 //!
 //! Whatever is no success is answered with an [`ApiError`].
 //!
-//! Reads of nodes, VMs and operations show what is true now, or fail with `unavailable` where no quorum can say so. With
+//! Reads of nodes, VMs, pools, volumes and operations show what is true now, or fail with `unavailable` where no quorum can say so. With
 //! `?stale=true` they show what the answering node knew last, and the header `pollux-age-ms` says how old that may be.
 //!
 //! "Waits": with `?wait_ms=N` and the `ETag` of an earlier answer in `If-None-Match`, the answer comes when it differs from that
@@ -46,8 +52,10 @@ mod migration;
 mod node;
 mod operation;
 mod placement;
+mod pool;
 pub mod request;
 mod vm;
+mod volume;
 
 pub use cluster::{ClusterView, Problem, TokenRequest, TokenView};
 pub use create::{CPU_DEFAULT, CreateNic, CreateVm, MACHINE_DEFAULT, MEMORY_MIB_DEFAULT, VCPUS_DEFAULT};
@@ -57,7 +65,12 @@ pub use migration::{BLACKOUT_MS_DEFAULT, ForecastView, MigrateVm, Obstacle, Pref
 pub use node::{Health, Lost, NodeRole, NodeView, Refused, RemoveNode, RemovedView};
 pub use operation::{OperationKind, OperationResult, OperationView, PauseView, ProgressView, ReportView};
 pub use placement::{LATELY_MAX, PlaceView, WhyView};
+pub use pool::{AddPool, PoolState, PoolView};
 pub use vm::{Desired, NicView, Phase, ReleaseVm, Runtime, StartVm, StopVm, TakeBack, VmLog, VmView};
+pub use volume::{
+    AddReplica, AttachVolume, CreateVolume, DeleteVolume, DiskView, GrowVolume, ReplicaState, ReplicaView,
+    VolumeHealth, VolumeMoveView, VolumeView, WriterView,
+};
 
 /// Largest request body in bytes.
 pub const BODY_BYTES_MAX: usize = 1024 * 1024;

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{EventView, Obstacle, OperationView, VmView};
+use crate::{EventView, Obstacle, OperationView, Problem, VmView};
 
 /// Events about a VM that are told beside the one that put it where it is.
 pub const LATELY_MAX: usize = 5;
@@ -20,6 +20,9 @@ pub struct WhyView {
     pub held: Option<String>,
     /// Every node, by name.
     pub nodes: Vec<PlaceView>,
+    /// What is wrong with its volumes.
+    #[serde(default)]
+    pub troubles: Vec<Problem>,
     /// What happened to it last, oldest first.
     pub lately: Vec<EventView>,
 }

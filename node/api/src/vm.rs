@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::DiskView;
+
 /// What the user wants of a VM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -91,7 +93,10 @@ pub struct VmView {
     pub vcpus: u32,
     /// Network cards.
     pub nics: Vec<NicView>,
-    /// Kernel image, a path on every node.
+    /// Its volumes, in the order in which the guest sees them.
+    #[serde(default)]
+    pub disks: Vec<DiskView>,
+    /// Kernel image, a path on every node; empty: the firmware boots from the first of `disks`.
     pub kernel: String,
     /// Initial RAM disk; empty: none.
     pub initrd: String,

@@ -6,14 +6,15 @@ use std::{fmt::Debug, str};
 use libfuzzer_sys::fuzz_target;
 use percent_encoding::percent_decode_str;
 use pollux_api::{
-    ApiError, ClusterView, CreateVm, EventsView, MigrateVm, NodeView, OperationView, Preflight, PreflightView,
-    ReleaseVm, RemoveNode, RemovedView, StartVm, StopVm, TakeBack, TokenRequest, TokenView, VmView, WhyView,
+    AddPool, AddReplica, ApiError, AttachVolume, ClusterView, CreateVm, CreateVolume, DeleteVolume, EventsView,
+    GrowVolume, MigrateVm, NodeView, OperationView, PoolView, Preflight, PreflightView, ReleaseVm, RemoveNode,
+    RemovedView, StartVm, StopVm, TakeBack, TokenRequest, TokenView, VmView, VolumeView, WhyView,
     request::{ConsoleQuery, ReadQuery, body, segment},
 };
 use pollux_state::{
-    id::MacAddr,
+    id::{MacAddr, VolumeId},
     limits::NIC_MTU_DEFAULT,
-    vm::{Nic, VmSpec},
+    vm::{Disk, Nic, VmSpec},
 };
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -54,7 +55,7 @@ fn creates(request: CreateVm) {
         machine: request.machine,
         cpu: request.cpu,
         autostart: request.autostart,
-        disks: Vec::new(),
+        disks: (1..).zip(&request.volumes).map(|(id, _)| Disk { volume: VolumeId(id) }).collect(),
     };
     match spec.validate() {
         Ok(()) => {
@@ -75,7 +76,7 @@ fn names(text: &str) {
 
 fuzz_target!(|bytes: &[u8]| {
     let Some((kind, bytes)) = bytes.split_first() else { return };
-    match kind % 24 {
+    match kind % 32 {
         0 => _ = asks::<TokenRequest>(bytes),
         1 => _ = asks::<RemoveNode>(bytes),
         2 => _ = asks::<StartVm>(bytes),
@@ -95,9 +96,17 @@ fuzz_target!(|bytes: &[u8]| {
         16 => says::<WhyView>(bytes),
         17 => says::<TokenView>(bytes),
         18..=20 => asks::<CreateVm>(bytes).into_iter().for_each(creates),
+        24 => _ = asks::<AddPool>(bytes),
+        25 => _ = asks::<CreateVolume>(bytes),
+        26 => _ = asks::<GrowVolume>(bytes),
+        27 => _ = asks::<DeleteVolume>(bytes),
+        28 => _ = asks::<AttachVolume>(bytes),
+        29 => _ = asks::<AddReplica>(bytes),
+        30 => says::<PoolView>(bytes),
+        31 => says::<VolumeView>(bytes),
         _ => {
             let Ok(text) = str::from_utf8(bytes) else { return };
-            match kind % 24 {
+            match kind % 32 {
                 21 => _ = serde_urlencoded::from_str::<ReadQuery>(text),
                 22 => _ = serde_urlencoded::from_str::<ConsoleQuery>(text).map(|query| query.start()),
                 _ => names(text),

@@ -8,13 +8,13 @@ use pollux_api::{
 };
 use tokio::sync::watch;
 
-use super::console::Duplex;
+use super::{Storage, console::Duplex};
 
 /// The daemon, as the API server sees it. One method per verb, names for arguments. Each returns within
 /// [`super::REQUEST_MS_MAX`]: a change returns when it is committed, not when its effect is there. Waiting is the server's
 /// business: it calls a read again whenever [`Backend::changes`] moves.
 #[async_trait]
-pub trait Backend: Send + Sync + 'static {
+pub trait Backend: Storage {
     /// Moves whenever something that a view shows may have changed on this node: the applied state, a VM's runtime, progress.
     /// What changes on other nodes is found by looking again, every [`super::server::REREAD_MS`] milliseconds of a wait.
     fn changes(&self) -> watch::Receiver<u64>;

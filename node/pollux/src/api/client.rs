@@ -3,6 +3,8 @@
 //! One connection per request, so that a daemon that was started again in between is nothing special. A call ends with an
 //! answer, or with an [`ApiError`] that says whether the change can have happened.
 
+mod storage;
+
 use std::{
     io,
     path::{Path, PathBuf},

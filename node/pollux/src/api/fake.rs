@@ -1,5 +1,7 @@
 //! A daemon without a cluster, for the tests of the API and of the command line: VMs in a map, moves that a test advances.
 
+pub(crate) mod storage;
+
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
@@ -10,9 +12,10 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::SinkExt;
 use pollux_api::{
-    ApiError, ClusterView, CreateVm, Desired, EventView, EventsView, Health, MigrateVm, NicView, NodeRole, NodeView,
-    Obstacle, OperationKind, OperationResult, OperationView, Phase, Preflight, PreflightView, ReleaseVm, RemoveNode,
-    RemovedView, Runtime, StartVm, StopVm, TakeBack, TargetView, TokenRequest, TokenView, VmLog, VmView, WhyView,
+    ApiError, ClusterView, CreateVm, Desired, DiskView, EventView, EventsView, Health, MigrateVm, NicView, NodeRole,
+    NodeView, Obstacle, OperationKind, OperationResult, OperationView, Phase, PoolView, Preflight, PreflightView,
+    ReleaseVm, RemoveNode, RemovedView, Runtime, StartVm, StopVm, TakeBack, TargetView, TokenRequest, TokenView, VmLog,
+    VmView, VolumeView, WhyView,
     console::{Heard, News, Start},
 };
 use pollux_state::limits::NIC_MTU_DEFAULT;
@@ -33,6 +36,8 @@ pub(crate) const OPERATION: &str = "0123456789abcdef0123456789abcdef";
 #[derive(Default)]
 pub(crate) struct Held {
     pub(crate) vms: BTreeMap<String, VmView>,
+    pub(crate) pools: BTreeMap<String, PoolView>,
+    pub(crate) volumes: BTreeMap<String, VolumeView>,
     pub(crate) operation: Option<OperationView>,
     pub(crate) log: Vec<u8>,
     pub(crate) events: Vec<EventView>,
@@ -42,7 +47,7 @@ pub(crate) struct Held {
     pub(crate) blind: bool,
     /// No change is ever answered.
     pub(crate) hang: bool,
-    /// A guest that does not react to its power button.
+    /// A guest that does not react to its power button, and nodes that make no replicas.
     pub(crate) deaf: bool,
 }
 
@@ -240,6 +245,16 @@ impl Backend for Fake {
             memory_mib: request.memory_mib,
             vcpus: request.vcpus,
             nics: nics.collect(),
+            disks: request
+                .volumes
+                .into_iter()
+                .zip(0..)
+                .map(|(volume, at)| DiskView {
+                    volume,
+                    size_bytes: 10 << 30,
+                    boot: at == 0 && request.kernel.is_empty(),
+                })
+                .collect(),
             kernel: request.kernel,
             initrd: request.initrd,
             append: request.append,
@@ -327,7 +342,15 @@ impl Backend for Fake {
 
     async fn why_vm(&self, name: &str) -> Result<WhyView, ApiError> {
         let vm = self.vm(name).await?;
-        Ok(WhyView { vm, because: None, last_move: None, held: None, nodes: Vec::new(), lately: Vec::new() })
+        Ok(WhyView {
+            vm,
+            because: None,
+            last_move: None,
+            held: None,
+            nodes: Vec::new(),
+            troubles: Vec::new(),
+            lately: Vec::new(),
+        })
     }
 
     async fn take_back_vm(&self, name: &str, request: TakeBack) -> Result<VmView, ApiError> {

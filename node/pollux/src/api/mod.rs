@@ -19,10 +19,12 @@ pub(crate) mod fake;
 mod listener;
 mod routes;
 pub mod server;
+mod storage;
 #[cfg(test)]
 mod tests;
 
 pub use backend::Backend;
+pub use storage::Storage;
 
 /// Where the daemon's socket is unless told otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/pollux/api.sock";

@@ -1,5 +1,7 @@
 //! Paths, bodies, deadlines, waiting: between HTTP and [`Backend`].
 
+mod storage;
+
 use std::{
     collections::hash_map::DefaultHasher,
     future::Future,
@@ -71,6 +73,7 @@ pub(crate) fn router(backend: Arc<dyn Backend>, stop: CancellationToken, tasks: 
         .route("/v1/operations", get(operations))
         .route("/v1/operations/{id}", get(operation))
         .route("/v1/operations/{id}/cancel", post(cancel_operation))
+        .merge(storage::routes())
         .fallback(no_such_path)
         .method_not_allowed_fallback(no_such_method)
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
@@ -355,7 +358,7 @@ async fn write<T>(work: impl Future<Output = Result<T, ApiError>>) -> Result<T, 
             "no outcome within {} s: it may or may not have happened",
             REQUEST_MS_MAX / 1000
         ))
-        .todo("look (`pollux vm show`, `pollux op list`) before asking again"))
+        .todo("look (`pollux vm show`, `pollux volume show`, `pollux op list`) before asking again"))
     })
 }
 

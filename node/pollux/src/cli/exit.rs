@@ -46,10 +46,12 @@ impl Exit {
             Self::Ok => "done, or accepted where the verb does not wait",
             Self::Internal => "a defect or a broken host; the daemon's log says more",
             Self::Usage => "the request itself is wrong: flags, names, a file",
-            Self::NotFound => "no such node, VM or operation",
+            Self::NotFound => "no such node, VM, pool, volume or operation",
             Self::Conflict => "refused: the object's state does not allow it; nothing changed",
             Self::Unavailable => "no daemon, no leader or no quorum; nothing changed, try again later",
-            Self::Unknown => "the change may or may not have happened: look (vm show, op list) before asking again",
+            Self::Unknown => {
+                "the change may or may not have happened: look (vm show, volume show, op list) before asking again"
+            }
             Self::Failed => "the operation ran and failed; everything is as it was before it",
             Self::Cancelled => "the operation was cancelled; everything is as it was before it",
             Self::TimedOut => "waited in vain: the request stands and may still come true",
@@ -141,10 +143,10 @@ mod tests {
             0  done, or accepted where the verb does not wait
             1  a defect or a broken host; the daemon's log says more
             2  the request itself is wrong: flags, names, a file
-            3  no such node, VM or operation
+            3  no such node, VM, pool, volume or operation
             4  refused: the object's state does not allow it; nothing changed
             5  no daemon, no leader or no quorum; nothing changed, try again later
-            6  the change may or may not have happened: look (vm show, op list) before asking again
+            6  the change may or may not have happened: look (vm show, volume show, op list) before asking again
             7  the operation ran and failed; everything is as it was before it
             8  the operation was cancelled; everything is as it was before it
             9  waited in vain: the request stands and may still come true

@@ -190,11 +190,14 @@ mod tests {
     #[test]
     fn every_verb_has_a_page_of_its_own_with_all_sections() {
         let mut wanted = BTreeSet::from(["pollux.1".to_owned()]);
-        for noun in Cli::command().get_subcommands() {
-            wanted.insert(format!("pollux-{}.1", noun.get_name()));
-            wanted
-                .extend(noun.get_subcommands().map(|verb| format!("pollux-{}-{}.1", noun.get_name(), verb.get_name())));
+        fn names(above: &str, command: &Command, wanted: &mut BTreeSet<String>) {
+            for verb in command.get_subcommands() {
+                let name = format!("{above}-{}", verb.get_name());
+                names(&name, verb, wanted);
+                wanted.insert(format!("{name}.1"));
+            }
         }
+        names("pollux", &Cli::command(), &mut wanted);
         let pages = pages().unwrap();
         assert_eq!(pages.len(), wanted.len());
         assert_eq!(pages.iter().map(|page| page.file.clone()).collect::<BTreeSet<_>>(), wanted);

@@ -17,6 +17,7 @@ mod metrics;
 mod node;
 mod op;
 mod output;
+mod pool;
 mod rate;
 mod remove;
 mod stale;
@@ -25,6 +26,7 @@ mod terminal;
 #[cfg(test)]
 mod tests;
 mod vm;
+mod volume;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -48,6 +50,11 @@ A first cluster:
 A first VM, and its first move:
   n1# pollux vm create web --kernel /boot/vmlinuz --initrd /srv/web.img --append console=ttyS0 --nic br0
   n1# pollux vm migrate web --to n2
+
+A disk that outlives a host:
+  n1# pollux pool add n1:fast /srv/fast && pollux pool add n2:fast /srv/fast
+  n1# pollux volume create data --size 10G --pool n1:fast --pool n2:fast
+  n1# pollux volume attach data --vm web    # while web is stopped
 
 Only one machine? `pollux lab --help`
 
@@ -89,6 +96,12 @@ enum Noun {
     /// Virtual machines: create, start, stop, move.
     #[command(subcommand, arg_required_else_help = true)]
     Vm(vm::Vm),
+    /// Pools: directories on nodes, in which volumes are.
+    #[command(subcommand, arg_required_else_help = true)]
+    Pool(pool::Pool),
+    /// Volumes: virtual disks with up to three replicas.
+    #[command(subcommand, arg_required_else_help = true)]
+    Volume(volume::Volume),
     /// Operations: long-running changes such as moves.
     #[command(subcommand, arg_required_else_help = true)]
     Op(op::Op),
@@ -169,6 +182,8 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
         Noun::Node(node::Node::Show { name }) => node::one(&context, &name).await,
         Noun::Node(node::Node::Remove(verb)) => remove::run(&context, verb).await,
         Noun::Vm(verb) => vm::run(&context, verb).await,
+        Noun::Pool(verb) => pool::run(&context, verb).await,
+        Noun::Volume(verb) => volume::run(&context, verb).await,
         Noun::Op(verb) => op::run(&context, verb).await,
         Noun::Events(verb) => events::run(&context, &verb).await,
         Noun::Lab(verb) => lab::run(format, verb),

@@ -10,7 +10,7 @@ use super::{
     exit::{Exit, Failure},
     node, op,
     output::span,
-    vm,
+    pool, vm, volume,
 };
 
 /// Only what reads can be content with what was.
@@ -20,13 +20,15 @@ pub(super) fn check(noun: &Noun) -> Result<(), Failure> {
         Noun::Cluster(cluster::Cluster::Status)
             | Noun::Node(node::Node::List | node::Node::Show { .. })
             | Noun::Vm(vm::Vm::List | vm::Vm::Show { .. } | vm::Vm::Why { .. })
+            | Noun::Pool(pool::Pool::List)
+            | Noun::Volume(volume::Volume::List | volume::Volume::Show { .. })
             | Noun::Op(op::Op::List | op::Op::Show { .. })
     );
     if reads {
         return Ok(());
     }
     Err(Failure::usage(
-        "--stale goes with `cluster status`, with `list` and `show` of nodes, VMs and operations, and with `vm why` only",
+        "--stale goes with `cluster status`, with `list` and `show` of nodes, VMs, pools, volumes and operations, and with `vm why` only",
     )
     .todo("nothing is changed, and nothing waited for, on old knowledge"))
 }

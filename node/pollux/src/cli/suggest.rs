@@ -27,6 +27,33 @@ pub(crate) async fn for_node(client: &Client, name: &str, error: ApiError) -> Fa
     explain(name, "pollux node list", names.unwrap_or_default(), error)
 }
 
+/// A failure about volume `name`, with the nearest name there is if it does not exist.
+pub(crate) async fn for_volume(client: &Client, name: &str, error: ApiError) -> Failure {
+    if error.kind != ErrorKind::NotFound {
+        return error.into();
+    }
+    let names = client.volumes().await.map(|volumes| volumes.into_iter().map(|volume| volume.name).collect());
+    explain(name, "pollux volume list", names.unwrap_or_default(), error)
+}
+
+/// A failure about pool `place`, with the nearest there is if it does not exist.
+pub(crate) async fn for_pool(client: &Client, place: &str, error: ApiError) -> Failure {
+    for_pools(client, &[place.to_owned()], error).await
+}
+
+/// A failure about one of these pools: the first that does not exist.
+pub(crate) async fn for_pools(client: &Client, places: &[String], error: ApiError) -> Failure {
+    if error.kind != ErrorKind::NotFound {
+        return error.into();
+    }
+    let known = client.pools().await.map(|pools| pools.into_iter().map(|pool| pool.place).collect::<Vec<_>>());
+    let known = known.unwrap_or_default();
+    match places.iter().find(|place| !known.contains(place)) {
+        Some(wrong) => explain(wrong, "pollux pool list", known, error),
+        None => error.into(),
+    }
+}
+
 fn explain(name: &str, verb: &str, names: Vec<String>, error: ApiError) -> Failure {
     let mut failure = Failure::from(error);
     if let Some(near) = nearest(name, &names) {

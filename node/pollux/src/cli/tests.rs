@@ -1,5 +1,7 @@
 //! Verbs from the command line to the daemon's answer, over a real socket, with their exit codes.
 
+mod storage;
+
 use std::time::Duration;
 
 use clap::{CommandFactory, Parser, error::ErrorKind as ClapErrorKind};
@@ -121,7 +123,16 @@ async fn a_refusal_ends_with_its_own_code() {
 async fn without_a_daemon_every_verb_that_needs_one_says_so() {
     let served = Served::start().await;
     served.end().await;
-    for words in ["cluster status", "node list", "vm list", "op list", "vm show web", "cluster token --node n2"] {
+    for words in [
+        "cluster status",
+        "node list",
+        "vm list",
+        "pool list",
+        "volume list",
+        "op list",
+        "vm show web",
+        "cluster token --node n2",
+    ] {
         let failure = pollux(&served, words).await.unwrap_err();
         assert_eq!(failure.exit, Exit::Unavailable, "{words}");
         assert!(failure.todo.contains("pollux node run"), "{words}: {failure:?}");

@@ -13,20 +13,21 @@ use pollux_api::{
     TokenRequest, TokenView, VmLog, VmView, WhyView, console::Start,
 };
 use pollux_link::Token;
-use pollux_raft::{Consensus, NodeHealth, ProposeError};
+use pollux_raft::{Consensus, NodeHealth, ProposeError, Verdict};
 use pollux_state::{
     ClusterState, Command, Outcome, Proposal, Refusal,
     id::{MacAddr, NodeId, OpId},
     limits::NIC_MTU_DEFAULT,
     node::Node,
     operation::{MoveWishes, Operation, OperationKind},
-    vm::{Desired, Nic, Phase, Vm, VmSpec},
+    vm::{Desired, Disk, Nic, Phase, Vm, VmSpec},
 };
 use tokio::sync::watch;
 
 use super::{
     forward::{self, Doing},
     run::Daemon,
+    storage::{self, volume_named},
     views::Sight,
     why,
 };
@@ -63,7 +64,7 @@ impl Api {
         self.applied()
     }
 
-    fn applied(&self) -> Arc<ClusterState> {
+    pub(super) fn applied(&self) -> Arc<ClusterState> {
         self.consensus().watch().borrow().state.clone()
     }
 
@@ -74,29 +75,13 @@ impl Api {
 
     pub(super) async fn propose(&self, command: Command) -> Result<(OpId, Outcome), ApiError> {
         let id = self.0.minter().mint();
-        let proposal = Proposal { id, by: self.0.identity.node(), at: wall_ms(), command };
-        let asked = tokio::time::Instant::now();
-        let answer = self.consensus().propose(proposal, Duration::from_millis(PROPOSE_MS_MAX)).await;
-        metrics::proposed(
-            asked.elapsed(),
-            match &answer {
-                Ok(applied) if matches!(applied.outcome, Outcome::Refused(_)) => Proposed::Refused,
-                Ok(_) => Proposed::Applied,
-                Err(_) => Proposed::Unknown,
-            },
-        );
-        match answer {
-            Ok(applied) => {
-                self.caught_up(applied.index).await;
-                let outcome = applied.outcome.done().map_err(|refusal| refused(&refusal))?;
-                Ok((id, outcome))
-            }
-            Err(error) => Err(not_proposed(&error)),
-        }
+        let (outcome, index) = propose(&self.0, id, command).await?;
+        self.caught_up(index).await;
+        Ok((id, outcome))
     }
 
     /// The leader answers as soon as it has applied a change; what this node shows afterwards should have it, too.
-    async fn caught_up(&self, index: u64) {
+    pub(super) async fn caught_up(&self, index: u64) {
         let mut applied = self.consensus().watch();
         let there = applied.wait_for(|view| view.applied >= index);
         if tokio::time::timeout(Duration::from_millis(READ_MS_MAX), there).await.is_err() {
@@ -165,7 +150,8 @@ impl Backend for Api {
         let sight = Sight { state: &state, consensus: &status, health: health.as_ref() };
         let mut nodes: Vec<NodeView> = state.nodes.values().map(|node| sight.node(node)).collect();
         nodes.sort_by(|a, b| a.name.cmp(&b.name));
-        let problems = super::problems::of(&state, &status, &nodes, quorum);
+        let mut problems = super::problems::of(&state, &status, &nodes, quorum);
+        problems.extend(storage::problems_of(&state, &down_in(health.as_ref())));
         Ok(ClusterView {
             id: self.0.identity.cluster().to_string(),
             healthy: problems.is_empty(),
@@ -268,7 +254,7 @@ impl Backend for Api {
         };
         let desired = if request.start { Desired::Running } else { Desired::Stopped { force: false } };
         let name = request.name.clone();
-        let spec = self.spec(request)?;
+        let spec = self.spec(&state, request)?;
         if desired == Desired::Running {
             super::preflight::carried(&self.0, &state, &spec, home).await?;
         }
@@ -355,7 +341,10 @@ impl Backend for Api {
         let mut lately: Vec<EventView> =
             why::events(&state, vm).rev().take(LATELY_MAX).map(|event| sight.event(event)).collect();
         lately.reverse();
-        Ok(WhyView { vm: self.vm_view(&state, vm).await, because, last_move, held, nodes, lately })
+        let down = down_in(health.as_ref());
+        let disks = vm.spec.disks.iter().filter_map(|disk| state.volumes.get(&disk.volume));
+        let troubles = disks.filter_map(|volume| storage::problem_of(&state, volume, &down)).collect();
+        Ok(WhyView { vm: self.vm_view(&state, vm).await, because, last_move, held, nodes, troubles, lately })
     }
 
     async fn take_back_vm(&self, name: &str, request: TakeBack) -> Result<VmView, ApiError> {
@@ -416,12 +405,31 @@ impl Backend for Api {
     }
 }
 
+/// Puts a command to the log as this node's, and tells from which place in it on its effect is there.
+pub(super) async fn propose(daemon: &Daemon, id: OpId, command: Command) -> Result<(Outcome, u64), ApiError> {
+    let proposal = Proposal { id, by: daemon.identity.node(), at: wall_ms(), command };
+    let asked = tokio::time::Instant::now();
+    let answer = daemon.consensus.propose(proposal, Duration::from_millis(PROPOSE_MS_MAX)).await;
+    metrics::proposed(
+        asked.elapsed(),
+        match &answer {
+            Ok(applied) if matches!(applied.outcome, Outcome::Refused(_)) => Proposed::Refused,
+            Ok(_) => Proposed::Applied,
+            Err(_) => Proposed::Unknown,
+        },
+    );
+    let applied = answer.map_err(|error| not_proposed(&error))?;
+    let outcome = applied.outcome.done().map_err(|refusal| refused(&refusal))?;
+    Ok((outcome, applied.index))
+}
+
 fn wishes(blackout_ms_max: u32, bandwidth: Option<u64>, throttle: bool) -> MoveWishes {
     MoveWishes { blackout_ms_max, bandwidth, throttle }
 }
 
 impl Api {
-    fn spec(&self, request: CreateVm) -> Result<VmSpec, ApiError> {
+    fn spec(&self, state: &ClusterState, request: CreateVm) -> Result<VmSpec, ApiError> {
+        let disks = request.volumes.iter().map(|name| Ok(Disk { volume: volume_named(state, name)?.id }));
         let nics = request.nics.into_iter().map(|nic| {
             let mac = match nic.mac {
                 Some(mac) => mac.parse::<MacAddr>().map_err(|_| {
@@ -447,7 +455,7 @@ impl Api {
             machine: request.machine,
             cpu: request.cpu,
             autostart: request.autostart,
-            disks: Vec::new(),
+            disks: disks.collect::<Result<_, ApiError>>()?,
         })
     }
 }
@@ -466,6 +474,12 @@ pub(super) fn node_named<'a>(state: &'a ClusterState, name: &str) -> Result<&'a 
         .ok_or_else(|| no_such("node", name, names(), "pollux node list"))
 }
 
+/// The nodes among these that cannot be expected to answer.
+pub(super) fn down_in(health: Option<&BTreeMap<NodeId, NodeHealth>>) -> storage::Down {
+    let down = health.into_iter().flat_map(BTreeMap::values).filter(|health| health.verdict == Verdict::Down);
+    down.map(|health| health.node).collect()
+}
+
 fn operation_named<'a>(state: &'a ClusterState, id: &str) -> Result<&'a Operation, ApiError> {
     let mut found = state.operations.values().filter(|operation| operation.id.to_string().starts_with(id));
     match (found.next(), found.next()) {
@@ -477,7 +491,7 @@ fn operation_named<'a>(state: &'a ClusterState, id: &str) -> Result<&'a Operatio
     }
 }
 
-fn no_such<'a>(what: &str, name: &str, names: impl Iterator<Item = &'a str>, list: &str) -> ApiError {
+pub(super) fn no_such<'a>(what: &str, name: &str, names: impl Iterator<Item = &'a str>, list: &str) -> ApiError {
     let near = names.filter(|known| distance(known, name) <= 2).min_by_key(|known| distance(known, name));
     let todo = match near {
         Some(near) => format!("did you mean {near}? `{list}` shows those there are"),
@@ -502,7 +516,7 @@ fn distance(a: &str, b: &str) -> usize {
     row[b.len()]
 }
 
-fn refused(refusal: &Refusal) -> ApiError {
+pub(super) fn refused(refusal: &Refusal) -> ApiError {
     let kind = match refusal {
         Refusal::NoSuchNode(_)
         | Refusal::NoSuchVm(_)
@@ -537,7 +551,7 @@ fn not_proposed(error: &ProposeError) -> ApiError {
         ApiError::conflict(why)
     } else if error.is_unknown() {
         ApiError::unknown(format!("it is not known whether the change was made: {error}"))
-            .todo("look before trying again: `pollux vm show`, `pollux op list`")
+            .todo("look before trying again: `pollux vm show`, `pollux volume show`, `pollux op list`")
     } else {
         ApiError::unavailable(format!("the change was not made: {error}"))
             .todo("`pollux cluster status` tells what is missing")

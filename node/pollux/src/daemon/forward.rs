@@ -1,13 +1,14 @@
-//! What one daemon asks another on behalf of a user: only the owner of a VM knows what its QEMU is doing.
+//! What one daemon asks another on behalf of a user: only the owner of a VM knows what its QEMU is doing, and only a pool's node what
+//! is in it.
 
 use std::time::Duration;
 
 use bytes::Bytes;
-use pollux_api::{Obstacle, Refused};
+use pollux_api::{ApiError, Obstacle, Refused};
 use pollux_link::{CallError, Class, Fault, To};
 use pollux_state::{
     ClusterState,
-    id::{NodeId, VmId},
+    id::{NodeId, OpId, PoolId, VmId, VolumeId},
     vm::VmSpec,
 };
 use pollux_vm::convergence::Sample;
@@ -15,8 +16,12 @@ use pollux_wire::{codec, fault, limits::Limit, method::FORWARD};
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-use super::{run::Daemon, views};
-use crate::vm::host::Log;
+use super::{
+    run::Daemon,
+    storage::{self, Live},
+    views,
+};
+use crate::{vm::host::Log, volumes::PoolUsage};
 
 /// How long another daemon may take to answer, in milliseconds. A user waits for it.
 const ANSWER_MS_MAX: u64 = 1_000;
@@ -25,6 +30,8 @@ const ANSWER_MS_MAX: u64 = 1_000;
 const CHECK_MS_MAX: u64 = 5_000;
 /// How long the source may take for a sample, in milliseconds: more than all its own limits together.
 const SAMPLE_MS_MAX: u64 = 12_000;
+/// How long a node may take to make a directory a pool, in milliseconds: it looks at it, and the log has to agree.
+const ADD_POOL_MS_MAX: u64 = 13_500;
 
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Question {
@@ -38,6 +45,12 @@ pub(super) enum Question {
     CanRun(VmSpec),
     /// What would a move of this VM from you to that node meet?
     Sample(VmId, NodeId),
+    /// What do your pools have and hold?
+    Pools,
+    /// How is this volume, which you use?
+    Volume(VolumeId),
+    /// Make this directory your pool: the proposal's id, the pool's name, the path.
+    AddPool(OpId, String, String),
 }
 
 /// What a node does with a VM. The API's own JSON travels inside, so that both change together.
@@ -69,6 +82,9 @@ async fn reply(daemon: &Daemon, question: Question) -> Result<Bytes, String> {
         }
         Question::CanRun(spec) => json(&daemon.host.obstacles(&spec).await),
         Question::Sample(vm, to) => json(&sample_here(daemon, vm, to).await),
+        Question::Pools => json(&storage::usage_here(daemon).await),
+        Question::Volume(volume) => json(&storage::live_here(daemon, volume)),
+        Question::AddPool(op, name, path) => json(&storage::add_pool_here(daemon, op, (name, path)).await),
     };
     answer.map(Bytes::from)
 }
@@ -131,19 +147,73 @@ pub(super) async fn sample(
     serde_json::from_slice(&body).map_err(|error| error.to_string())?
 }
 
-/// The one place that knows whether a question goes over the link or is answered here.
+/// Asks `node` what its pools have and hold.
+pub(super) async fn pools(daemon: &Daemon, state: &ClusterState, node: NodeId) -> Option<Vec<PoolUsage>> {
+    serde_json::from_slice(&ask(daemon, state, node, Question::Pools).await?).ok()
+}
+
+/// Asks `node` how a volume is that it uses.
+pub(super) async fn live(daemon: &Daemon, state: &ClusterState, node: NodeId, volume: VolumeId) -> Option<Live> {
+    serde_json::from_slice::<Option<Live>>(&ask(daemon, state, node, Question::Volume(volume)).await?).ok()?
+}
+
+/// Has `node` make a directory of its own a pool. Returns the pool, and the place in the log from which on it is known.
+pub(super) async fn add_pool(
+    daemon: &Daemon,
+    state: &ClusterState,
+    node: NodeId,
+    (name, path): (String, String),
+) -> Result<(PoolId, u64), ApiError> {
+    let of = state.name_of(node).map_or_else(|| node.to_string(), str::to_owned);
+    let place = format!("{of}:{name}");
+    let question = Question::AddPool(daemon.minter().mint(), name, path);
+    let answer = put(daemon, state, node, question).await;
+    let answer = answer.map_err(|silence| match silence {
+        Silence::NotAsked(why) => ApiError::unavailable(format!("the daemon of {of} cannot be asked: {why}"))
+            .todo("only a pool's own node can add it; `pollux node list` tells which nodes are alive"),
+        Silence::Unknown(why) => {
+            ApiError::unknown(format!("{of} was asked to add pool {place}, and did not answer: {why}"))
+                .todo("`pollux pool list` shows whether it has; to ask again does no harm")
+        }
+    })?;
+    serde_json::from_slice(&answer).map_err(|error| ApiError::internal(format!("{of} answers oddly: {error}")))?
+}
+
+/// There is no answer.
+enum Silence {
+    /// It surely was not asked.
+    NotAsked(String),
+    /// It may have been.
+    Unknown(String),
+}
+
+/// The same for those who only look.
 async fn ask(daemon: &Daemon, state: &ClusterState, node: NodeId, question: Question) -> Option<Bytes> {
+    let silent = |silence| {
+        let (Silence::NotAsked(error) | Silence::Unknown(error)) = silence;
+        tracing::debug!(%node, %error, "a daemon did not answer");
+    };
+    put(daemon, state, node, question).await.map_err(silent).ok()
+}
+
+/// The one place that knows whether a question goes over the link or is answered here.
+async fn put(daemon: &Daemon, state: &ClusterState, node: NodeId, question: Question) -> Result<Bytes, Silence> {
     let deadline = Duration::from_millis(match question {
-        Question::Doing(_) | Question::Log(..) | Question::Refused => ANSWER_MS_MAX,
+        Question::Doing(_) | Question::Log(..) | Question::Refused | Question::Pools | Question::Volume(_) => {
+            ANSWER_MS_MAX
+        }
         Question::CanRun(_) => CHECK_MS_MAX,
         Question::Sample(..) => SAMPLE_MS_MAX,
+        Question::AddPool(..) => ADD_POOL_MS_MAX,
     });
-    let answer = if node == daemon.identity.node() {
+    if node == daemon.identity.node() {
         let answered = tokio::time::timeout(deadline, reply(daemon, question)).await;
-        answered.unwrap_or_else(|_| Err("no answer in time".to_owned()))
+        answered.unwrap_or_else(|_| Err("no answer in time".to_owned())).map_err(Silence::Unknown)
     } else {
-        let to = To { node, address: state.nodes.get(&node)?.address };
-        let body = codec::encode(&question, Limit::Control).ok()?;
+        let address = state.nodes.get(&node).map(|node| node.address);
+        let address = address.ok_or_else(|| Silence::NotAsked(format!("{node} is not in the cluster")))?;
+        let to = To { node, address };
+        let body = codec::encode(&question, Limit::Control).map_err(|error| Silence::NotAsked(error.to_string()))?;
         let (body, until) = (Bytes::from(body), Instant::now() + deadline);
         let call = || {
             let left = until.saturating_duration_since(Instant::now());
@@ -154,9 +224,13 @@ async fn ask(daemon: &Daemon, state: &ClusterState, node: NodeId, question: Ques
             Err(CallError::Unknown { .. } | CallError::NotSent { .. }) if Instant::now() < until => call().await,
             asked => asked,
         };
-        asked.map_err(|error| error.to_string())
-    };
-    answer.inspect_err(|error| tracing::debug!(%node, %error, "a daemon did not answer")).ok()
+        asked.map_err(|error| match error {
+            CallError::NotSent { .. } | CallError::TooLarge { .. } | CallError::Refused { .. } => {
+                Silence::NotAsked(error.to_string())
+            }
+            CallError::Unknown { .. } | CallError::Fault { .. } => Silence::Unknown(error.to_string()),
+        })
+    }
 }
 
 fn json<T: Serialize>(value: &T) -> Result<Vec<u8>, String> {

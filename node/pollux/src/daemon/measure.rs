@@ -7,7 +7,7 @@ use pollux_link::Class;
 use pollux_raft::Role;
 use pollux_state::vm::{Desired, Phase, StopCause, Vm};
 
-use super::{run::Daemon, views};
+use super::{run::Daemon, storage, views};
 use crate::metrics::{self, KnownMoves, PHASES, RUNTIMES, Raft, Sample};
 
 /// How often what was recorded is summed up although nobody asks, in milliseconds.
@@ -42,8 +42,9 @@ pub(super) async fn count(daemon: Arc<Daemon>) {
 
 /// All figures as text, as of now.
 pub(super) async fn render(daemon: &Daemon) -> String {
-    look(daemon).await.set();
-    metrics::ordered(&daemon.metrics.render())
+    let sample = look(daemon).await;
+    sample.set();
+    metrics::ordered(&format!("{}\n\n{}", daemon.metrics.render(), sample.storage()))
 }
 
 async fn look(daemon: &Daemon) -> Sample {
@@ -85,6 +86,7 @@ async fn look(daemon: &Daemon) -> Sample {
             sample.progress.extend(status.and_then(|status| status.progress).map(|(progress, _)| progress));
         }
     }
+    storage::measure(daemon, &state, &mut sample).await;
     for (class, word) in [(Class::Consensus, "consensus"), (Class::Bulk, "bulk")] {
         let others = state.nodes.keys().filter(|node| **node != me);
         let connected = others.filter(|node| daemon.endpoint.path(**node, class).is_some()).count() as u64;

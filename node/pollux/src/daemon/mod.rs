@@ -21,6 +21,7 @@ mod problems;
 mod removal;
 mod run;
 mod service;
+mod storage;
 mod views;
 mod why;
 

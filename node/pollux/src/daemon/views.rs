@@ -96,6 +96,7 @@ impl Sight<'_> {
                 .iter()
                 .map(|nic| pollux_api::NicView { mac: nic.mac.to_string(), bridge: nic.bridge.clone(), mtu: nic.mtu })
                 .collect(),
+            disks: spec.disks.iter().enumerate().map(|(at, disk)| self.disk(spec, at, disk)).collect(),
             kernel: spec.kernel.clone(),
             initrd: spec.initrd.clone(),
             append: spec.append.clone(),
@@ -110,6 +111,15 @@ impl Sight<'_> {
             },
             failed_starts: vm.failed_starts,
             operation: vm.phase.moving().map(|(op, _, _)| op.to_string()),
+        }
+    }
+
+    fn disk(&self, spec: &vm::VmSpec, at: usize, disk: &vm::Disk) -> pollux_api::DiskView {
+        let volume = self.state.volumes.get(&disk.volume);
+        pollux_api::DiskView {
+            volume: volume.map_or_else(|| disk.volume.to_string(), |volume| volume.name.clone()),
+            size_bytes: volume.map(|volume| volume.size).unwrap_or_default(),
+            boot: at == 0 && spec.kernel.is_empty(),
         }
     }
 

@@ -5,11 +5,13 @@
 //! ```
 //!
 //! The recorder is the process's; where none was installed (tests, the simulator) recording does nothing. All of [`ALL`] is
-//! there from the first moment on, at zero if need be, so that a rule that watches it never looks at nothing. No label can
+//! there from the first moment on, at zero if need be, so that a rule that watches it never looks at nothing, but for what is of
+//! one volume or one pool: that is there for as long as the volume is in use here, or the pool is this node's. No other label can
 //! take more values than there are nodes, words of the API or reasons for a refusal. `docs/metrics.md` is held to this table.
 
 mod moves;
 mod sample;
+mod storage;
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -17,6 +19,7 @@ use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, Promet
 
 pub(crate) use moves::{Known as KnownMoves, count as count_moves, from as moves_from};
 pub(crate) use sample::{PHASES, RUNTIMES, Raft, Sample};
+pub(crate) use storage::{HEALTHS, PoolSample, VolumeSample};
 
 /// What a figure is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,6 +75,18 @@ metrics! {
     MOVE_PENDING = Gauge "pollux_move_pending_bytes" [""] "Guest memory that moves under way from here have still to send.";
     MOVE_RATE = Gauge "pollux_move_rate_bytes_per_second" [""] "Guest memory per second that moves under way from here send.";
     MOVE_DIRTY = Gauge "pollux_move_dirty_bytes_per_second" [""] "Guest memory per second that guests on their way from here write.";
+
+    VOLUMES = Gauge "pollux_volumes" ["health"] "Volumes of the cluster by how many of their replicas are in sync, as this node knows.";
+    VOLUME_SIZE = Gauge "pollux_volume_size_bytes" ["volume"] "Size of a volume that this node uses.";
+    VOLUME_IN_SYNC = Gauge "pollux_volume_replicas_in_sync" ["volume"] "Replicas of it that hold every acknowledged write and can be reached.";
+    VOLUME_REPLICAS = Gauge "pollux_volume_replicas" ["volume"] "Replicas that it should have.";
+    VOLUME_LACKS = Gauge "pollux_volume_lacking_bytes" ["volume"] "Bytes that its other replicas lack, all together.";
+    VOLUME_OPEN = Gauge "pollux_volume_open_requests" ["volume"] "Requests of its guest without an answer.";
+    VOLUME_TROUBLED = Gauge "pollux_volume_troubled" ["volume"] "1 if its guest's last request failed.";
+    POOL_SIZE = Gauge "pollux_pool_size_bytes" ["pool"] "Size of a pool of this node.";
+    POOL_FREE = Gauge "pollux_pool_free_bytes" ["pool"] "Bytes that can still be written there.";
+    POOL_USED = Gauge "pollux_pool_used_bytes" ["pool"] "Bytes that replicas take of it.";
+    POOL_READY = Gauge "pollux_pool_ready" ["pool"] "0 if the pool cannot be used.";
 
     GATE_FRAMES = Counter "pollux_gate_frames_total" ["direction outcome"] "Frames of guests on this node, and what became of them.";
     GATE_BYTES = Counter "pollux_gate_bytes_total" ["direction"] "Bytes of those that passed.";
@@ -246,7 +261,7 @@ mod tests {
                 proposed(Duration::from_millis(7), outcome);
             }
             sample::tests::example().set();
-            recorder.handle().render()
+            recorder.handle().render() + &sample::tests::example().storage()
         });
         let wanted: BTreeSet<_> =
             ALL.iter().map(|metric| (metric.name.to_owned(), word(metric.kind).to_owned())).collect();
@@ -288,7 +303,7 @@ mod tests {
         let text = ::metrics::with_local_recorder(&recorder, || {
             begin();
             sample::tests::example().set();
-            recorder.handle().render()
+            recorder.handle().render() + &sample::tests::example().storage()
         });
         for line in [
             "pollux_moves_started_total 0",

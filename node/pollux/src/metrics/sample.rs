@@ -9,6 +9,7 @@ use super::{
     BUILD_INFO, CONNECTIONS, ELECTIONS, GATE_BYTES, GATE_FRAMES, HAS_LEADER, INCARNATION, IS_LEADER, LOG_INDEX,
     MOVE_DIRTY, MOVE_PENDING, MOVE_RATE, MOVES_UNDER_WAY, PEERS, QEMU_PROCESSES, REFUSALS, SERVED, SPURIOUS_ELECTIONS,
     TERM, TERMS, TOUCHED, VMS, VMS_FAILING, VMS_HERE, VOTERS,
+    storage::{self, PoolSample, VolumeSample},
 };
 
 /// The phases a VM can be in, in the API's words.
@@ -39,6 +40,12 @@ pub(crate) struct Sample {
     pub(crate) link: pollux_link::Counters,
     /// Other nodes with a connection, by its class.
     pub(crate) peers: BTreeMap<&'static str, u64>,
+    /// Volumes of the cluster, by health.
+    pub(crate) healths: BTreeMap<&'static str, u64>,
+    /// Volumes that this node uses.
+    pub(crate) volumes: Vec<VolumeSample>,
+    /// Pools of this node.
+    pub(crate) pools: Vec<PoolSample>,
 }
 
 /// The consensus, as this node sees it.
@@ -66,10 +73,16 @@ impl Sample {
         }
         gauge(INCARNATION, self.incarnation);
         self.vms();
+        storage::set_healths(&self.healths);
         self.moves();
         self.gate();
         self.consensus();
         self.links();
+    }
+
+    /// What was found of pools and volumes in use, as Prometheus reads it: the recorder has none of it.
+    pub(crate) fn storage(&self) -> String {
+        storage::text(&self.volumes, &self.pools)
     }
 
     fn vms(&self) {
@@ -153,7 +166,7 @@ fn gauge(name: &'static str, value: u64) {
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a figure for people and graphs: 15 digits of it")]
-fn float(value: u64) -> f64 {
+pub(super) fn float(value: u64) -> f64 {
     value as f64
 }
 
@@ -196,6 +209,20 @@ pub(super) mod tests {
                 ..pollux_link::Counters::default()
             },
             peers: [("consensus", 2)].into(),
+            healths: [("degraded", 1)].into(),
+            volumes: vec![VolumeSample {
+                name: "data".into(),
+                size: 1 << 30,
+                replicas: 2,
+                in_sync: 1,
+                lacks: 4096,
+                open: 3,
+                troubled: false,
+            }],
+            pools: vec![
+                PoolSample { name: "fast".into(), space: Some((100, 60, 10)) },
+                PoolSample { name: "slow".into(), space: None },
+            ],
             ..Sample::default()
         }
     }
@@ -205,7 +232,7 @@ pub(super) mod tests {
         let recorder = super::super::recorder().unwrap();
         let text = ::metrics::with_local_recorder(&recorder, || {
             example().set();
-            recorder.handle().render()
+            recorder.handle().render() + &example().storage()
         });
         for line in [
             "pollux_build_info{version=\"0.1.0\",qemu=\"QEMU 10.0.2 \\\"Debian\\\"\",accelerator=\"tcg\"} 1",
@@ -216,6 +243,10 @@ pub(super) mod tests {
             "pollux_move_dirty_bytes_per_second 28672",
             "pollux_gate_frames_total{direction=\"out\",outcome=\"refused_stale\"} 1",
             "pollux_gate_bytes_total{direction=\"out\"} 1000",
+            "pollux_volumes{health=\"degraded\"} 1",
+            "pollux_volume_replicas_in_sync{volume=\"data\"} 1",
+            "pollux_pool_free_bytes{pool=\"fast\"} 60",
+            "pollux_pool_ready{pool=\"slow\"} 0",
             "pollux_raft_is_leader 1",
             "pollux_raft_log_index{what=\"applied\"} 88",
             "pollux_raft_spurious_elections_total 1",
@@ -226,5 +257,6 @@ pub(super) mod tests {
         ] {
             assert!(text.lines().any(|found| found == line), "{line} is not in {text}");
         }
+        assert!(!text.contains("pollux_pool_free_bytes{pool=\"slow\"}"), "nobody knows that");
     }
 }

@@ -15,6 +15,8 @@
 mod door;
 mod pools;
 mod tend;
+mod unmark;
+mod usage;
 mod ways;
 
 use std::{
@@ -41,6 +43,8 @@ use crate::vm::{
 };
 
 pub(crate) use pools::{PoolFault, found};
+pub(crate) use unmark::unmark;
+pub use usage::{PoolUsage, Space};
 
 /// See the module's text. A handle: all clones are one.
 #[derive(Clone)]
@@ -48,7 +52,6 @@ pub struct Volumes(Arc<Inner>);
 
 struct Inner {
     me: Owner,
-    cluster: String,
     consensus: Consensus,
     endpoint: Endpoint,
     keepers: Keepers,
@@ -94,8 +97,7 @@ impl Volumes {
         let Needs { me, cluster, consensus, endpoint, boot } = needs;
         let inner = Inner {
             me,
-            pools: Pools::new(cluster.clone(), me.node),
-            cluster,
+            pools: Pools::new(cluster, me.node),
             consensus,
             endpoint,
             keepers: Keepers::new(boot),

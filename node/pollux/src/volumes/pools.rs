@@ -14,7 +14,7 @@ use pollux_state::id::{NodeId, PoolId};
 use serde::{Deserialize, Serialize};
 
 /// The mark, a file in the pool's directory.
-const MARK: &str = ".pollux-pool";
+pub(super) const MARK: &str = ".pollux-pool";
 
 /// What the mark says.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -27,6 +27,7 @@ use super::{
 pub(crate) const EXAMPLES: &str = "Examples:
   pollux vm create web --memory 512M --kernel /boot/vmlinuz --initrd /srv/web.img \\
       --append 'console=ttyS0' --nic br0
+  pollux vm create db --volume db-root --volume db-data --nic br0     # boots from db-root
   pollux vm create web --file vm.toml --node n2 --wait
 
 A file:
@@ -36,6 +37,7 @@ A file:
   kernel = \"/boot/vmlinuz\"
   initrd = \"web.cpio.gz\"        # beside the file
   append = \"console=ttyS0\"
+  volumes = [\"data\"]            # without a kernel it boots from the first
   [[nic]]
   bridge = \"br0\"                # mac = \"52:54:00:...\" if it must be that one
   mtu = 9000                    # where every node's bridge carries such frames
@@ -57,8 +59,8 @@ pub(crate) struct Create {
     /// Processors [default: 1].
     #[arg(long, value_name = "COUNT")]
     vcpus: Option<u32>,
-    /// Kernel image.
-    #[arg(long, value_name = "PATH", required_unless_present = "file")]
+    /// Kernel image; without one the VM boots from its first volume, through the firmware.
+    #[arg(long, value_name = "PATH", required_unless_present_any = ["file", "volumes"])]
     kernel: Option<PathBuf>,
     /// Initial RAM disk.
     #[arg(long, value_name = "PATH")]
@@ -66,6 +68,9 @@ pub(crate) struct Create {
     /// Kernel command line.
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     append: Option<String>,
+    /// A volume, as the guest's next disk; may be given several times. Replaces those of the file.
+    #[arg(long = "volume", value_name = "NAME")]
+    volumes: Vec<String>,
     /// A network card on a bridge; may be given several times. Replaces those of the file.
     #[arg(long = "nic", value_name = "BRIDGE[,mac=ADDRESS][,mtu=BYTES]", value_parser = nic)]
     nics: Vec<CreateNic>,
@@ -136,6 +141,12 @@ fn request(flags: Create, file: VmFile, here: &Path) -> Result<CreateVm, Failure
         return Err(Failure::usage(format!("--mtu {mtu} is of no use to a VM without a network card"))
             .todo("add one with --nic BRIDGE"));
     }
+    let volumes = if flags.volumes.is_empty() { file.volumes } else { flags.volumes };
+    let kernel = path(flags.kernel, file.kernel, "--kernel")?.filter(|kernel| !kernel.is_empty());
+    if kernel.is_none() && volumes.is_empty() {
+        return Err(Failure::usage("the VM has nothing to boot from: neither a kernel nor a volume")
+            .todo("add `kernel = \"...\"` or `volumes = [...]` to the file, or use --kernel or --volume"));
+    }
     Ok(CreateVm {
         name: flags.name.or(file.name).ok_or_else(|| {
             Failure::usage("the file gives the VM no name")
@@ -143,12 +154,11 @@ fn request(flags: Create, file: VmFile, here: &Path) -> Result<CreateVm, Failure
         })?,
         memory_mib: flags.memory.or(file.memory).unwrap_or(MEMORY_MIB_DEFAULT),
         vcpus: flags.vcpus.or(file.vcpus).unwrap_or(VCPUS_DEFAULT),
-        kernel: path(flags.kernel, file.kernel, "--kernel")?.ok_or_else(|| {
-            Failure::usage("the file gives the VM no kernel").todo("add `kernel = \"...\"` to it, or use --kernel")
-        })?,
+        kernel: kernel.unwrap_or_default(),
         initrd: path(flags.initrd, file.initrd, "--initrd")?.unwrap_or_default(),
         append: flags.append.or(file.append).unwrap_or_default(),
         nics,
+        volumes,
         machine: flags.machine.or(file.machine).unwrap_or_else(|| MACHINE_DEFAULT.to_owned()),
         cpu: flags.cpu.or(file.cpu).unwrap_or_else(|| CPU_DEFAULT.to_owned()),
         autostart: !flags.no_autostart && file.autostart.unwrap_or(true),
@@ -233,6 +243,23 @@ mod tests {
         let failure = request(flags, VmFile::default(), here()).unwrap_err();
         assert_eq!(failure.exit, Exit::Usage);
         assert!(failure.todo.contains("kernel ="), "{failure:?}");
+    }
+
+    #[test]
+    fn a_vm_with_a_volume_needs_no_kernel() {
+        let flags = |volumes: &[&str]| Create {
+            name: Some("web".into()),
+            volumes: volumes.iter().map(|name| (*name).to_owned()).collect(),
+            ..Create::default()
+        };
+        let file = || VmFile { volumes: vec!["old".into()], ..VmFile::default() };
+        let vm = request(flags(&["root", "data"]), file(), here()).unwrap();
+        assert_eq!(
+            (vm.kernel.as_str(), vm.volumes),
+            ("", vec!["root".to_owned(), "data".to_owned()]),
+            "from the flags"
+        );
+        assert_eq!(request(flags(&[]), file(), here()).unwrap().volumes, ["old"], "from the file");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use pollux_api::{Desired, NicView, Phase, Runtime, VmView};
 use pollux_state::limits::NIC_MTU_DEFAULT;
 
-use super::super::output::{age, list, mib, moment, table};
+use super::super::output::{age, bytes, list, mib, moment, table};
 
 /// What a VM is doing, in as few words as tell it.
 pub(crate) fn state(vm: &VmView) -> String {
@@ -45,8 +45,8 @@ pub(crate) fn place(vm: &VmView) -> String {
 /// All VMs, one a line.
 pub(crate) fn many(vms: &[VmView], now: u64) -> String {
     table(
-        ["NAME", "STATE", "NODE", "CPUS", "MEMORY", "GENERATION", "SINCE", "WHY"],
-        &[3, 4, 5, 6],
+        ["NAME", "STATE", "NODE", "CPUS", "MEMORY", "DISKS", "GENERATION", "SINCE", "WHY"],
+        &[3, 4, 5, 6, 7],
         vms.iter().map(|vm| {
             [
                 vm.name.clone(),
@@ -54,6 +54,7 @@ pub(crate) fn many(vms: &[VmView], now: u64) -> String {
                 place(vm),
                 vm.vcpus.to_string(),
                 mib(vm.memory_mib),
+                vm.disks.len().to_string(),
                 vm.generation.to_string(),
                 age(now, vm.since),
                 vm.stop_cause.clone().unwrap_or_default(),
@@ -88,10 +89,14 @@ pub(crate) fn single(vm: &VmView, now: u64) -> String {
         ("memory", mib(vm.memory_mib)),
         ("processors", format!("{} ({})", vm.vcpus, vm.cpu)),
         ("machine", vm.machine.clone()),
-        ("kernel", vm.kernel.clone()),
-        ("initrd", vm.initrd.clone()),
-        ("append", vm.append.clone()),
     ]);
+    match vm.disks.first().filter(|disk| disk.boot) {
+        Some(disk) => rows.push(("boots from", format!("volume {}, through the firmware", disk.volume))),
+        None => {
+            rows.extend([("kernel", vm.kernel.clone()), ("initrd", vm.initrd.clone()), ("append", vm.append.clone())])
+        }
+    }
+    rows.extend(vm.disks.iter().map(|disk| ("disk", format!("volume {}, {}", disk.volume, bytes(disk.size_bytes)))));
     rows.extend(vm.nics.iter().map(|nic| ("network card", card(nic))));
     rows.push(("autostart", if vm.autostart { "yes" } else { "no" }.to_owned()));
     rows.push(("created", format!("{} ({} ago)", moment(vm.created), age(now, vm.created))));
@@ -127,6 +132,7 @@ pub(crate) mod tests {
             memory_mib: 256,
             vcpus: 1,
             nics: vec![NicView { mac: "52:54:00:00:00:01".into(), bridge: "br0".into(), mtu: 1500 }],
+            disks: Vec::new(),
             kernel: "/boot/vmlinuz".into(),
             initrd: String::new(),
             append: "console=ttyS0".into(),
@@ -172,11 +178,11 @@ pub(crate) mod tests {
             ..web()
         };
         insta::assert_snapshot!(many(&[web(), moving, off, broken], NOW), @r"
-        NAME      STATE                NODE  CPUS   MEMORY  GENERATION  SINCE  WHY
-        web       running              n1       1  256 MiB           3  1m30s  -
-        mail      moving to n2         n1       1  2.0 GiB           3  1m30s  -
-        database  stopped              (n1)     1  256 MiB          12  1m30s  the guest switched itself off
-        old       fails to start (3x)  (n1)     1  256 MiB           3  1m30s  no kernel at /boot/none
+        NAME      STATE                NODE  CPUS   MEMORY  DISKS  GENERATION  SINCE  WHY
+        web       running              n1       1  256 MiB      0           3  1m30s  -
+        mail      moving to n2         n1       1  2.0 GiB      0           3  1m30s  -
+        database  stopped              (n1)     1  256 MiB      0          12  1m30s  the guest switched itself off
+        old       fails to start (3x)  (n1)     1  256 MiB      0           3  1m30s  no kernel at /boot/none
         ");
     }
 
@@ -204,5 +210,14 @@ pub(crate) mod tests {
         let mut wide = web();
         wide.nics[0].mtu = 9000;
         assert!(single(&wide, NOW).contains("52:54:00:00:00:01 on br0, MTU 9000\n"));
+    }
+
+    #[test]
+    fn a_vm_with_volumes_tells_from_which_it_boots() {
+        let disk = |volume: &str, boot| pollux_api::DiskView { volume: volume.into(), size_bytes: 10 << 30, boot };
+        let vm = VmView { kernel: String::new(), disks: vec![disk("root", true), disk("data", false)], ..web() };
+        let text = single(&vm, NOW);
+        assert!(text.contains("boots from    volume root, through the firmware\n"), "{text}");
+        assert!(text.contains("disk          volume data, 10.0 GiB\n") && !text.contains("kernel"), "{text}");
     }
 }

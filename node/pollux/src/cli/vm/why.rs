@@ -51,6 +51,9 @@ fn text(why: &WhyView, now: u64) -> String {
     let mut text = list(rows);
     text.push('\n');
     text.push_str(&table(["NODE", "HERE", "FITS", "WHY NOT"], &[], why.nodes.iter().flat_map(lines)));
+    for trouble in &why.troubles {
+        text.push_str(&format!("\nproblem: {}\n  to do: {}\n", trouble.what, trouble.todo));
+    }
     if !why.lately.is_empty() {
         text.push_str("\nlately\n");
         for event in &why.lately {
@@ -125,6 +128,7 @@ mod tests {
                 place("n2", false, &["n2 has no QEMU", "it needs 256 MiB of memory, 12 MiB are free there"]),
                 place("n3", false, &[]),
             ],
+            troubles: Vec::new(),
             lately: vec![event(6, "VM web was created on n1"), event(7, "VM web starts on n1")],
         };
         insta::assert_snapshot!(text(&why, NOW));

@@ -1,0 +1,102 @@
+//! Paths about pools and volumes.
+
+use axum::{
+    Router,
+    extract::{Path, State},
+    http::{HeaderMap, StatusCode},
+    routing::{delete, get, post},
+};
+use pollux_api::{AddPool, AddReplica, AttachVolume, CreateVolume, DeleteVolume, GrowVolume};
+
+use super::{Answer, Body, Context, Waiting, json, query_of, read, write};
+
+pub(super) fn routes() -> Router<Context> {
+    Router::new()
+        .route("/v1/pools", get(pools).post(add_pool))
+        .route("/v1/pools/{place}", delete(remove_pool))
+        .route("/v1/volumes", get(volumes).post(create_volume))
+        .route("/v1/volumes/{name}", get(volume).delete(delete_volume))
+        .route("/v1/volumes/{name}/grow", post(grow_volume))
+        .route("/v1/volumes/{name}/attach", post(attach_volume))
+        .route("/v1/volumes/{name}/detach", post(detach_volume))
+        .route("/v1/volumes/{name}/replicas", post(add_replica))
+        .route("/v1/volumes/{name}/replicas/{place}", delete(remove_replica))
+}
+
+async fn pools(State(context): State<Context>, query: Waiting) -> Answer {
+    let query = query_of(query)?;
+    context.current(&query).await?;
+    context.aged(&query, json(StatusCode::OK, &read(context.backend.pools()).await?))
+}
+
+async fn add_pool(State(context): State<Context>, Body(request): Body<AddPool>) -> Answer {
+    json(StatusCode::CREATED, &write(context.backend.add_pool(request)).await?)
+}
+
+async fn remove_pool(State(context): State<Context>, Path(place): Path<String>) -> Answer {
+    json(StatusCode::OK, &write(context.backend.remove_pool(&place)).await?)
+}
+
+async fn volumes(State(context): State<Context>, query: Waiting) -> Answer {
+    let query = query_of(query)?;
+    context.current(&query).await?;
+    context.aged(&query, json(StatusCode::OK, &read(context.backend.volumes()).await?))
+}
+
+async fn volume(
+    State(context): State<Context>,
+    Path(name): Path<String>,
+    headers: HeaderMap,
+    query: Waiting,
+) -> Answer {
+    let query = query_of(query)?;
+    let look = || async {
+        context.current(&query).await?;
+        context.backend.volume(&name).await
+    };
+    context.aged(&query, context.unless_same(&headers, &query, look).await)
+}
+
+async fn create_volume(State(context): State<Context>, Body(request): Body<CreateVolume>) -> Answer {
+    json(StatusCode::CREATED, &write(context.backend.create_volume(request)).await?)
+}
+
+async fn grow_volume(
+    State(context): State<Context>,
+    Path(name): Path<String>,
+    Body(request): Body<GrowVolume>,
+) -> Answer {
+    json(StatusCode::ACCEPTED, &write(context.backend.grow_volume(&name, request)).await?)
+}
+
+async fn delete_volume(
+    State(context): State<Context>,
+    Path(name): Path<String>,
+    Body(request): Body<DeleteVolume>,
+) -> Answer {
+    json(StatusCode::OK, &write(context.backend.delete_volume(&name, request)).await?)
+}
+
+async fn attach_volume(
+    State(context): State<Context>,
+    Path(name): Path<String>,
+    Body(request): Body<AttachVolume>,
+) -> Answer {
+    json(StatusCode::OK, &write(context.backend.attach_volume(&name, request)).await?)
+}
+
+async fn detach_volume(State(context): State<Context>, Path(name): Path<String>) -> Answer {
+    json(StatusCode::OK, &write(context.backend.detach_volume(&name)).await?)
+}
+
+async fn add_replica(
+    State(context): State<Context>,
+    Path(name): Path<String>,
+    Body(request): Body<AddReplica>,
+) -> Answer {
+    json(StatusCode::ACCEPTED, &write(context.backend.add_replica(&name, request)).await?)
+}
+
+async fn remove_replica(State(context): State<Context>, Path((name, place)): Path<(String, String)>) -> Answer {
+    json(StatusCode::OK, &write(context.backend.remove_replica(&name, &place)).await?)
+}

@@ -1,0 +1,46 @@
+//! What the API asks of the daemon about pools and volumes.
+
+use async_trait::async_trait;
+use pollux_api::{
+    AddPool, AddReplica, ApiError, AttachVolume, CreateVolume, DeleteVolume, GrowVolume, PoolView, VolumeView,
+};
+
+/// The part of the daemon that knows of pools and volumes, as the API server sees it. The rules are [`super::Backend`]'s.
+#[async_trait]
+pub trait Storage: Send + Sync + 'static {
+    /// All pools, by place. What only their nodes know is asked of them.
+    async fn pools(&self) -> Result<Vec<PoolView>, ApiError>;
+
+    /// A directory becomes a pool. Its node looks at it, marks it and says so to the log.
+    async fn add_pool(&self, request: AddPool) -> Result<PoolView, ApiError>;
+
+    /// Forget a pool without replicas. Answers with what it was.
+    async fn remove_pool(&self, place: &str) -> Result<PoolView, ApiError>;
+
+    /// All volumes, by name.
+    async fn volumes(&self) -> Result<Vec<VolumeView>, ApiError>;
+
+    /// One volume. What only its user's node knows is asked of it.
+    async fn volume(&self, name: &str) -> Result<VolumeView, ApiError>;
+
+    /// Create a volume. Its nodes make the replicas when they see it.
+    async fn create_volume(&self, request: CreateVolume) -> Result<VolumeView, ApiError>;
+
+    /// Let a volume that nobody writes to become larger.
+    async fn grow_volume(&self, name: &str, request: GrowVolume) -> Result<VolumeView, ApiError>;
+
+    /// Forget a volume that nobody uses. Answers with what it was.
+    async fn delete_volume(&self, name: &str, request: DeleteVolume) -> Result<VolumeView, ApiError>;
+
+    /// Give a volume to a stopped VM.
+    async fn attach_volume(&self, name: &str, request: AttachVolume) -> Result<VolumeView, ApiError>;
+
+    /// Take a volume away from its VM, which is stopped.
+    async fn detach_volume(&self, name: &str) -> Result<VolumeView, ApiError>;
+
+    /// One more replica.
+    async fn add_replica(&self, name: &str, request: AddReplica) -> Result<VolumeView, ApiError>;
+
+    /// Forget the replica in a pool.
+    async fn remove_replica(&self, name: &str, place: &str) -> Result<VolumeView, ApiError>;
+}

@@ -1,0 +1,109 @@
+//! Pools, on the node that they are on: only it can look at a directory, and say to the log that it has.
+
+use std::{fmt::Write as _, path::Path, time::Duration};
+
+use pollux_api::ApiError;
+use pollux_disk::PoolError;
+use pollux_state::{
+    ClusterState, Command, Outcome,
+    id::{NodeId, OpId, PoolId},
+    limits::POOL_PATH_MAX,
+    spec::check_name,
+};
+
+use super::super::{
+    backend::{propose, refused},
+    run::Daemon,
+};
+use crate::volumes::{PoolFault, PoolUsage, found, unmark};
+
+/// How long a directory may take to be looked at and marked, in milliseconds.
+const LOOK_MS_MAX: u64 = 3_000;
+/// How long the log may take to be read beforehand, in milliseconds.
+const READ_MS_MAX: u64 = 2_000;
+
+/// What this node's pools have and hold.
+pub(in crate::daemon) async fn usage_here(daemon: &Daemon) -> Vec<PoolUsage> {
+    match daemon.volumes() {
+        Some(volumes) => volumes.usage().await,
+        None => Vec::new(),
+    }
+}
+
+/// A directory of this node becomes its pool `name`. Asked again under the same `op` it answers the same. Returns the pool, and
+/// the place in the log from which on it is known.
+pub(in crate::daemon) async fn add_here(
+    daemon: &Daemon,
+    op: OpId,
+    (name, path): (String, String),
+) -> Result<(PoolId, u64), ApiError> {
+    let (cluster, me) = (daemon.identity.cluster().to_string(), daemon.identity.node());
+    if let Err(error) = daemon.consensus.linearizable(Duration::from_millis(READ_MS_MAX)).await {
+        tracing::debug!(%error, "a pool is judged by the state that this node has");
+    }
+    let state = daemon.consensus.watch().borrow().state.clone();
+    // Before the directory is touched: a mark that the log then refuses would be in the way of the next attempt.
+    check(&state, me, (&name, &path))?;
+    let pools: Vec<String> =
+        state.pools.values().filter(|pool| pool.node == me).map(|pool| pool.name.clone()).collect();
+    let (of, at) = (name.clone(), path.clone());
+    let marking = tokio::task::spawn_blocking(move || {
+        let at = Path::new(&at);
+        match found(&cluster, me, &of, at) {
+            // The mark of a pool that was removed from the cluster since.
+            Err(PoolFault::Taken { cluster: its, node, found: old, .. })
+                if its == cluster && node == me && !pools.contains(&old) =>
+            {
+                unmark(at).and_then(|()| found(&cluster, me, &of, at))
+            }
+            marked => marked,
+        }
+    });
+    let marked = tokio::time::timeout(Duration::from_millis(LOOK_MS_MAX), marking).await;
+    let marked = marked.map_err(|_| {
+        let why = format!("{path} has not answered for {} s: does its storage hang?", LOOK_MS_MAX / 1000);
+        ApiError::unavailable(why).todo("look at that host's disks and its kernel's log; nothing was added")
+    })?;
+    let marked = marked.map_err(|error| ApiError::internal(error.to_string()))?;
+    marked.map_err(|fault| unusable(&fault))?;
+    match propose(daemon, op, Command::AddPool { name, path }).await? {
+        (Outcome::PoolAdded(pool), index) => Ok((pool, index)),
+        (outcome, _) => Err(ApiError::internal(format!("an odd answer to a new pool: {outcome:?}"))),
+    }
+}
+
+/// What the log would refuse.
+fn check(state: &ClusterState, me: NodeId, (name, path): (&str, &str)) -> Result<(), ApiError> {
+    check_name("pool", name).map_err(|refusal| refused(&refusal))?;
+    if !path.starts_with('/') || path.len() > POOL_PATH_MAX || path.chars().any(char::is_control) {
+        return Err(ApiError::invalid(format!(
+            "the pool's path: give an absolute path of at most {POOL_PATH_MAX} bytes"
+        )));
+    }
+    let mut here = state.pools.values().filter(|pool| pool.node == me);
+    let Some(same) = here.find(|pool| pool.name == name || pool.path == path) else { return Ok(()) };
+    let place = state.place_of(same.id);
+    let why = if same.name == name {
+        format!("there is a pool {place} already, in {}", same.path)
+    } else {
+        format!("{path} is pool {place} already")
+    };
+    Err(ApiError::conflict(why).todo("`pollux pool list` shows those there are"))
+}
+
+fn unusable(fault: &PoolFault) -> ApiError {
+    let mut message = fault.to_string();
+    let mut cause = std::error::Error::source(fault);
+    while let Some(error) = cause {
+        // Writing to a string cannot fail.
+        let _ = write!(message, ": {error}");
+        cause = error.source();
+    }
+    match fault {
+        PoolFault::Pool(PoolError::NoDirectory { .. }) => ApiError::invalid(message)
+            .todo("make the directory on that node, mount its file system first if it has one of its own"),
+        PoolFault::Pool(PoolError::NoHoles { .. }) => ApiError::conflict(message),
+        PoolFault::Taken { .. } | PoolFault::Unmarked { .. } => ApiError::conflict(message),
+        PoolFault::Pool(PoolError::Kernel { .. }) | PoolFault::Io { .. } => ApiError::internal(message),
+    }
+}
