@@ -19,6 +19,7 @@ pub mod census;
 pub mod cli;
 pub mod client;
 pub mod console;
+pub mod disks;
 pub mod events;
 pub mod faults;
 pub mod following;

@@ -1,7 +1,5 @@
 //! Who may have a replica of this node: what the log says of the right to write, as far as this node has applied it.
 
-use std::time::Duration;
-
 use async_trait::async_trait;
 use pollux_disk::EngineKind;
 use pollux_state::{
@@ -12,25 +10,18 @@ use pollux_volume::{Claim, Door, Place};
 
 use super::{Volumes, name_of};
 
-/// How long a session waits for this node to have applied the entry that gives the right to it, in milliseconds.
-const CATCH_UP_MS_MAX: u64 = 2_000;
-
 #[async_trait]
 impl Door for Volumes {
     async fn admit(&self, from: NodeId, claim: &Claim) -> Result<Place, String> {
         if claim.owner.node != from {
             return Err(format!("it is {from} that asks, and for {}", claim.owner));
         }
-        let mut applied = self.0.consensus.watch();
         // Whoever writes knows of its right before this node may; nobody else is let in meanwhile.
-        let known = applied.wait_for(|view| {
-            view.state.volumes.get(&claim.volume).is_some_and(|volume| volume.generation >= claim.generation)
-        });
-        let waited = tokio::time::timeout(Duration::from_millis(CATCH_UP_MS_MAX), known).await;
-        let Ok(Ok(view)) = waited.map(|view| view.map(|view| view.state.clone())) else {
-            return Err("this node has not heard of that right yet".into());
+        let known = |state: &ClusterState| {
+            state.volumes.get(&claim.volume).is_some_and(|volume| volume.generation >= claim.generation)
         };
-        self.place(&view, claim)
+        let state = self.caught_up(known).await;
+        self.place(&state, claim)
     }
 }
 

@@ -22,6 +22,7 @@ mod ways;
 use std::{
     collections::{BTreeSet, HashMap},
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -45,6 +46,13 @@ use crate::vm::{
 pub(crate) use pools::{PoolFault, found};
 pub(crate) use unmark::unmark;
 pub use usage::{PoolUsage, Space};
+
+/// A replica that is behind another one for so long leaves the in-sync set, in milliseconds: so long the guest's writes may stand
+/// still when a host dies. Shorter than disks take to sync on a bad day, which costs no more than copying what was missed.
+const LAG_MS: u64 = 2_000;
+
+/// How long this node may take to apply an entry of which somebody knows, in milliseconds.
+const CATCH_UP_MS_MAX: u64 = 2_000;
 
 /// See the module's text. A handle: all clones are one.
 #[derive(Clone)]
@@ -138,6 +146,15 @@ impl Volumes {
         self.0.consensus.watch().borrow().state.clone()
     }
 
+    /// The state once it shows what somebody knows who may have been told before this node: then, or after a while.
+    async fn caught_up(&self, known: impl Fn(&ClusterState) -> bool) -> Arc<ClusterState> {
+        let mut applied = self.0.consensus.watch();
+        let seen = applied.wait_for(|view| known(&view.state));
+        // What it does not show by then is not so.
+        let _ = tokio::time::timeout(Duration::from_millis(CATCH_UP_MS_MAX), seen).await;
+        self.state()
+    }
+
     fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
         self.0.tasks.spawn(self.0.cancel.clone().run_until_cancelled_owned(work));
     }
@@ -195,7 +212,7 @@ impl Disks for Volumes {
         volume: VolumeId,
         handover: Option<Handover>,
     ) -> Result<(Volume, VolumeHandle), GuestError> {
-        let state = self.state();
+        let state = self.caught_up(|state| state.vms.get(&vm).is_none_or(|vm| vm.generation >= generation)).await;
         let it = state.volumes.get(&volume).ok_or_else(|| unknown(volume))?;
         let has_right = state.vms.get(&vm).is_some_and(|vm| vm.generation == generation);
         if !has_right || it.user != Some(vm) || state.writer(it) != Some(self.0.me) {
@@ -209,7 +226,7 @@ impl Disks for Volumes {
             handover,
             authority: it.authority,
             prefer: it.replicas.keys().copied().filter(here).collect(),
-            limits: Limits::default(),
+            limits: Limits { lag_ms: LAG_MS, ..Limits::default() },
         };
         let set = self.follow(volume, it.generation, set_of(it));
         let ways = WaysOf { volumes: self.clone(), volume, generation: it.generation, size: it.size };

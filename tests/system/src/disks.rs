@@ -1,0 +1,186 @@
+//! Pools and volumes in a story, and the guest's work on its disk.
+
+use std::{collections::BTreeSet, fs, path::PathBuf, time::Duration};
+
+use serde::Deserialize;
+
+use crate::{
+    World,
+    client::Client,
+    waiting::{SETTLE, until},
+};
+
+/// The pool that each node has in a story with disks.
+pub const POOL: &str = "fast";
+
+/// `volume show`.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Volume {
+    /// Its number.
+    pub id: u64,
+    /// `ready`, `degraded`, ...
+    pub health: String,
+    /// The fencing number.
+    pub generation: u64,
+    /// Its copies.
+    pub replicas: Vec<Replica>,
+}
+
+/// One copy of it.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Replica {
+    /// Its number.
+    pub id: u64,
+    /// Where.
+    pub node: String,
+    /// It is in the in-sync set.
+    pub in_sync: bool,
+    /// What it lacks, as far as anybody knows.
+    pub lacks_bytes: Option<u64>,
+}
+
+/// What the guest did to its disk.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Work {
+    /// Writes that ended.
+    pub writes: u64,
+    /// What failed, as the guest sees it.
+    pub errors: u64,
+    /// The longest that one request took, in milliseconds.
+    pub longest_ms: u64,
+}
+
+impl Volume {
+    /// The nodes of the in-sync set.
+    #[must_use]
+    pub fn in_sync(&self) -> BTreeSet<&str> {
+        self.replicas.iter().filter(|it| it.in_sync).map(|it| it.node.as_str()).collect()
+    }
+}
+
+impl World {
+    /// Where a node's pool is.
+    ///
+    /// # Panics
+    /// If there is no such node.
+    #[track_caller]
+    #[must_use]
+    pub fn pool(&self, node: &str) -> PathBuf {
+        self.host(node).dir().expect("a node has a directory").join("pool")
+    }
+
+    /// Gives every node a pool.
+    ///
+    /// # Panics
+    /// If that is refused.
+    #[track_caller]
+    pub fn have_pools(&self) {
+        for node in self.nodes() {
+            let path = self.pool(node);
+            fs::create_dir(&path).expect("a directory can be made");
+            let _: serde_json::Value = self.pollux(node, &["pool", "add", POOL, &path.to_string_lossy()]).json();
+        }
+    }
+
+    /// Makes a volume with a replica on each of these nodes.
+    ///
+    /// # Panics
+    /// If that is refused.
+    #[track_caller]
+    pub fn make_volume(&self, name: &str, size: &str, nodes: &[&str]) {
+        let places: Vec<String> = nodes.iter().map(|node| format!("{node}:{POOL}")).collect();
+        let mut words = vec!["volume", "create", name, "--size", size];
+        words.extend(places.iter().flat_map(|place| ["--pool", place]));
+        let _: Volume = self.pollux(nodes[0], &words).json();
+    }
+
+    /// A volume, as a node sees it.
+    ///
+    /// # Panics
+    /// If it does not answer.
+    #[track_caller]
+    #[must_use]
+    pub fn volume(&self, via: &str, name: &str) -> Volume {
+        self.pollux(via, &["volume", "show", name]).json()
+    }
+
+    /// Waits until the replicas on exactly these nodes are the in-sync set and lack nothing.
+    ///
+    /// # Panics
+    /// If that takes too long.
+    #[track_caller]
+    pub fn in_sync(&self, via: &str, name: &str, nodes: &[&str]) {
+        let wanted: BTreeSet<&str> = nodes.iter().copied().collect();
+        until(&format!("{name} in sync on {wanted:?}"), SETTLE, || {
+            let seen: Volume = self.pollux(via, &["volume", "show", name]).try_json()?;
+            let lacks = |it: &Replica| it.in_sync && it.lacks_bytes.is_some_and(|bytes| bytes > 0);
+            if seen.in_sync() == wanted && !seen.replicas.iter().any(lacks) { Ok(()) } else { Err(format!("{seen:?}")) }
+        });
+    }
+
+    /// Compares the replicas of a volume that nobody uses, byte for byte.
+    ///
+    /// # Panics
+    /// If they differ.
+    #[track_caller]
+    pub fn replicas_are_equal(&self, via: &str, name: &str) {
+        let volume = self.volume(via, name);
+        let content = |replica: &Replica| {
+            let directory = format!("volume-{}-replica-{}", volume.id, replica.id);
+            let path = self.pool(&replica.node).join(directory).join("data");
+            fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+        };
+        let (first, others) = volume.replicas.split_first().expect("a volume has replicas");
+        let wanted = content(first);
+        for other in others {
+            let found = content(other);
+            let differs = wanted.iter().zip(&found).position(|(a, b)| a != b);
+            assert!(
+                wanted.len() == found.len() && differs.is_none(),
+                "{} and {} differ at {differs:?}",
+                first.node,
+                other.node
+            );
+        }
+    }
+}
+
+impl Client {
+    /// Has the guest write, flush and read back the first `blocks` blocks of its first disk, so often a second.
+    ///
+    /// # Panics
+    /// If it cannot.
+    #[track_caller]
+    pub fn works_on_disk(&self, blocks: u32, rate: u32) {
+        self.ask(&format!("DISK /dev/vda {blocks} {rate}"));
+    }
+
+    /// What came of it.
+    ///
+    /// # Panics
+    /// If something was not as it must be.
+    #[track_caller]
+    #[must_use]
+    pub fn disk_work(&self) -> Work {
+        let told = self.ask("DISK");
+        let words: Vec<&str> = told.split_whitespace().collect();
+        let number = |name: &str| {
+            let at = words.iter().position(|word| *word == name).unwrap_or_else(|| panic!("no {name} in {told}"));
+            words[at + 1].parse().unwrap_or_else(|_| panic!("{name} is no number in {told}"))
+        };
+        Work { writes: number("writes"), errors: number("errors"), longest_ms: number("longest_ms") }
+    }
+
+    /// Waits until the guest's work on its disk has gone on.
+    ///
+    /// # Panics
+    /// If it has not for long.
+    #[track_caller]
+    pub fn disk_goes_on(&self, limit: Duration) {
+        let before = self.disk_work().writes;
+        until("the guest's writes to go on", limit, || {
+            let now = self.disk_work().writes;
+            if now > before + 5 { Ok(()) } else { Err(format!("{before}, then {now}")) }
+        });
+    }
+}
