@@ -4,7 +4,7 @@
 //! from then on although each write succeeded everywhere. So the second waits for the first. A read waits too: what it
 //! would see depends on the replica, and a guest must not see a write first done and then undone.
 
-use alloc::{collections::BTreeMap, vec::Vec};
+use alloc::collections::BTreeMap;
 use core::ops::Range;
 
 /// Do they have a byte in common?
@@ -39,7 +39,7 @@ impl Ranges {
 
     /// It is under way. It must not conflict.
     pub(crate) fn enter(&mut self, range: &Range<u64>, changes: bool) {
-        debug_assert!(!self.conflicts(range, changes));
+        assert!(!self.conflicts(range, changes), "{range:?} is worked on while something is changed there");
         if range.is_empty() {
             return;
         }
@@ -63,24 +63,68 @@ impl Ranges {
             *readers -= 1;
             if *readers == 0 {
                 self.reading.remove(&(range.start, range.end));
+                if self.reading.is_empty() {
+                    self.longest_read = 0;
+                }
             }
         }
     }
 
-    /// All that change, and whether two of them overlap: never.
-    pub(crate) fn are_apart(&self) -> bool {
-        let ranges: Vec<(u64, u64)> = self.changing.iter().map(|(start, end)| (*start, *end)).collect();
-        ranges.windows(2).all(|pair| pair[0].1 <= pair[1].0)
+    /// Whether no two that change overlap.
+    #[cfg(test)]
+    fn are_apart(&self) -> bool {
+        self.changing.iter().zip(self.changing.iter().skip(1)).all(|(one, next)| one.1 <= next.0)
+    }
+}
+
+/// Bytes, as what is asked covers them; it may overlap.
+#[derive(Debug, Default)]
+pub(crate) struct Spans(BTreeMap<u64, u64>);
+
+impl Spans {
+    /// Adds a range.
+    pub(crate) fn insert(&mut self, range: &Range<u64>) {
+        if range.is_empty() {
+            return;
+        }
+        let mut all = range.clone();
+        while let Some((start, end)) = self.0.range(..=all.end).next_back().map(|(start, end)| (*start, *end)) {
+            if end < all.start {
+                break;
+            }
+            self.0.remove(&start);
+            all = all.start.min(start)..all.end.max(end);
+        }
+        self.0.insert(all.start, all.end);
+    }
+
+    /// Has it a byte of `range`?
+    pub(crate) fn touches(&self, range: &Range<u64>) -> bool {
+        !range.is_empty() && self.0.range(..range.end).next_back().is_some_and(|(_, end)| *end > range.start)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::vec::Vec;
+
     use proptest::prelude::*;
 
     use super::*;
 
     proptest! {
+        #[test]
+        fn spans_are_a_set_of_bytes(ranges in prop::collection::vec((0_u64..60, 0_u64..12), 0..20), asked in (0_u64..60, 0_u64..12)) {
+            let mut spans = Spans::default();
+            let mut bytes = std::collections::BTreeSet::new();
+            for (start, many) in ranges {
+                spans.insert(&(start..start + many));
+                bytes.extend(start..start + many);
+            }
+            let (start, many) = asked;
+            prop_assert_eq!(spans.touches(&(start..start + many)), (start..start + many).any(|byte| bytes.contains(&byte)));
+        }
+
         #[test]
         fn it_finds_what_a_look_at_each_pair_finds(steps in prop::collection::vec((any::<bool>(), any::<bool>(), 0_u64..60, 1_u64..20), 0..60)) {
             let mut ranges = Ranges::default();

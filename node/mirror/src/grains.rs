@@ -128,6 +128,11 @@ impl Extents {
         Self(extents)
     }
 
+    /// The numbers of those that hold a byte of `range`, without making a set of them.
+    pub(crate) fn numbers(range: &Range<u64>) -> Range<u32> {
+        numbers(range, EXTENT_BYTES)
+    }
+
     /// The bytes of one.
     #[must_use]
     pub fn range_of(extent: u32) -> Range<u64> {

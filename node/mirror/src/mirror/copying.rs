@@ -147,6 +147,7 @@ impl Mirror {
 
     fn end_copy(&mut self, number: u64) -> Option<Range<u64>> {
         let copy = self.copies.remove(&number)?;
+        self.freed = true;
         self.ranges.leave(&copy.range, false);
         Some(copy.range)
     }

@@ -1,7 +1,7 @@
 //! Requests of the guest's device: from asking to the answer, and to the end of everything that was asked for them.
 
 use alloc::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     vec::Vec,
 };
 use core::ops::Range;
@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     Millis,
-    conflict::overlap,
+    conflict::{Spans, overlap},
     grains::Extents,
     request::{Answer, Failure, Kind, Part, Request, RequestId, Tag},
 };
@@ -64,14 +64,21 @@ impl Mirror {
         self.waiting.push_back((request, self.now));
     }
 
-    /// Begins whatever has to wait for nothing that is under way, or came before it.
+    /// Begins whatever has to wait for nothing that is under way, or came before it. All that wait are looked at when something
+    /// has ended; otherwise what has just come.
     pub(super) fn admit(&mut self, fx: &mut Vec<Effect>) {
-        let mut ahead: Vec<(Range<u64>, bool)> = Vec::new();
-        for _ in 0..self.waiting.len() {
-            let Some((request, since)) = self.waiting.pop_front() else { return };
+        let looked_at = if core::mem::take(&mut self.freed) { 0 } else { core::mem::take(&mut self.looked_at) };
+        let (mut changing, mut reading) = (Spans::default(), Spans::default());
+        if looked_at < self.waiting.len() {
+            for (request, _) in self.waiting.iter().take(looked_at) {
+                let spans = if request.kind.changes() { &mut changing } else { &mut reading };
+                spans.insert(&request.range);
+            }
+        }
+        let mut later = VecDeque::new();
+        for (request, since) in self.waiting.split_off(looked_at.min(self.waiting.len())) {
             let (range, changes) = (request.range.clone(), request.kind.changes());
-            let overtakes =
-                ahead.iter().any(|(other, other_changes)| (changes || *other_changes) && overlap(other, &range));
+            let overtakes = changing.touches(&range) || (changes && reading.touches(&range));
             let mut conflicts = self.ranges.conflicts(&range, changes);
             if conflicts && self.now.saturating_sub(since) >= STALL_MS && self.let_straggle(&range, fx) {
                 conflicts = self.ranges.conflicts(&range, changes);
@@ -80,15 +87,21 @@ impl Mirror {
             if free && self.is_equal(&range, fx) && (!changes || self.has_room(&range, fx)) {
                 self.begin(request, since, fx);
             } else {
-                ahead.push((range, changes));
-                self.waiting.push_back((request, since));
+                let spans = if changes { &mut changing } else { &mut reading };
+                spans.insert(&range);
+                later.push_back((request, since));
             }
         }
+        self.waiting.append(&mut later);
+        self.looked_at = self.waiting.len();
     }
 
     /// Changes that were answered and wait only for replicas outside of the set are not waited for any more: the place lacks there
     /// from now on. Whether there were any.
     fn let_straggle(&mut self, range: &Range<u64>, fx: &mut Vec<Effect>) -> bool {
+        if !self.peers.values().any(|peer| peer.standing == Standing::Catching) {
+            return false;
+        }
         let needed = self.needed();
         let only_outside = |open: &InFlight| {
             let mut asked = open.parts.iter().filter(|(_, state)| **state == State::Asked);
@@ -138,8 +151,9 @@ impl Mirror {
         if cold == 0 || hot <= self.limits.hot_max {
             return true;
         }
-        if self.flush_may_settle(FLUSH_AGAIN_MS) {
-            self.own_flush(fx);
+        let keep = self.keep();
+        if self.flush_may_settle(FLUSH_AGAIN_MS, keep) {
+            self.own_flush(keep, fx);
         }
         // Twice as many while that is under way; and what does not settle at all stays beyond the limit rather than stop the guest.
         hot <= 2 * self.limits.hot_max || self.flush.is_none()
@@ -147,9 +161,8 @@ impl Mirror {
 
     /// A replica is being told what is not active any more, and what is to become active could be meant.
     fn marks_move(&self, range: &Range<u64>) -> bool {
-        let touching = Extents::touching(range);
-        let settles = |extents: &Extents| touching.iter().any(|extent| extents.contains(extent));
-        let unknown = |hot: &Extents| !touching.without(hot).is_empty();
+        let settles = |extents: &Extents| Extents::numbers(range).any(|extent| extents.contains(extent));
+        let unknown = |hot: &Extents| Extents::numbers(range).any(|extent| !hot.contains(extent));
         self.settling.values().any(settles) || self.welcomes.values().any(unknown)
     }
 
@@ -308,17 +321,24 @@ impl Mirror {
                 "{id:?} is acknowledged, and one of the set does not have it (rule 12)"
             );
         }
-        if answer.is_ok() && open.request.kind == Kind::Flush && all_asked {
-            self.stable = self.stable.max(open.covers);
-        }
+        let covers = (answer.is_ok() && open.request.kind == Kind::Flush && all_asked).then_some(open.covers);
         open.answer = Some(answer.clone());
         fx.push(Effect::Answer { request: id, answer });
+        if let Some(covers) = covers {
+            self.stable = self.stable.max(covers);
+            // The guest's own flush makes room as well as the mirror's.
+            let keep = self.keep();
+            if self.heat.len() > keep && self.may_tell_settled() {
+                self.settle(covers, keep, fx);
+            }
+        }
     }
 
     /// Nothing is under way for it any more.
     fn end(&mut self, id: RequestId, fx: &mut Vec<Effect>) {
         let Some(open) = self.in_flight.remove(&id) else { return };
         let changes = open.request.kind.changes();
+        self.freed = true;
         self.ranges.leave(&open.request.range, changes);
         if changes {
             if open.answer != Some(Ok(())) {
@@ -363,7 +383,8 @@ impl Mirror {
     fn unequal(&self, extent: u32) -> bool {
         let range = Extents::range_of(extent);
         let lacks = |peer: &Peer| {
-            matches!(peer.standing, Standing::Member | Standing::Joining(_)) && peer.lacks.touches(&range)
+            let counts = matches!(peer.standing, Standing::Member | Standing::Joining(_));
+            counts && !peer.lacks.is_empty() && peer.lacks.touches(&range)
         };
         self.peers.values().any(lacks)
     }
@@ -374,13 +395,13 @@ impl Mirror {
         self.peers.iter().filter(|(_, peer)| asks(peer)).map(|(id, _)| *id).collect()
     }
 
-    pub(super) fn own_flush(&mut self, fx: &mut Vec<Effect>) {
+    pub(super) fn own_flush(&mut self, keep: usize, fx: &mut Vec<Effect>) {
         self.flushed_at = Some(self.now);
         let covers = self.heat.now();
         let asked = self.flushing();
         let ask = |id: &ReplicaId| self.ask(*id, Purpose::OwnFlush, None, Part::Flush, 0..0, fx);
         let waits = asked.iter().map(ask).collect();
-        self.flush = Some(OwnFlush { covers, asked, waits });
+        self.flush = Some(OwnFlush { covers, keep, asked, waits });
     }
 
     pub(super) fn own_flush_ended(&mut self, tag: Tag, ok: bool, fx: &mut Vec<Effect>) {
@@ -388,31 +409,40 @@ impl Mirror {
         if !flush.waits.remove(&tag) || (ok && !flush.waits.is_empty()) {
             return;
         }
-        let Some(OwnFlush { covers, asked, .. }) = self.flush.take() else { return };
+        let Some(OwnFlush { covers, keep, asked, .. }) = self.flush.take() else { return };
+        self.freed = true;
         self.flush_failed = !ok;
         if !ok {
             return;
         }
-        // What a replica that joins is told to be hot must not settle on its way there.
-        if !self.welcomes.is_empty() || !self.welcome_again.is_empty() {
-            return;
-        }
-        // What is noted of those outside has what was written meanwhile only by its being active.
-        if !self.cataloguing.is_empty() {
-            return;
-        }
         // Whoever is in the set, or perhaps, has been reached: one that fails may not have what was flushed elsewhere.
-        if !self.needed().is_subset(&asked) {
+        if !self.may_tell_settled() || !self.needed().is_subset(&asked) {
             return;
         }
-        self.flush_covered = Some(covers);
+        self.flush_covered = Some((covers, keep));
         self.stable = self.stable.max(covers);
-        let settling = self.heat.settling(covers, |extent| self.unequal(extent));
-        self.heat.settle(&settling);
-        let settled = settling;
+        self.settle(covers, keep, fx);
+    }
+
+    /// How many extents stay hot when there are too many. If all settled, a guest that writes in many places would have to wait
+    /// for each of them to be marked again.
+    fn keep(&self) -> usize {
+        self.limits.hot_max - self.limits.hot_max / 4
+    }
+
+    fn may_tell_settled(&self) -> bool {
+        // What a replica that joins is told to be hot must not settle on its way there. What is noted of those outside has what was
+        // written meanwhile only by its being active.
+        self.welcomes.is_empty() && self.welcome_again.is_empty() && self.cataloguing.is_empty()
+    }
+
+    /// What changed before `covers` is on stable storage on every replica of the set.
+    fn settle(&mut self, covers: u64, keep: usize, fx: &mut Vec<Effect>) {
+        let settled = self.heat.settling(covers, keep, |extent| self.unequal(extent));
         if settled.is_empty() {
             return;
         }
+        self.heat.settle(&settled);
         for member in self.sound() {
             let tag = self.ask(member, Purpose::Settling, None, Part::Settled(settled.clone()), 0..0, fx);
             self.settling.insert(tag, settled.clone());
@@ -439,20 +469,22 @@ impl Mirror {
             }
             !late
         });
+        self.looked_at = 0;
         self.note_again(fx);
         self.welcome_those_again(fx);
         self.checkpoint(fx);
+        self.freed = true;
         let idle = self.now.saturating_sub(self.changed_at) >= IDLE_MS;
-        if idle && self.heat.len() > 0 && self.flush_may_settle(IDLE_MS) {
-            self.own_flush(fx);
+        if idle && self.heat.len() > 0 && self.flush_may_settle(IDLE_MS, 0) {
+            self.own_flush(0, fx);
         }
     }
 
-    /// None is under way, and something has changed since the last that reached everybody, or that was a while ago.
-    pub(super) fn flush_may_settle(&self, pause_ms: Millis) -> bool {
+    /// None is under way, and the last that reached everybody did not do as much, or that was a while ago.
+    pub(super) fn flush_may_settle(&self, pause_ms: Millis, keep: usize) -> bool {
         let paused = self.flushed_at.is_none_or(|at| self.now.saturating_sub(at) >= pause_ms);
-        let settles = || !self.heat.settling(self.heat.now(), |extent| self.unequal(extent)).is_empty();
-        self.flush.is_none() && paused && self.flush_covered != Some(self.heat.now()) && settles()
+        let in_vain = self.flush_covered.is_some_and(|(covers, kept)| covers == self.heat.now() && kept <= keep);
+        self.flush.is_none() && paused && !in_vain && self.heat.may_settle(|extent| self.unequal(extent))
     }
 
     /// The replica that has not done for longest what another one has; of those outside of the set, what it was asked.

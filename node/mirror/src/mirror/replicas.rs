@@ -59,6 +59,7 @@ impl Mirror {
         // It is refused, or void.
         self.proposed = self.proposed.filter(|id| *id != replica);
         self.review_all = true;
+        self.freed = true;
         if !self.sealed {
             for member in self.sound() {
                 let tag = self.ask(member, Purpose::Forget, None, Part::Returned(replica), 0..0, fx);
@@ -127,6 +128,7 @@ impl Mirror {
     /// A replica that was taken in knows so. Now it notes, as the other members do, what lacks outside.
     pub(super) fn welcomed(&mut self, replica: ReplicaId, tag: Tag, fx: &mut Vec<Effect>) {
         self.welcomes.remove(&tag);
+        self.freed = true;
         let lacks = |peer: &Peer| !matches!(peer.standing, Standing::Member | Standing::Joining(_));
         let outside = self.peers.iter().filter(|(_, peer)| lacks(peer)).map(|(id, _)| *id);
         for outside in outside.collect::<Vec<_>>() {

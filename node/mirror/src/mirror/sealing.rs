@@ -125,8 +125,8 @@ impl Mirror {
         if settled || self.now.saturating_sub(since) >= self.limits.hold_ms {
             self.finishing = None;
             fx.push(Effect::Finished { settled });
-        } else if at_rest && self.flush_may_settle(if self.flush_failed { FLUSH_AGAIN_MS } else { 0 }) {
-            self.own_flush(fx);
+        } else if at_rest && self.flush_may_settle(if self.flush_failed { FLUSH_AGAIN_MS } else { 0 }, 0) {
+            self.own_flush(0, fx);
         }
     }
 }

@@ -148,6 +148,7 @@ impl Mirror {
                 Purpose::JoinFlush | Purpose::Aside => {}
             }
         }
+        self.freed = true;
         self.end_copies(replica);
     }
 
@@ -191,6 +192,7 @@ impl Mirror {
             self.added(member);
         }
         self.review_all = true;
+        self.freed = true;
         let hot = self.hot();
         let mut taken = false;
         let all: Vec<ReplicaId> = self.peers.keys().copied().collect();

@@ -2,6 +2,7 @@
 #![allow(missing_docs)]
 
 mod ending;
+mod heat;
 mod promises;
 mod replicas;
 mod world;

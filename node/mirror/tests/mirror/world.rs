@@ -28,19 +28,31 @@ pub(crate) struct World {
 
 impl World {
     pub(crate) fn new(members: &[ReplicaId], lacks: &[(ReplicaId, Grains)]) -> Self {
-        Self::begun(members, lacks, &Extents::default())
+        Self::begun(SIZE, Limits::default(), members, lacks, &Extents::default())
     }
 
     /// Of a volume that was in use when its last mirror ended.
     pub(crate) fn active(members: &[ReplicaId], active: &Extents) -> Self {
-        Self::begun(members, &[], active)
+        Self::begun(SIZE, Limits::default(), members, &[], active)
     }
 
-    fn begun(members: &[ReplicaId], lacks: &[(ReplicaId, Grains)], active: &Extents) -> Self {
+    /// Of a large volume, of which little may be hot.
+    pub(crate) fn cool(members: &[ReplicaId], hot_max: usize) -> Self {
+        let limits = Limits { hot_max, ..Limits::default() };
+        Self::begun(64 * EXTENT_BYTES, limits, members, &[], &Extents::default())
+    }
+
+    fn begun(
+        size: u64,
+        limits: Limits,
+        members: &[ReplicaId],
+        lacks: &[(ReplicaId, Grains)],
+        active: &Extents,
+    ) -> Self {
         let mut all: BTreeMap<ReplicaId, Grains> = members.iter().map(|id| (*id, Grains::default())).collect();
         all.extend(lacks.iter().cloned());
         let set = (1, members.iter().copied().collect());
-        let mirror = Mirror::new(SIZE, Limits::default(), set, all, active, Vec::new());
+        let mirror = Mirror::new(size, limits, set, all, active, Vec::new());
         let (asked, answers, others) = (Vec::new(), BTreeMap::new(), Vec::new());
         Self { mirror, now: 0, requests: 0, asked, answers, others }
     }
