@@ -86,9 +86,9 @@ pub enum Event {
         /// Who.
         members: BTreeSet<ReplicaId>,
     },
-    /// A replica outside of the set can be reached, in a session in which nothing of an earlier one happens any more. What lacks
-    /// there was read from the logs of the set's members and its own, after this mirror began. Before anything is copied the
-    /// members note it ([`Part::Lacks`]).
+    /// A replica outside of the set can be reached, in a session in which nothing of an earlier one happens any more. What the mirror
+    /// does not know of what lacks there is what is active by its own log, read in that session. Before anything is copied the
+    /// members note it all ([`Part::Lacks`]).
     Catch {
         /// Which.
         replica: ReplicaId,

@@ -137,6 +137,7 @@ impl Mirror {
             if let (Some(range), Some(peer)) = (range, self.peers.get_mut(&to)) {
                 peer.lacks.remove(&range);
                 peer.copied.union(&Extents::touching(&range));
+                peer.unflushed.union(&Extents::touching(&range));
                 // What was copied within the set has to be on stable storage before the extent settles.
                 if peer.standing != Standing::Catching {
                     self.heat.changed(&range);

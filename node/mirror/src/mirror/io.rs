@@ -222,6 +222,13 @@ impl Mirror {
         {
             peer.lacks.insert(&open.request.range);
         }
+        if outcome.is_ok()
+            && open.request.kind.changes()
+            && let Some(peer) = self.peers.get_mut(&replica)
+            && peer.standing == Standing::Catching
+        {
+            peer.unflushed.union(&Extents::touching(&open.request.range));
+        }
         open.parts.insert(replica, outcome.map_or_else(State::Failed, |()| State::Done));
         self.touched.push(id);
     }

@@ -20,8 +20,10 @@ pub(super) struct Peer {
     pub(super) standing: Standing,
     /// What it does not have. Of a member: what is copied before anybody reads or writes it.
     pub(super) lacks: Grains,
-    /// Extents in which something was copied to it since it was last flushed.
+    /// Extents in which something was copied to it since it was last asked to flush.
     pub(super) copied: Extents,
+    /// Extents in which something was copied or written there since then: a flush that is under way may not cover it.
+    pub(super) unflushed: Extents,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,7 +57,7 @@ pub(super) enum Step {
 
 impl Peer {
     pub(super) fn new(standing: Standing, lacks: Grains) -> Self {
-        Self { standing, lacks, copied: Extents::default() }
+        Self { standing, lacks, copied: Extents::default(), unflushed: Extents::default() }
     }
 
     /// Changes are sent there.
@@ -278,19 +280,21 @@ impl Mirror {
         };
         let ready: Vec<ReplicaId> = self.peers.iter().filter_map(ready).collect();
         for id in ready {
-            let Some(copied) = self.peers.get_mut(&id).map(|peer| core::mem::take(&mut peer.copied)) else { continue };
+            let Some(peer) = self.peers.get_mut(&id) else { continue };
+            let copied = core::mem::take(&mut peer.copied);
+            peer.unflushed = Extents::default();
             let tag = self.ask(id, Purpose::Checkpoint, None, Part::Flush, 0..0, fx);
             self.checkpoints.insert(tag, copied);
         }
     }
 
-    /// Of an extent that is hot, or lacks something, nothing is told. What was written there since is in the members' notes.
+    /// Of an extent that is hot, or lacks something, or in which something has arrived since the flush was asked for, nothing is told.
     pub(super) fn checkpoint_ended(&mut self, id: ReplicaId, tag: Tag, fx: &mut Vec<Effect>) {
         let Some(copied) = self.checkpoints.remove(&tag) else { return };
         let Some(peer) = self.peers.get(&id).filter(|peer| peer.standing == Standing::Catching) else { return };
         let hot = self.heat.extents();
         let mut settled = Extents::default();
-        for extent in copied.without(&hot).iter() {
+        for extent in copied.without(&hot).without(&peer.unflushed).iter() {
             let range = Extents::range_of(extent);
             let copying = self.copies.values().any(|copy| copy.touches(id, &range));
             if !copying && !peer.lacks.touches(&range) {

@@ -93,6 +93,34 @@ fn one_that_returns_is_copied_to_and_written_to_and_then_taken_in() {
     assert!(world.mirror.is_sound(R2));
 }
 
+/// What arrived later may be lost with its host, and has to be copied again.
+#[test]
+fn one_that_catches_up_is_told_to_have_only_what_its_flush_covers() {
+    let mut world = World::new(&[R1], &[(R2, Grains::default())]);
+    let mut lacks = Grains::touching(&(0..1));
+    lacks.insert(&(32 * GRAIN_BYTES..32 * GRAIN_BYTES + 1));
+    lacks.insert(&(EXTENT_BYTES..EXTENT_BYTES + 1));
+    world.tell(Event::Catch { replica: R2, lacks });
+    world.does(R1, &Ok(()));
+    let copies_one = |world: &mut World| {
+        world.tell(Event::Credit(1));
+        world.does(R1, &Ok(()));
+        let at =
+            world.asked.iter().position(|(_, _, part, _)| matches!(part, Part::Copy { .. })).expect("it is copied");
+        let (_, tag, ..) = world.asked.remove(at);
+        world.tell(Event::Done { tag, outcome: Ok(()) });
+        world.does(R1, &Ok(()));
+    };
+    copies_one(&mut world);
+    world.tell(Event::Tick);
+    assert!(world.is_asked(R2, |part| *part == Part::Flush));
+    let flush = world.asked.pop().expect("the flush alone");
+    copies_one(&mut world);
+    world.asked.retain(|(_, _, part, _)| *part != Part::Flush);
+    world.tell(Event::Done { tag: flush.1, outcome: Ok(()) });
+    assert!(!world.is_asked(R2, |part| matches!(part, Part::Settled(_))), "{:?}", world.asked);
+}
+
 #[test]
 fn members_that_may_differ_leave_before_anything_is_acknowledged() {
     let mut world = World::new(&[R1, R2], &[(R2, Grains::touching(&(0..1)))]);

@@ -349,18 +349,12 @@ impl World {
 
     fn catch_up(&mut self, store: usize) -> bool {
         let Some(host) = &self.host else { return false };
-        let reached = |it: &usize| self.links[*it] && self.stores[*it].up && host.sessions[*it].is_some();
-        let members: Vec<usize> = (0..self.stores.len())
-            .filter(|it| host.mirror.is_sound(replica(*it)) && self.log.members.contains(&replica(*it)) && reached(it))
-            .collect();
-        let Some(authority) = members.first().copied() else { return false };
-        let mut reports: BTreeMap<ReplicaId, Marks> =
-            members.iter().map(|it| (replica(*it), self.stores[*it].marks().clone())).collect();
-        reports.insert(replica(store), self.stores[store].marks().clone());
-        let all = self.replicas();
-        let sound = members.iter().map(|it| replica(*it)).collect();
-        let mut plan = reunite(self.size, &all, &sound, replica(authority), &reports);
-        let lacks: Grains = plan.lacks.remove(&replica(store)).unwrap_or_default();
+        let reached = |id: &ReplicaId| host.mirror.is_sound(*id) && host.sessions[store_of(*id)].is_some();
+        if !self.log.members.iter().any(reached) {
+            return false;
+        }
+        // The mirror knows the rest: what it began with, and what was written since.
+        let lacks = Grains::from(self.stores[store].marks().active());
         self.apply(Event::Catch { replica: replica(store), lacks });
         true
     }
