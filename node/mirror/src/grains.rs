@@ -20,9 +20,13 @@ const _: () = assert!(GRAINS_PER_EXTENT as u64 * GRAIN_BYTES == EXTENT_BYTES, "a
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Grains(RoaringBitmap);
 
+impl Eq for Grains {}
+
 /// A set of extents.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Extents(RoaringBitmap);
+
+impl Eq for Extents {}
 
 impl Grains {
     /// Those that hold a byte of `range`.

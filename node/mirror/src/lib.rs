@@ -34,6 +34,7 @@ extern crate alloc;
 extern crate std;
 
 mod conflict;
+mod event;
 mod grains;
 mod heat;
 mod marks;
@@ -42,10 +43,11 @@ mod request;
 mod reunite;
 mod seal;
 
+pub use event::{Effect, Event, ReplicaStatus, Status};
 pub use grains::{EXTENT_BYTES, Extents, GRAIN_BYTES, Grains};
 pub use marks::{Marks, MarksError, Record};
-pub use mirror::{Effect, Event, Limits, Mirror, ReplicaStatus, Status};
-pub use request::{Answer, Change, Failure, Kind, Part, Request, RequestId, Tag};
+pub use mirror::{Limits, Mirror};
+pub use request::{Answer, Change, Digest, Failure, Kind, Part, Request, RequestId, Tag};
 pub use reunite::{Plan, Report, reunite};
 pub use seal::{Seal, Unfit, take_over};
 

@@ -26,6 +26,10 @@ pub struct Request {
     pub range: Range<u64>,
 }
 
+/// Of what a range holds, by a function of which nobody knows two inputs with the same result.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Digest(pub [u8; 32]);
+
 /// What a request wants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -89,6 +93,8 @@ pub enum Part {
     Settled(Extents),
     /// Note on stable storage that a replica outside of the set lacks this, and what is active ([`crate::Marks::note`]).
     Lacks(ReplicaId, Grains),
+    /// Tell a digest of what a range holds, as it reads: a hole is as good as zeros. Ends with [`crate::Event::Digest`].
+    Digest,
 }
 
 /// What the guest's device is told.

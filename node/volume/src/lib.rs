@@ -11,6 +11,7 @@
 //! older one is under way any more.
 
 mod claim;
+mod digest;
 mod drive;
 mod keeper;
 mod keepers;
@@ -28,5 +29,6 @@ pub use refusal::Refusal;
 pub use session::{BYTES_IN_FLIGHT_MAX, OPEN_MAX, REQUESTS_IN_FLIGHT_MAX, Remote, RemoteError, SessionEnd, serve};
 pub use side::{Ask, Broken, Done, Side};
 pub use volume::{
-    Handover, Plan, Reached, ReplicaState, Set, SetChange, StartError, Volume, VolumeHandle, VolumeStatus, Ways,
+    Comparison, Handover, Plan, Reached, ReplicaState, Set, SetChange, StartError, Volume, VolumeHandle, VolumeStatus,
+    Ways,
 };

@@ -34,7 +34,7 @@ pub struct Ask {
 pub struct Done {
     /// Of which.
     pub tag: Tag,
-    /// How. Pieces only of [`Part::Read`]: in order, without gaps, as long as the range.
+    /// How. Pieces only of [`Part::Read`]: in order, without gaps, as long as the range; and of [`Part::Digest`], one of its 32 bytes.
     pub outcome: Result<Vec<Piece>, Failure>,
 }
 

@@ -46,6 +46,13 @@ async fn every_part_passes() {
     expected[20480..20992].copy_from_slice(&pattern(512, 9));
     assert_eq!(read(&mut side, 0..65536).await, expected);
 
+    let mut digests = Vec::new();
+    for range in [0..4096, 4096..8192, 8192..16384, 0..16384, 16384..24576] {
+        digests.push(ask(&mut side, none(Part::Digest), range).await.unwrap());
+    }
+    assert_eq!(digests[0], digests[1], "a hole and zeros");
+    assert!(digests[1..].windows(2).all(|pair| pair[0] != pair[1]), "{digests:?}");
+
     ask(&mut side, none(Part::Miss(ReplicaId(8))), 0..0).await.unwrap();
     ask(&mut side, write(&pattern(512, 1), false), EXTENT_BYTES..EXTENT_BYTES + 512).await.unwrap();
     ask(&mut side, none(Part::Flush), 0..0).await.unwrap();

@@ -19,6 +19,7 @@
 //! legal.
 
 mod control;
+mod digest;
 mod guest;
 mod host;
 mod moving;

@@ -29,10 +29,24 @@ fn fixed_seeds_break_no_rule_and_all_replicas_come_together() {
         }
     }
     // A simulation in which nothing happens proves nothing either.
-    let Outcome { acknowledged, parked, hosts, left, joined, moved, sealed, back, stopped, added, removed, .. } = total;
+    let Outcome {
+        acknowledged,
+        parked,
+        hosts,
+        left,
+        joined,
+        moved,
+        sealed,
+        back,
+        stopped,
+        added,
+        removed,
+        compared,
+        ..
+    } = total;
     let busy =
         acknowledged > SEEDS * 100 && parked > SEEDS * 10 && hosts > SEEDS * 2 && left > SEEDS && joined > SEEDS / 3;
-    let busy = busy && added > SEEDS / 4 && removed > SEEDS / 4;
+    let busy = busy && compared > SEEDS * 10 && added > SEEDS / 4 && removed > SEEDS / 4;
     let busy = busy && moved > SEEDS / 2 && sealed > SEEDS / 2 && back > SEEDS / 4 && stopped > SEEDS / 20;
     assert!(busy, "too little happened: {total:?}");
 }
@@ -82,4 +96,9 @@ fn a_seal_although_something_is_open_is_found() {
 #[test]
 fn noting_too_little_of_a_replica_that_was_added_is_found() {
     must_break(Control::NoteTooLittle, &["which it may not", "the replicas differ", "rule 14"]);
+}
+
+#[test]
+fn a_digest_in_vain_is_found() {
+    must_break(Control::DigestInVain, &["is rotten; found: false"]);
 }

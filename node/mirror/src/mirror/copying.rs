@@ -8,9 +8,10 @@ use core::ops::Range;
 
 use pollux_wire::id::ReplicaId;
 
-use super::{Effect, Mirror, Purpose, standing::Standing};
+use super::{Mirror, Purpose, standing::Standing};
 use crate::{
     conflict::overlap,
+    event::Effect,
     grains::Extents,
     request::{Part, Tag},
 };

@@ -9,12 +9,13 @@ use core::ops::Range;
 use pollux_wire::id::ReplicaId;
 
 use super::{
-    Effect, Mirror, OwnFlush, Purpose,
+    Mirror, OwnFlush, Purpose,
     standing::{Peer, Standing, Step},
 };
 use crate::{
     Millis,
     conflict::{Spans, overlap},
+    event::Effect,
     grains::Extents,
     request::{Answer, Failure, Kind, Part, Request, RequestId, Tag},
 };
@@ -80,7 +81,10 @@ impl Mirror {
             let (range, changes) = (request.range.clone(), request.kind.changes());
             let overtakes = changing.touches(&range) || (changes && reading.touches(&range));
             let mut conflicts = self.ranges.conflicts(&range, changes);
-            if conflicts && self.now.saturating_sub(since) >= STALL_MS && self.let_straggle(&range, fx) {
+            if conflicts
+                && self.now.saturating_sub(since) >= STALL_MS
+                && (self.give_way(&range) | self.let_straggle(&range, fx))
+            {
                 conflicts = self.ranges.conflicts(&range, changes);
             }
             let free = !overtakes && !conflicts;
@@ -497,7 +501,7 @@ impl Mirror {
     /// The replica that has not done for longest what another one has; of those outside of the set, what it was asked.
     fn laggard(&self) -> Option<(ReplicaId, Millis)> {
         let mut late: BTreeMap<ReplicaId, Millis> = BTreeMap::new();
-        for asked in self.asked.values() {
+        for (tag, asked) in &self.asked {
             let waited = self.now.saturating_sub(asked.since);
             if waited < self.limits.lag_ms {
                 continue;
@@ -508,6 +512,7 @@ impl Mirror {
                 (Purpose::Request(id), Some(Standing::Member)) => self.in_flight.get(&id).is_some_and(|open| {
                     open.request.kind == Kind::Read || open.parts.values().any(|state| *state == State::Done)
                 }),
+                (Purpose::Digest, Some(Standing::Member)) => self.is_behind_with_a_digest(*tag),
                 // Nothing to compare with: what the guest asks next will tell.
                 (_, Some(Standing::Member)) => false,
             };
@@ -529,6 +534,7 @@ impl Mirror {
         }
         self.asked.clear();
         self.copies.clear();
+        self.comparing = None;
         self.notes.clear();
         self.flush = None;
     }

@@ -8,10 +8,11 @@ use alloc::{string::ToString as _, vec::Vec};
 use pollux_wire::id::ReplicaId;
 
 use super::{
-    Effect, Mirror, Purpose,
+    Mirror, Purpose,
     standing::{Peer, Standing},
 };
 use crate::{
+    event::Effect,
     grains::Grains,
     request::{Failure, Part, Tag},
 };

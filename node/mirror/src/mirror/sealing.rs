@@ -5,11 +5,15 @@ use alloc::{string::ToString as _, vec::Vec};
 use pollux_wire::id::{Generation, ReplicaId};
 
 use super::{
-    Effect, Event, Mirror,
+    Mirror,
     io::FLUSH_AGAIN_MS,
     standing::{Peer, Standing, Step},
 };
-use crate::{request::Failure, seal::Seal};
+use crate::{
+    event::{Effect, Event},
+    request::Failure,
+    seal::Seal,
+};
 
 impl Mirror {
     /// Says that all members hold the same, if so. From then on nothing is asked of anybody.
@@ -18,6 +22,7 @@ impl Mirror {
             fx.push(Effect::NotSealed { why });
             return;
         }
+        self.stop_comparing();
         self.let_outsiders_go(fx);
         self.forget_all(fx);
         self.review(fx);
@@ -82,6 +87,7 @@ impl Mirror {
     pub(super) fn unseal(&mut self, fx: &mut Vec<Effect>) {
         self.proposed = None;
         self.finishing = None;
+        self.stop_comparing();
         self.let_outsiders_go(fx);
         let joining = |(id, peer): (&ReplicaId, &Peer)| matches!(peer.standing, Standing::Joining(_)).then_some(*id);
         for replica in self.peers.iter().filter_map(joining).collect::<Vec<_>>() {
@@ -102,7 +108,12 @@ impl Mirror {
             Event::Request(request) => self.request(request, fx),
             Event::Decided { version, members } => self.decided(version, members, fx),
             // Of sessions that have ended, or of another mirror's.
-            Event::Done { .. } | Event::Lost { .. } | Event::Forgot { .. } | Event::Catch { .. } => {}
+            Event::Done { .. }
+            | Event::Digest { .. }
+            | Event::Lost { .. }
+            | Event::Forgot { .. }
+            | Event::Catch { .. } => {}
+            Event::Compare { .. } => {}
             Event::Credit(_) | Event::Tick | Event::Finish | Event::Release { .. } => {}
             Event::Added { replica } => self.added(replica),
             Event::Removed { replica } => self.removed(replica, fx),
@@ -112,6 +123,7 @@ impl Mirror {
 
     /// Nothing shall be left to copy for who starts the guest next.
     pub(super) fn finish(&mut self, fx: &mut Vec<Effect>) {
+        self.stop_comparing();
         self.let_outsiders_go(fx);
         self.finishing = Some(self.now);
     }

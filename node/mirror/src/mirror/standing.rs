@@ -8,8 +8,9 @@ use alloc::{
 
 use pollux_wire::id::ReplicaId;
 
-use super::{Effect, Mirror, Purpose};
+use super::{Mirror, Purpose};
 use crate::{
+    event::Effect,
     grains::{Extents, Grains},
     request::{Failure, Part, Tag},
 };
@@ -147,6 +148,7 @@ impl Mirror {
                 Purpose::Checkpoint => drop(self.checkpoints.remove(&tag)),
                 Purpose::Catalogue => self.catalogued(tag, Some(failure), fx),
                 Purpose::Forget => drop(self.forgetting.remove(&tag)),
+                Purpose::Digest => self.digested(replica, tag, None, fx),
                 Purpose::JoinFlush | Purpose::Aside => {}
             }
         }

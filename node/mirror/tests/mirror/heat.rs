@@ -18,13 +18,6 @@ impl World {
         }
     }
 
-    fn ends(&mut self, replica: pollux_wire::id::ReplicaId, what: impl Fn(&Part) -> bool) {
-        while let Some(at) = self.asked.iter().position(|(whom, _, part, _)| *whom == replica && what(part)) {
-            let (_, tag, ..) = self.asked.remove(at);
-            self.tell(Event::Done { tag, outcome: Ok(()) });
-        }
-    }
-
     /// What the first replica is told to have settled.
     fn settled(&self) -> Vec<u32> {
         let mut settled = Vec::new();

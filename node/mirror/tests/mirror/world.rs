@@ -71,6 +71,7 @@ impl World {
                 | Effect::Sealed(_)
                 | Effect::NotSealed { .. }
                 | Effect::Finished { .. }
+                | Effect::Compared { .. }
                 | Effect::Over { .. } => self.others.push(effect),
             }
         }
@@ -92,6 +93,14 @@ impl World {
         while let Some(at) = self.asked.iter().position(|(whom, ..)| *whom == replica) {
             let (_, tag, ..) = self.asked.remove(at);
             self.tell(Event::Done { tag, outcome: outcome.clone() });
+        }
+    }
+
+    /// What is asked of `replica` and is this ends well.
+    pub(crate) fn ends(&mut self, replica: ReplicaId, what: impl Fn(&Part) -> bool) {
+        while let Some(at) = self.asked.iter().position(|(whom, _, part, _)| *whom == replica && what(part)) {
+            let (_, tag, ..) = self.asked.remove(at);
+            self.tell(Event::Done { tag, outcome: Ok(()) });
         }
     }
 

@@ -14,6 +14,7 @@ use slab::Slab;
 use tokio::task::JoinHandle;
 
 use crate::{
+    digest,
     log::{
         file::{LogFile, Worked},
         ledger::{JobEnd, Ledger},
@@ -48,6 +49,8 @@ struct Open {
 enum Waits {
     /// For its operations.
     Disk,
+    /// For what it reads, of which a digest is told.
+    Digest,
     /// To begin, for its extents to be marked.
     Mark(Ask),
     /// For what it says to be on stable storage.
@@ -106,12 +109,12 @@ impl Works {
             return done.push(answer(Err(Failure::Io(why.clone()))));
         }
         match &ask.part {
-            Part::Read => {
+            Part::Read | Part::Digest => {
                 if let Err(failure) = self.check(&ask.range) {
                     return done.push(answer(Err(failure)));
                 }
                 let bytes = u32::try_from(ask.range.end - ask.range.start).unwrap_or(u32::MAX);
-                let who = self.insert(tag, Waits::Disk);
+                let who = self.insert(tag, if ask.part == Part::Read { Waits::Disk } else { Waits::Digest });
                 self.operation(who, Operation::Read { offset: ask.range.start, bytes });
             }
             Part::Change { .. } | Part::Copy { .. } => {
@@ -189,7 +192,8 @@ impl Works {
             | Part::Returned(_)
             | Part::Welcome(_)
             | Part::Settled(_)
-            | Part::Lacks(..) => unreachable!("nothing is changed by it"),
+            | Part::Lacks(..)
+            | Part::Digest => unreachable!("nothing is changed by it"),
         }
     }
 
@@ -240,7 +244,10 @@ impl Works {
             }
         }
         if open.under_way == 0 {
-            let Open { tag, failure, pieces, .. } = self.open.remove(who);
+            let Open { tag, failure, mut pieces, waits, .. } = self.open.remove(who);
+            if matches!(waits, Waits::Digest) {
+                pieces = digest::of(&pieces);
+            }
             done.push(Done { tag, outcome: failure.map_or(Ok(pieces), Err) });
         }
     }
@@ -294,7 +301,7 @@ impl Works {
         for who in self.ledger.ended(end) {
             match (failure, std::mem::replace(&mut self.open[who].waits, Waits::Disk)) {
                 (None, Waits::Mark(ask)) => self.change(who, ask),
-                (_, Waits::Disk | Waits::Note | Waits::Mark(_)) => {
+                (_, Waits::Disk | Waits::Digest | Waits::Note | Waits::Mark(_)) => {
                     let Open { tag, .. } = self.open.remove(who);
                     done.push(Done { tag, outcome: failure.map_or(Ok(Vec::new()), |failure| Err(failure.clone())) });
                 }
@@ -343,7 +350,8 @@ fn check_data(ask: &Ask) -> Result<(), Failure> {
         | Part::Returned(_)
         | Part::Welcome(_)
         | Part::Settled(_)
-        | Part::Lacks(..) => 0,
+        | Part::Lacks(..)
+        | Part::Digest => 0,
     };
     let bytes: u64 = ask.data.iter().map(|piece| u64::from(piece.bytes())).sum();
     if bytes == wanted { Ok(()) } else { Err(Failure::Io(format!("{bytes} bytes of data for a range of {wanted}"))) }

@@ -21,7 +21,7 @@ use std::{collections::VecDeque, ops::Range};
 
 use bytes::{Bytes, BytesMut};
 use pollux_disk::{Buffer, Buffers, Piece, SECTOR_BYTES, TRANSFER_BYTES_MAX};
-use pollux_mirror::{Change, Extents, Failure, Grains, Part, Tag};
+use pollux_mirror::{Change, Digest, Extents, Failure, Grains, Part, Tag};
 use pollux_wire::{codec, id::ReplicaId, limits::Limit};
 use serde::{Deserialize, Serialize};
 use zerocopy::{
@@ -29,7 +29,10 @@ use zerocopy::{
     little_endian::{U16, U32, U64},
 };
 
-use crate::side::{Ask, Done};
+use crate::{
+    digest::{self, DIGEST_BYTES},
+    side::{Ask, Done},
+};
 
 /// Pieces of one frame: the largest transfer in the shortest holes that are told apart has fewer.
 pub(crate) const PIECES_MAX: usize = 4096;
@@ -87,12 +90,14 @@ const TRIM: u8 = 5;
 const COPY: u8 = 6;
 const FLUSH: u8 = 7;
 const NOTED: u8 = 8;
+const DIGEST: u8 = 9;
 
 const DONE: u8 = 1;
 const NO_SPACE: u8 = 2;
 const FAILED: u8 = 3;
 const FENCED: u8 = 4;
 const OVER: u8 = 5;
+const DIGESTED: u8 = 6;
 
 /// The fixed beginning of a frame.
 pub(crate) trait Header: Copy + FromBytes + IntoBytes + Immutable + KnownLayout {
@@ -145,6 +150,7 @@ impl Header for AskHeader {
             TRIM => change(Change::Trim),
             COPY => Part::Copy { read: Tag(0) },
             FLUSH => Part::Flush,
+            DIGEST => Part::Digest,
             NOTED => match codec::decode(body, NOTE).map_err(|_| Malformed("a note that is none"))? {
                 Note::Miss(replica) => Part::Miss(replica),
                 Note::Regained(replica) => Part::Regained(replica),
@@ -159,7 +165,7 @@ impl Header for AskHeader {
         if length(&data) != written {
             return Err(Malformed("data that is not as long as its range"));
         }
-        if self.kind == READ && bytes > u64::from(TRANSFER_BYTES_MAX) {
+        if matches!(self.kind, READ | DIGEST) && bytes > u64::from(TRANSFER_BYTES_MAX) {
             return Err(Malformed("a read longer than any"));
         }
         Ok(Ask { tag: Tag(self.tag.get()), part, range: start..end, data })
@@ -174,7 +180,11 @@ impl Header for EndHeader {
     }
 
     fn body_max(&self) -> usize {
-        if matches!(self.outcome, FAILED | OVER) { TEXT_BYTES_MAX } else { 0 }
+        match self.outcome {
+            FAILED | OVER => TEXT_BYTES_MAX,
+            DIGESTED => DIGEST_BYTES,
+            _ => 0,
+        }
     }
 
     fn read(self, pieces: Vec<Piece>, body: &[u8]) -> Result<End, Malformed> {
@@ -187,6 +197,7 @@ impl Header for EndHeader {
         let text = || String::from_utf8_lossy(body).into_owned();
         let outcome = match self.outcome {
             DONE => Ok(pieces),
+            DIGESTED if body.len() == DIGEST_BYTES => Ok(vec![Piece::Data(Bytes::copy_from_slice(body))]),
             NO_SPACE => Err(Failure::NoSpace),
             FAILED => Err(Failure::Io(text())),
             FENCED => Err(Failure::Fenced),
@@ -270,6 +281,7 @@ impl Encoder {
             }
             Part::Copy { .. } => COPY,
             Part::Flush => FLUSH,
+            Part::Digest => DIGEST,
             Part::Miss(replica) => noted(Note::Miss(replica)),
             Part::Regained(replica) => noted(Note::Regained(replica)),
             Part::Returned(replica) => noted(Note::Returned(replica)),
@@ -296,6 +308,12 @@ impl Encoder {
     /// Appends the end of one.
     pub(crate) fn end(&mut self, done: Done, out: &mut Outgoing) {
         let tag = done.tag;
+        if let Ok(pieces) = &done.outcome
+            && let Some(Digest(bytes)) = digest::read(pieces)
+        {
+            let rest = U32::new(u32::try_from(bytes.len()).expect("a digest is short"));
+            return self.ended(DIGESTED, tag, (U16::ZERO, rest), Vec::new(), &bytes, out);
+        }
         match done.outcome {
             Ok(data) => match sizes(&data, &[]) {
                 Ok(sizes) => self.ended(DONE, tag, sizes, data, &[], out),

@@ -24,6 +24,7 @@ use super::{
 };
 use crate::{
     claim::{Claim, Opened},
+    digest::DIGEST_BYTES,
     refusal::{Refusal, in_words},
     side::{Ask, Broken, Done, Side},
 };
@@ -165,7 +166,13 @@ impl Remote {
 impl Side for Remote {
     fn submit(&mut self, ask: Ask) {
         let (tag, range) = (ask.tag, ask.range.clone());
-        let bytes = if matches!(ask.part, Part::Read) { range.end.saturating_sub(range.start) } else { 0 };
+        let bytes = match ask.part {
+            Part::Read => range.end.saturating_sub(range.start),
+            Part::Digest => DIGEST_BYTES as u64,
+            Part::Change { .. } | Part::Copy { .. } | Part::Flush => 0,
+            Part::Miss(_) | Part::Regained(_) | Part::Returned(_) => 0,
+            Part::Welcome(_) | Part::Settled(_) | Part::Lacks(..) => 0,
+        };
         match self.encoder.ask(ask, &mut self.out) {
             Ok(()) => drop(self.open.insert(tag, bytes)),
             Err(failure) => self.failed.push(Done { tag, outcome: Err(failure) }),

@@ -171,7 +171,7 @@ impl Session {
     }
 
     fn submit(&mut self, ask: Ask) -> Result<(), SessionEnd> {
-        let read = if matches!(ask.part, Part::Read) { ask.range.end - ask.range.start } else { 0 };
+        let read = if matches!(ask.part, Part::Read | Part::Digest) { ask.range.end - ask.range.start } else { 0 };
         let bytes = usize::try_from(length(&ask.data) + read).unwrap_or(BYTES_IN_FLIGHT_MAX);
         if self.in_flight.insert(ask.tag, bytes).is_some() {
             return Err(SessionEnd::Malformed(format!("ask {} came twice", ask.tag.0)));

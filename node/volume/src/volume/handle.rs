@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    ops::Range,
     task::{Context, Poll},
     time::Duration,
 };
@@ -16,7 +17,7 @@ use tokio::{
     time::Instant,
 };
 
-use super::{Set, Volume};
+use super::{Comparison, Set, Volume};
 
 /// Wishes that may wait; who wishes waits then.
 pub(super) const WISHES_MAX: usize = 16;
@@ -46,6 +47,8 @@ pub(super) enum Wish {
     CopyRate(Option<u64>),
     /// Read from these first.
     Prefer(Vec<ReplicaId>),
+    /// Compare what the replicas hold.
+    Compare { range: Range<u64>, authority: ReplicaId, repair: bool, found: watch::Sender<Comparison> },
 }
 
 /// A volume that is in use.
@@ -134,6 +137,7 @@ impl Volume {
                 self.handing_over = Some((until, said));
                 self.try_to_seal();
             }
+            Wish::Compare { range, authority, repair, found } => self.compare(range, authority, repair, found),
             Wish::TakeBack { done } => self.take_back(done),
         }
     }
@@ -165,6 +169,7 @@ impl Volume {
 
     pub(super) fn sealed(&mut self, seal: Option<Seal>) {
         if let Some((_, said)) = self.handing_over.take() {
+            self.comparing = None;
             let boots = self.peers.boots();
             self.peers.let_go_of_all();
             // Whoever does not wait any more goes on without.

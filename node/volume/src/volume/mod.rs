@@ -11,6 +11,7 @@
 //!      owner (VolumeHandle) <------------'    <- the set ------------------'
 //! ```
 
+mod comparing;
 mod copies;
 mod handle;
 mod peers;
@@ -38,8 +39,12 @@ use self::{
     handle::Wish,
     peers::{Peers, TakingBack},
 };
-use crate::side::{Ask, Done};
+use crate::{
+    digest,
+    side::{Ask, Done},
+};
 
+pub use comparing::Comparison;
 pub use handle::{Handover, ReplicaState, VolumeHandle, VolumeStatus};
 pub use start::{Plan, Reached, Set, SetChange, StartError, Ways};
 
@@ -58,6 +63,8 @@ pub struct Volume {
     wishes: mpsc::Receiver<Wish>,
     status: watch::Sender<VolumeStatus>,
     copying: Copying,
+    /// Until where replicas are compared, and who is told of it.
+    comparing: Option<(u64, watch::Sender<Comparison>)>,
 
     open: BTreeMap<RequestId, Open>,
     last_request: u64,
@@ -122,6 +129,7 @@ impl Volume {
                     | Part::Regained(_)
                     | Part::Returned(_)
                     | Part::Lacks(..)
+                    | Part::Digest
                     | Part::Welcome(_)
                     | Part::Settled(_) => Vec::new(),
                 };
@@ -146,6 +154,7 @@ impl Volume {
             }
             Effect::Sealed(seal) => self.sealed(Some(seal)),
             Effect::NotSealed { why } => self.not_sealed(why),
+            Effect::Compared { range, outcome } => self.compared(&range, outcome),
             Effect::Finished { settled } => self.settled = Some(settled),
             Effect::Over { why } => {
                 tracing::error!(volume = self.name, why, "the volume cannot be used from here any more");
@@ -184,6 +193,9 @@ impl Volume {
     }
 
     fn part_done(&mut self, Done { tag, outcome }: Done) {
+        if let Some(digest) = outcome.as_ref().ok().and_then(|pieces| digest::read(pieces)) {
+            return self.apply(Event::Digest { tag, digest });
+        }
         let of = self.reads.remove(&tag);
         let outcome = match (outcome, of) {
             (Ok(pieces), Some(Some(request))) => {

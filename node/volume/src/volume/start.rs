@@ -180,6 +180,7 @@ impl Volume {
             wishes,
             status,
             copying: Copying::new(),
+            comparing: None,
             open: BTreeMap::new(),
             last_request: 0,
             reads: BTreeMap::new(),

@@ -21,6 +21,8 @@ pub enum Control {
     SealOpen,
     /// Of a replica that was added the members note only what is active.
     NoteTooLittle,
+    /// A replica tells a digest of what it should hold.
+    DigestInVain,
 }
 
 impl Control {

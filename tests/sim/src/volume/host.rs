@@ -8,7 +8,7 @@ use pollux_mirror::{
 use pollux_wire::id::ReplicaId;
 
 use super::{
-    Control,
+    Control, digest,
     oracle::Stamp,
     store::units,
     world::{Asked, Happening, World, replica, store_of},
@@ -32,6 +32,7 @@ pub(super) struct Host {
     read: BTreeMap<RequestId, Vec<(u64, Stamp)>>,
     copies: BTreeMap<Tag, Vec<(u64, Stamp)>>,
     reads: BTreeMap<Tag, Option<RequestId>>,
+    digests: BTreeSet<Tag>,
 }
 
 /// Sessions with all that can be reached.
@@ -115,6 +116,7 @@ impl World {
             read: BTreeMap::new(),
             copies: BTreeMap::new(),
             reads: BTreeMap::new(),
+            digests: BTreeSet::new(),
         });
         for replica in plan.gone {
             self.apply(Event::Removed { replica });
@@ -161,6 +163,7 @@ impl World {
     pub(super) fn tick(&mut self) {
         self.apply(Event::Tick);
         self.apply(Event::Credit(self.credit));
+        self.scrub();
         // Whoever has everything has lost nothing.
         let Some(host) = &self.host else { return };
         let status = host.mirror.status();
@@ -212,6 +215,7 @@ impl World {
             Effect::Behind { .. } | Effect::NotSealed { .. } => {}
             Effect::Sealed(seal) => host.seal = Some(seal),
             Effect::Finished { settled } => self.finished(settled),
+            Effect::Compared { range, outcome } => self.compared(range.end, &outcome),
             Effect::Over { why } => {
                 self.trace.line(self.now, format_args!("over: {why}"));
                 self.host_dies();
@@ -259,6 +263,10 @@ impl World {
                 host.reads.insert(tag, of);
                 Vec::new()
             }
+            Part::Digest => {
+                host.digests.insert(tag);
+                Vec::new()
+            }
             Part::Flush
             | Part::Miss(_)
             | Part::Regained(_)
@@ -296,6 +304,11 @@ impl World {
         // Of a session that has ended nothing is heard.
         if session != 0 && host.sessions[store] != Some(session) {
             return;
+        }
+        if host.digests.remove(&tag) && outcome.is_ok() {
+            let in_vain = self.settings.control == Some(Control::DigestInVain);
+            let digest = digest::of(if in_vain { &[] } else { &data });
+            return self.apply(Event::Digest { tag, digest });
         }
         if let Some(of) = host.reads.remove(&tag) {
             match of {

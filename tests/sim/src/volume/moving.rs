@@ -34,7 +34,7 @@ impl World {
         self.put(1, if stop { Happening::Stop(host) } else { Happening::Seal { host, until } });
     }
 
-    fn is_served(&self) -> bool {
+    pub(super) fn is_served(&self) -> bool {
         self.guest.open.values().all(|open| open.parked)
     }
 

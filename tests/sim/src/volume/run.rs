@@ -59,6 +59,8 @@ pub struct Outcome {
     pub added: u64,
     /// Replicas that were removed.
     pub removed: u64,
+    /// Pieces that were compared.
+    pub compared: u64,
 }
 
 impl Outcome {
@@ -76,6 +78,7 @@ impl Outcome {
         self.stopped += other.stopped;
         self.added += other.added;
         self.removed += other.removed;
+        self.compared += other.compared;
     }
 }
 
@@ -109,6 +112,7 @@ pub fn run(seed: u64, settings: &Settings) -> Result<Outcome, Box<Failure>> {
             stopped: world.stopped,
             added: world.added,
             removed: world.removed,
+            compared: world.compared,
         }),
     }
 }
@@ -129,15 +133,25 @@ fn play(world: &mut World, steps: &mut u64) -> Result<(), String> {
         step(world, steps)?;
     }
     world.calm_down();
+    come_to(world, steps, World::unrest)?;
+    // Nobody sees what rots before it is repaired.
+    world.pause_for_good();
+    come_to(world, steps, |world| (!world.is_served()).then(|| "reads are under way".into()))?;
+    world.rots();
+    come_to(world, steps, |world| world.is_rotten().or_else(|| world.unrest()))?;
+    world.check_end()
+}
+
+/// Goes on until nothing is in the way any more.
+fn come_to(world: &mut World, steps: &mut u64, unrest: impl Fn(&World) -> Option<String>) -> Result<(), String> {
     let (until, most) = (world.now + CALM_MS_MAX, *steps + CALM_STEPS_MAX);
     loop {
         step(world, steps)?;
-        let Some(unrest) = world.unrest() else { break };
+        let Some(unrest) = unrest(world) else { return Ok(()) };
         if world.now > until || *steps > most {
             return Err(format!("the replicas do not come together: {unrest}"));
         }
     }
-    world.check_end()
 }
 
 fn step(world: &mut World, steps: &mut u64) -> Result<(), String> {

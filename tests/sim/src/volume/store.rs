@@ -65,6 +65,12 @@ impl Store {
         self.cache.insert(unit, stamp);
     }
 
+    /// It changes, and nobody has asked for that.
+    pub(super) fn rots(&mut self, unit: u64, stamp: Stamp) {
+        self.cache.insert(unit, stamp);
+        self.stable.insert(unit, stamp);
+    }
+
     /// What has to be in the log before the range is changed.
     pub(super) fn before_change(&self, range: &Range<u64>) -> Option<Record> {
         self.marks.before_change(range)

@@ -7,6 +7,7 @@ use pollux_wire::id::ReplicaId;
 
 use super::{
     Control, EXTENTS, REPLICAS, SHORT_BY, Settings, Time, UNIT_BYTES,
+    digest::Rotten,
     guest::Guest,
     host::Host,
     moving::Moving,
@@ -166,6 +167,8 @@ pub(super) struct World {
     pub(super) stopped: u64,
     pub(super) added: u64,
     pub(super) removed: u64,
+    pub(super) compared: u64,
+    pub(super) rotten: Option<Rotten>,
 }
 
 pub(super) fn replica(store: usize) -> ReplicaId {
@@ -220,6 +223,8 @@ impl World {
             stopped: 0,
             added: 0,
             removed: 0,
+            compared: 0,
+            rotten: None,
         };
         world.put(1, Happening::Start);
         world.put(100, Happening::Fault);
@@ -301,15 +306,16 @@ impl World {
         }
         let control = self.settings.control;
         let delay = self.delay(store);
-        let fails = matches!(asked.part, Part::Read | Part::Flush | Part::Change { .. } | Part::Copy { .. })
-            && self.stores[store].broken
-            && self.rng.chance(500);
+        let fails =
+            matches!(asked.part, Part::Read | Part::Digest | Part::Flush | Part::Change { .. } | Part::Copy { .. })
+                && self.stores[store].broken
+                && self.rng.chance(500);
         if fails {
             return self.answer(&asked, Err(Failure::Io("input/output error".into())), Vec::new());
         }
         let it = &mut self.stores[store];
         match &asked.part {
-            Part::Read => {
+            Part::Read | Part::Digest => {
                 let data = units(&asked.range).map(|unit| (unit, it.get(unit))).collect();
                 self.answer(&asked, Ok(()), data);
             }
@@ -528,6 +534,9 @@ impl World {
     /// What two replicas of the set hold differently on stable storage lies in an extent that is active on one of them, by its log as
     /// it is on stable storage: whatever ends now, that is what is compared afterwards (DESIGN, rule 14).
     pub(super) fn check_marks(&mut self) {
+        if self.rotten.is_some() {
+            return;
+        }
         let members: Vec<usize> = self.log.members.iter().map(|id| store_of(*id)).collect();
         let marks: Vec<_> = members.iter().map(|store| self.stores[*store].durable_marks()).collect();
         let active = |unit: u64| {
