@@ -225,7 +225,7 @@ impl Step<'_> {
             Command::HoldVolume { volume, expect, incarnation, purpose } => {
                 self.hold_volume(*volume, *expect, *incarnation, *purpose)
             }
-            Command::DropVolume { volume, expect } => self.drop_volume(*volume, *expect),
+            Command::DropVolume { volume, expect, done } => self.drop_volume(*volume, *expect, *done),
             Command::BeginVolumeMove { volume, from, pool, keep_ms, version } => {
                 self.begin_volume_move(*volume, *from, *pool, *keep_ms, *version)
             }

@@ -354,6 +354,8 @@ pub enum Command {
         volume: VolumeId,
         /// The generation that the hold made.
         expect: Generation,
+        /// The work is done. An import that ends otherwise leaves half a disk, which no VM gets.
+        done: bool,
     },
     /// A new replica in `pool` is to take the place of `from`. The proposal's id is the operation's. Outcome:
     /// [`Outcome::Accepted`].
@@ -486,7 +488,7 @@ impl Command {
             | Self::AttachVolume { volume, expect, .. }
             | Self::DetachVolume { volume, expect, .. }
             | Self::HoldVolume { volume, expect, .. }
-            | Self::DropVolume { volume, expect } => Some((*volume, *expect)),
+            | Self::DropVolume { volume, expect, .. } => Some((*volume, *expect)),
             Self::Found { .. }
             | Self::AddToken { .. }
             | Self::Join { .. }

@@ -72,6 +72,8 @@ pub struct Volume {
     pub created: UnixMs,
     /// The move under way, if there is one.
     pub moving: Option<VolumeMove>,
+    /// An import into it was begun and never finished: what is on it is half of something.
+    pub incomplete: bool,
 }
 
 /// One copy of a volume.

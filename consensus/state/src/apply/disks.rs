@@ -3,7 +3,7 @@
 
 use alloc::{format, vec::Vec};
 
-use super::{About, Step};
+use super::{About, Step, holds::complete};
 use crate::{
     command::{Outcome, Refusal},
     id::{Generation, VmId, VolumeId},
@@ -70,7 +70,8 @@ impl Step<'_> {
 
     pub(super) fn attachable(&self, volume: &Volume) -> Result<(), Refusal> {
         self.nobodys(volume)?;
-        self.unoccupied(volume)
+        self.unoccupied(volume)?;
+        complete(volume)
     }
 
     /// All volumes in the specification of `vm` get this user: it, when it was created, or nobody.

@@ -10,6 +10,15 @@ use crate::{
     volume::{Hold, Purpose, Volume},
 };
 
+/// No import into it was cut short.
+pub(super) fn complete(volume: &Volume) -> Result<(), Refusal> {
+    if volume.incomplete {
+        let why = "an import into it was never finished, and it holds half of something; import it again, or delete it";
+        return Err(Refusal::volume(volume, why));
+    }
+    Ok(())
+}
+
 impl Step<'_> {
     pub(super) fn hold_volume(
         &mut self,
@@ -29,9 +38,11 @@ impl Step<'_> {
             ));
         }
         self.user_rests(volume)?;
-        if purpose == Purpose::Import {
+        match purpose {
             // Or it could be started with half of what is imported.
-            self.nobodys(volume)?;
+            Purpose::Import => self.nobodys(volume)?,
+            Purpose::Export => complete(volume)?,
+            Purpose::Copy | Purpose::Verify => {}
         }
         if let Some(why) = self.not_ready(id) {
             return Err(Refusal::volume(volume, why));
@@ -43,6 +54,7 @@ impl Step<'_> {
         let volume = self.volume_mut(id)?;
         let generation = volume.pass_on();
         volume.holder = Some(Hold { owner, purpose, since });
+        volume.incomplete |= purpose == Purpose::Import;
         let name = volume.name.clone();
         if !purpose.yields() {
             let text = format!("{} holds volume {name}: it is {}", self.node_name(owner.node), purpose.doing());
@@ -52,7 +64,7 @@ impl Step<'_> {
     }
 
     /// Any life of the holder's node may say so: an earlier one's work ended with it.
-    pub(super) fn drop_volume(&mut self, id: VolumeId, expect: Generation) -> Result<Outcome, Refusal> {
+    pub(super) fn drop_volume(&mut self, id: VolumeId, expect: Generation, done: bool) -> Result<Outcome, Refusal> {
         let by = self.proposal.by;
         let volume = self.volume_at(id, expect)?;
         let Some(hold) = volume.holder.filter(|hold| hold.owner.node == by) else {
@@ -60,9 +72,13 @@ impl Step<'_> {
         };
         let volume = self.volume_mut(id)?;
         let generation = volume.pass_on();
+        if done && hold.purpose == Purpose::Import {
+            volume.incomplete = false;
+        }
         let name = volume.name.clone();
         if !hold.purpose.yields() {
-            let text = format!("{} holds volume {name} no more", self.node_name(by));
+            let how = if done { "is done with" } else { "gave up" };
+            let text = format!("{} {how} volume {name}: it was {}", self.node_name(by), hold.purpose.doing());
             self.event(About { node: Some(by), volume: Some(id), ..About::default() }, text);
         }
         Ok(Outcome::Owned(generation))

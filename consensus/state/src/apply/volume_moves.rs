@@ -106,6 +106,11 @@ impl Step<'_> {
             }
         };
         self.spare(volume, moving.from)?;
+        let arrived = self.known_replica(volume, moving.to)?;
+        if let Some(reason) = &arrived.failed {
+            let why = format!("its new replica cannot be used: {reason}; the old one stays until that is mended");
+            return Err(Refusal::volume(volume, why));
+        }
         let (name, old) = (volume.name.clone(), self.state.place_of_replica(volume, moving.from));
         let new = self.state.place_of_replica(volume, moving.to);
 

@@ -61,6 +61,7 @@ impl Step<'_> {
             authority,
             created: self.proposal.at,
             moving: None,
+            incomplete: false,
         };
         self.state.volumes.insert(id, volume);
         let text = format!("volume {name} of {} was created in {}", sized(size), self.places(pools));

@@ -8,7 +8,7 @@ use crate::{
     command::{Command, Proposal},
     id::{Owner, ReplicaId},
     vm::{Desired, Phase, Vm},
-    volume::{Hold, Replica, Volume},
+    volume::{Hold, Purpose, Replica, Volume},
 };
 
 /// One step, seen from its ends.
@@ -105,6 +105,11 @@ impl Between<'_> {
                 && rests(user.and_then(|vm| self.after.vms.get(&vm)));
             hold(still, "a volume gets and loses its VM while that is stopped", what)?;
         }
+        let imports = new.holder.is_some_and(|held| held.purpose == Purpose::Import);
+        hold(!imports || new.incomplete, "an import has not ended before its node says so", what)?;
+        let done = matches!(self.proposal.command, Command::DropVolume { done, .. } if done)
+            && old.holder.is_some_and(|held| held.purpose == Purpose::Import && held.owner.node == self.proposal.by);
+        hold(new.incomplete || !old.incomplete || done, "an import has not ended before its node says so", what)?;
         if let Some(held) = new.holder.filter(|_| old.holder != new.holder) {
             let asked = matches!(self.proposal.command, Command::HoldVolume { .. });
             let own = held.owner.node == self.proposal.by && self.after.lives(held.owner);
@@ -231,7 +236,13 @@ impl Between<'_> {
                     "a move ends with one of its replicas gone",
                     what,
                 )?;
-                hold(from || proved, "the old replica goes only after the new one was found equal", what)
+                hold(from || proved, "the old replica goes only after the new one was found equal", what)?;
+                let sound = new.replicas.get(&was.to).is_some_and(Replica::is_sound);
+                hold(
+                    from || sound || self.removes_a_node(),
+                    "the old replica goes only if the new one can be used",
+                    what,
+                )
             }
         }
     }

@@ -80,6 +80,8 @@ impl ClusterState {
             let alone = held.purpose != Purpose::Import || volume.user.is_none();
             hold(alone, "what is being imported is no VM's", name)?;
         }
+        let whole = volume.user.is_none() || !volume.incomplete;
+        hold(whole, "no VM has what was imported by halves", name)?;
         let writer = self.writer(volume);
         hold(writer == owner.or(volume.holder.map(|held| held.owner)), "one has the right to write, or nobody", name)?;
         let whole = writer.is_none() || volume.unmade().next().is_none();

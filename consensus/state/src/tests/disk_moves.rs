@@ -109,6 +109,24 @@ fn what_cannot_be_undone_any_more_is_not() {
 }
 
 #[test]
+fn the_old_replica_stays_while_the_new_one_cannot_be_used() {
+    let (mut world, op) = kept();
+    world.accept(N3, failed(R3, "its disk is gone"));
+    assert_volume(&world.refuse(N2, end_move(op, 3)), "its new replica cannot be used: its disk is gone");
+    world.accept(N3, made(R3));
+    world.accept(N2, end_move(op, 3));
+}
+
+#[test]
+fn the_old_replica_may_have_left_before_it_goes() {
+    let (mut world, op) = kept();
+    world.accept(N1, leave(R1, 2, 3));
+    assert_eq!(world.data().stage(), Some(Stage::Kept { since: NOON }), "the new one is as whole as before");
+    world.accept(N1, end_move(op, 4));
+    assert_eq!(world.set(), (2, 5, vec![R2, R3]));
+}
+
+#[test]
 fn only_the_writer_compares() {
     let (mut world, op) = comparing();
     assert!(matches!(world.refuse(N3, equal(op, 2, 3)), Refusal::NotTheWriter { .. }));

@@ -359,6 +359,7 @@ fn the_largest_state_there_can_be_fits_into_a_snapshot() {
         authority: ReplicaId(u64::MAX),
         created: u64::MAX,
         moving: Some(VolumeMove { op: op_id(1), from, to, kept: Some(Kept { since: u64::MAX, report }) }),
+        incomplete: true,
     };
     state.volumes = (0..VOLUMES_MAX as u64).map(|id| (VolumeId(u64::MAX - id), volume.clone())).collect();
 

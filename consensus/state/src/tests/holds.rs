@@ -111,6 +111,38 @@ fn what_is_imported_is_no_vms_and_becomes_none() {
 }
 
 #[test]
+fn half_of_an_import_is_no_vms() {
+    let give_up = Command::DropVolume { volume: DATA, expect: Generation(1), done: false };
+    let ends: [&dyn Fn(&mut World); 2] = [
+        &|world| {
+            world.accept(N2, give_up.clone());
+            assert_eq!(world.last_event(), "n2 gave up volume data: it was importing it");
+        },
+        // Its daemon is started again, and another node copies meanwhile: that makes nothing whole.
+        &|world| {
+            world.restart(N2);
+            world.accept(N1, hold(1, 1, Copy));
+            world.accept(N1, drop_hold(2));
+        },
+    ];
+    for end in ends {
+        let mut world = World::with_data();
+        world.accept(N1, create("web", N1, Desired::Stopped { force: false }));
+        world.accept(N2, hold(0, 1, Import));
+        end(&mut world);
+        let generation = world.data().generation.0;
+        assert_volume(&world.refuse(N1, attach(generation)), "import it again, or delete it");
+        assert_volume(&world.refuse(N1, hold(generation, 1, Export)), "an import into it was never finished");
+
+        let life = world.state.nodes[&N2].incarnation.0;
+        world.accept(N2, hold(generation, life, Import));
+        world.accept(N2, drop_hold(generation + 1));
+        assert_eq!(world.last_event(), "n2 is done with volume data: it was importing it");
+        world.accept(N1, attach(generation + 2));
+    }
+}
+
+#[test]
 fn a_vm_that_starts_ends_the_work_on_its_volumes() {
     let mut world = World::with_web_on_data();
     world.accept(N2, hold(1, 1, Export));

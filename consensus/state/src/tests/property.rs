@@ -275,7 +275,7 @@ impl Drive {
             40 => Command::AttachVolume { vm, volume, expect, boot: deed.variant.is_multiple_of(2) },
             41 => Command::DetachVolume { vm, volume, expect },
             42 | 43 => Command::HoldVolume { volume, expect, incarnation, purpose: purpose(deed.variant) },
-            44 => Command::DropVolume { volume, expect },
+            44 => Command::DropVolume { volume, expect, done: !deed.variant.is_multiple_of(4) },
             45 | FORWARD.. => Command::BeginVolumeMove { volume, from: replica, pool, keep_ms: 1_000, version },
             46 | 47 => {
                 let equal = Comparison::Equal(copy_report());

@@ -416,7 +416,7 @@ pub(super) fn hold(expect: u64, incarnation: u64, purpose: Purpose) -> Command {
 }
 
 pub(super) fn drop_hold(expect: u64) -> Command {
-    Command::DropVolume { volume: DATA, expect: Generation(expect) }
+    Command::DropVolume { volume: DATA, expect: Generation(expect), done: true }
 }
 
 /// The replica in `n1:fast` goes, the new one is in `pool`; undo for ten minutes.
