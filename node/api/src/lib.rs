@@ -29,6 +29,8 @@
 //! | `GET /v1/volumes`, `GET /v1/volumes/NAME` (waits) | [`VolumeView`] |
 //! | `POST /v1/volumes` [`CreateVolume`], `DELETE /v1/volumes/NAME` [`DeleteVolume`] | [`VolumeView`] |
 //! | `POST /v1/volumes/NAME/grow` [`GrowVolume`], `.../attach` [`AttachVolume`], `.../detach` | [`VolumeView`] |
+//! | `POST /v1/volumes/NAME/import` [`ImportVolume`], `.../export` [`ExportVolume`] | [`TransferView`] |
+//! | `GET /v1/transfers/ID` (waits) | [`TransferView`] |
 //! | `POST /v1/volumes/NAME/replicas` [`AddReplica`], `DELETE /v1/volumes/NAME/replicas/NODE:POOL` | [`VolumeView`] |
 //! | `GET /v1/operations`, `GET /v1/operations/ID` (waits) | [`OperationView`] |
 //! | `POST /v1/operations/ID/cancel` | [`OperationView`] |
@@ -54,6 +56,7 @@ mod operation;
 mod placement;
 mod pool;
 pub mod request;
+mod transfer;
 mod vm;
 mod volume;
 
@@ -66,6 +69,7 @@ pub use node::{Health, Lost, NodeRole, NodeView, Refused, RemoveNode, RemovedVie
 pub use operation::{OperationKind, OperationResult, OperationView, PauseView, ProgressView, ReportView};
 pub use placement::{LATELY_MAX, PlaceView, WhyView};
 pub use pool::{AddPool, PoolState, PoolView};
+pub use transfer::{ExportVolume, IMPORT_BYTES_MAX_DEFAULT, ImageFormat, ImportVolume, TransferKind, TransferView};
 pub use vm::{Desired, NicView, Phase, ReleaseVm, Runtime, StartVm, StopVm, TakeBack, VmLog, VmView};
 pub use volume::{
     AddReplica, AttachVolume, CreateVolume, DeleteVolume, DiskView, GrowVolume, ReplicaState, ReplicaView,

@@ -8,8 +8,9 @@ use std::{
     task::{Context, Poll},
 };
 
+use bytes::Bytes;
 use pollux_disk::{
-    Completion, Disk, DiskError, Operation, Outcome, Piece, Tag,
+    Completion, Disk, DiskError, Extent, Operation, Outcome, Piece, Tag,
     nbd::{ServeOptions, serve},
     perform,
 };
@@ -216,58 +217,59 @@ pub async fn export<D: Disk + ?Sized>(
     let failed = |what: &'static str| move |source| ConvertError::Io { what, source };
     file.set_len(size).map_err(failed("sizing the file"))?;
     let mut target = FileDisk::new(file, size);
-    each(volume, progress, async |offset, data| {
-        progress.send_modify(|now| now.written_bytes += data.len() as u64);
-        let write = Operation::Write { offset, data, durable: false };
-        Ok(perform(&mut target, write).await.map(drop)?)
-    })
-    .await?;
+    let mut at = 0;
+    while at < size {
+        let (bytes, pieces) = step(volume, at).await?;
+        for (offset, data) in pieces {
+            progress.send_modify(|now| now.written_bytes += data.len() as u64);
+            perform(&mut target, Operation::Write { offset, data, durable: false }).await?;
+        }
+        progress.send_modify(|now| now.read_bytes += bytes);
+        at += bytes;
+    }
     perform(&mut target, Operation::Flush).await?;
     let written_bytes = progress.borrow().written_bytes;
 
     progress.send_modify(|now| (now.comparing, now.read_bytes) = (true, 0));
-    each(volume, progress, async |offset, data| {
-        let bytes = u32::try_from(data.len()).unwrap_or(CHUNK_BYTES);
-        match perform(&mut target, Operation::Read { offset, bytes }).await? {
-            Outcome::Read(pieces) if pieces == [Piece::Data(data)] => Ok(()),
-            Outcome::Read(_) | Outcome::Done | Outcome::Extents(_) => Err(ConvertError::Differs),
-        }
-    })
-    .await?;
-    Ok(Report { size, written_bytes })
-}
-
-/// Hands on every piece of data on a disk, in order.
-async fn each<D: Disk + ?Sized>(
-    disk: &mut D,
-    progress: &watch::Sender<Progress>,
-    mut take: impl AsyncFnMut(u64, bytes::Bytes) -> Result<(), ConvertError>,
-) -> Result<(), ConvertError> {
-    let (size, mut at) = (disk.size(), 0);
+    let mut at = 0;
     while at < size {
-        let bytes = u64::from(CHUNK_BYTES).min(size - at);
-        let status = Operation::BlockStatus { offset: at, bytes, extents_max: 1 };
-        let Outcome::Extents(extents) = perform(disk, status).await? else {
-            unreachable!("what is and what is not data was asked for");
-        };
-        let extent = extents.first().copied().unwrap_or(pollux_disk::Extent { bytes, data: true });
-        let bytes = extent.bytes.min(bytes);
-        if extent.data {
-            let read = Operation::Read { offset: at, bytes: u32::try_from(bytes).unwrap_or(CHUNK_BYTES) };
-            let Outcome::Read(pieces) = perform(disk, read).await? else { unreachable!("it was read") };
-            let mut offset = at;
-            for piece in pieces {
-                let length = u64::from(piece.bytes());
-                if let Piece::Data(data) = piece {
-                    take(offset, data).await?;
-                }
-                offset += length;
+        let (bytes, pieces) = step(volume, at).await?;
+        for (offset, data) in pieces {
+            let length = u32::try_from(data.len()).unwrap_or(CHUNK_BYTES);
+            match perform(&mut target, Operation::Read { offset, bytes: length }).await? {
+                Outcome::Read(pieces) if pieces == [Piece::Data(data)] => {}
+                Outcome::Read(_) | Outcome::Done | Outcome::Extents(_) => return Err(ConvertError::Differs),
             }
         }
         progress.send_modify(|now| now.read_bytes += bytes);
         at += bytes;
     }
-    Ok(())
+    Ok(Report { size, written_bytes })
+}
+
+/// What is on a disk from `at` on: how many bytes were looked at, and what of them is data, each piece with its place.
+async fn step<D: Disk + ?Sized>(disk: &mut D, at: u64) -> Result<(u64, Vec<(u64, Bytes)>), ConvertError> {
+    let left = disk.size() - at;
+    let status = Operation::BlockStatus { offset: at, bytes: left, extents_max: 1 };
+    let Outcome::Extents(extents) = perform(disk, status).await? else {
+        unreachable!("what is and what is not data was asked for");
+    };
+    let extent = extents.first().copied().unwrap_or(Extent { bytes: left, data: true });
+    if !extent.data {
+        return Ok((extent.bytes.min(left), Vec::new()));
+    }
+    let bytes = extent.bytes.min(left).min(u64::from(CHUNK_BYTES));
+    let read = Operation::Read { offset: at, bytes: u32::try_from(bytes).unwrap_or(CHUNK_BYTES) };
+    let Outcome::Read(pieces) = perform(disk, read).await? else { unreachable!("it was read") };
+    let (mut offset, mut found) = (at, Vec::new());
+    for piece in pieces {
+        let length = u64::from(piece.bytes());
+        if let Piece::Data(data) = piece {
+            found.push((offset, data));
+        }
+        offset += length;
+    }
+    Ok((bytes, found))
 }
 
 /// A connection: our end, and that which becomes one of the child's descriptors.

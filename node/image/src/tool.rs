@@ -60,7 +60,7 @@ impl Default for ToolLimits {
 
 impl ToolLimits {
     /// For a look at an image's headers.
-    const LOOK: Self = Self { cpu_s: 10, memory_bytes: 2 << 30, time_ms: 15_000 };
+    const LOOK: Self = Self { cpu_s: 8, memory_bytes: 2 << 30, time_ms: 8_000 };
 }
 
 /// See the module's text.

@@ -14,8 +14,8 @@ use futures::SinkExt;
 use pollux_api::{
     ApiError, ClusterView, CreateVm, Desired, DiskView, EventView, EventsView, Health, MigrateVm, NicView, NodeRole,
     NodeView, Obstacle, OperationKind, OperationResult, OperationView, Phase, PoolView, Preflight, PreflightView,
-    ReleaseVm, RemoveNode, RemovedView, Runtime, StartVm, StopVm, TakeBack, TargetView, TokenRequest, TokenView, VmLog,
-    VmView, VolumeView, WhyView,
+    ReleaseVm, RemoveNode, RemovedView, Runtime, StartVm, StopVm, TakeBack, TargetView, TokenRequest, TokenView,
+    TransferView, VmLog, VmView, VolumeView, WhyView,
     console::{Heard, News, Start},
 };
 use pollux_state::limits::NIC_MTU_DEFAULT;
@@ -38,6 +38,8 @@ pub(crate) struct Held {
     pub(crate) vms: BTreeMap<String, VmView>,
     pub(crate) pools: BTreeMap<String, PoolView>,
     pub(crate) volumes: BTreeMap<String, VolumeView>,
+    /// The one import or export there can be.
+    pub(crate) transfer: Option<TransferView>,
     pub(crate) operation: Option<OperationView>,
     pub(crate) log: Vec<u8>,
     pub(crate) events: Vec<EventView>,

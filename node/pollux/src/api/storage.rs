@@ -2,7 +2,8 @@
 
 use async_trait::async_trait;
 use pollux_api::{
-    AddPool, AddReplica, ApiError, AttachVolume, CreateVolume, DeleteVolume, GrowVolume, PoolView, VolumeView,
+    AddPool, AddReplica, ApiError, AttachVolume, CreateVolume, DeleteVolume, ExportVolume, GrowVolume, ImportVolume,
+    PoolView, TransferView, VolumeView,
 };
 
 /// The part of the daemon that knows of pools and volumes, as the API server sees it. The rules are [`super::Backend`]'s.
@@ -43,4 +44,13 @@ pub trait Storage: Send + Sync + 'static {
 
     /// Forget the replica in a pool.
     async fn remove_replica(&self, name: &str, place: &str) -> Result<VolumeView, ApiError>;
+
+    /// Begin to make a volume of a file of this node.
+    async fn import_volume(&self, name: &str, request: ImportVolume) -> Result<TransferView, ApiError>;
+
+    /// Begin to make a file on this node of a volume.
+    async fn export_volume(&self, name: &str, request: ExportVolume) -> Result<TransferView, ApiError>;
+
+    /// How far an import or an export of this node is.
+    async fn transfer(&self, id: u64) -> Result<TransferView, ApiError>;
 }

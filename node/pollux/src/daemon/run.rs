@@ -8,6 +8,7 @@ use std::{
 };
 
 use metrics_exporter_prometheus::PrometheusHandle;
+use pollux_image::{Tool, ToolLimits};
 use pollux_link::{Authority, AuthorityError, BindError, Binding, Endpoint, Identity, IdentityError};
 use pollux_raft::{Config, Consensus, FoundError, StartError, Store};
 use pollux_state::{
@@ -27,6 +28,7 @@ use super::{
     dir::{self, Dir, DirError, NodeFile},
     facts, measure, removal,
     service::Reception,
+    storage::Transfers,
 };
 use crate::{
     api,
@@ -43,6 +45,8 @@ use crate::{
 const ATTEMPT_MS: u64 = 3_000;
 /// Pause between attempts, in milliseconds.
 const AGAIN_MS: u64 = 200;
+/// What converts images of disks.
+const QEMU_IMG: &str = "/usr/bin/qemu-img";
 /// Ending may take this long, in milliseconds; then the process ends anyway, and its machines with it.
 const END_MS_MAX: u64 = 20_000;
 
@@ -134,6 +138,8 @@ pub(super) struct Daemon {
     pub(super) host: Arc<QemuHost>,
     pub(super) changes: watch::Sender<u64>,
     pub(super) metrics: PrometheusHandle,
+    pub(super) image_tool: Tool,
+    pub(super) transfers: Transfers,
     minter: Minter,
     vms: OnceLock<Vms>,
     volumes: OnceLock<Volumes>,
@@ -204,6 +210,12 @@ pub async fn run(config: RunConfig) -> Result<(), RunError> {
         host: Arc::new(host),
         changes: watch::Sender::new(0),
         metrics,
+        image_tool: Tool {
+            program: QEMU_IMG.into(),
+            identity: config.users.of_image_tool(),
+            limits: ToolLimits::default(),
+        },
+        transfers: Transfers::default(),
         minter: Minter::random(),
         vms: OnceLock::new(),
         volumes: OnceLock::new(),

@@ -12,10 +12,11 @@
 //!   VMs here -----> open ----> Volume --> ways --> Keepers here, Remote elsewhere
 //! ```
 
+mod claim;
 mod door;
+mod hold;
 mod pools;
 mod tend;
-mod unmark;
 mod usage;
 mod ways;
 
@@ -43,8 +44,7 @@ use crate::vm::{
     host::{Disks, GuestError},
 };
 
-pub(crate) use pools::{PoolFault, found};
-pub(crate) use unmark::unmark;
+pub(crate) use pools::PoolFault;
 pub use usage::{PoolUsage, Space};
 
 /// A replica that is behind another one for so long leaves the in-sync set, in milliseconds: so long the guest's writes may stand

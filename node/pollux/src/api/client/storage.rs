@@ -5,8 +5,8 @@ use std::time::Duration;
 use axum::body::Bytes;
 use hyper::Method;
 use pollux_api::{
-    AddPool, AddReplica, ApiError, AttachVolume, CreateVolume, DeleteVolume, GrowVolume, PoolView, VolumeView,
-    request::segment,
+    AddPool, AddReplica, ApiError, AttachVolume, CreateVolume, DeleteVolume, ExportVolume, GrowVolume, ImportVolume,
+    PoolView, TransferView, VolumeView, request::segment,
 };
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -120,6 +120,35 @@ impl Client {
     /// As [`Self::cluster`].
     pub async fn remove_replica(&self, name: &str, place: &str) -> Result<VolumeView, ApiError> {
         self.delete(&of(name, &format!("/replicas/{}", segment(place))), &serde_json::json!({})).await
+    }
+
+    /// Begin to make a volume of a file of the daemon's node.
+    ///
+    /// # Errors
+    /// As [`Self::cluster`].
+    pub async fn import_volume(&self, name: &str, request: &ImportVolume) -> Result<TransferView, ApiError> {
+        self.post(&of(name, "/import"), request).await
+    }
+
+    /// Begin to make a file on the daemon's node of a volume.
+    ///
+    /// # Errors
+    /// As [`Self::cluster`].
+    pub async fn export_volume(&self, name: &str, request: &ExportVolume) -> Result<TransferView, ApiError> {
+        self.post(&of(name, "/export"), request).await
+    }
+
+    /// An import or an export, once it differs from `seen` or `wait` is over, whichever comes first.
+    ///
+    /// # Errors
+    /// As [`Self::cluster`].
+    pub async fn transfer_after(
+        &self,
+        id: u64,
+        seen: Option<&Tagged<TransferView>>,
+        wait: Duration,
+    ) -> Result<Tagged<TransferView>, ApiError> {
+        self.get_after(&format!("/v1/transfers/{id}"), seen, wait).await
     }
 
     async fn delete<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T, ApiError> {

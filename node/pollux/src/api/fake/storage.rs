@@ -2,8 +2,8 @@
 
 use async_trait::async_trait;
 use pollux_api::{
-    AddPool, AddReplica, ApiError, AttachVolume, CreateVolume, DeleteVolume, GrowVolume, PoolState, PoolView,
-    ReplicaState, ReplicaView, VolumeHealth, VolumeView,
+    AddPool, AddReplica, ApiError, AttachVolume, CreateVolume, DeleteVolume, ExportVolume, GrowVolume, ImportVolume,
+    PoolState, PoolView, ReplicaState, ReplicaView, TransferKind, TransferView, VolumeHealth, VolumeView,
 };
 
 use super::{Fake, Held};
@@ -78,6 +78,21 @@ pub(crate) fn volume(name: &str, pools: &[&str]) -> VolumeView {
         open_requests: None,
         trouble: None,
         created: 0,
+    }
+}
+
+fn transfer(kind: TransferKind, volume: &str, path: &str) -> TransferView {
+    TransferView {
+        id: 1,
+        kind,
+        volume: volume.into(),
+        path: path.into(),
+        phase: "copying".into(),
+        read_bytes: 0,
+        total_bytes: 1 << 30,
+        written_bytes: 0,
+        started: 0,
+        error: None,
     }
 }
 
@@ -174,6 +189,31 @@ impl Storage for Fake {
             volume.replicas.push(added);
             volume.health = VolumeHealth::Degraded;
         })
+    }
+
+    async fn import_volume(&self, name: &str, request: ImportVolume) -> Result<TransferView, ApiError> {
+        self.may_change().await?;
+        let pools: Vec<&str> = request.pools.iter().map(String::as_str).collect();
+        let made = volume(name, &pools);
+        let begun = transfer(TransferKind::Import, name, &request.path);
+        self.change(|held| {
+            held.volumes.insert(made.name.clone(), made);
+            held.transfer = Some(begun.clone());
+        });
+        Ok(begun)
+    }
+
+    async fn export_volume(&self, name: &str, request: ExportVolume) -> Result<TransferView, ApiError> {
+        self.may_change().await?;
+        self.volume(name).await?;
+        let begun = transfer(TransferKind::Export, name, &request.path);
+        self.change(|held| held.transfer = Some(begun.clone()));
+        Ok(begun)
+    }
+
+    async fn transfer(&self, id: u64) -> Result<TransferView, ApiError> {
+        let found = self.held().transfer.clone().filter(|transfer| transfer.id == id);
+        found.ok_or_else(|| ApiError::not_found("this daemon knows no such transfer"))
     }
 
     async fn remove_replica(&self, name: &str, place: &str) -> Result<VolumeView, ApiError> {

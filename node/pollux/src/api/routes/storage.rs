@@ -6,7 +6,9 @@ use axum::{
     http::{HeaderMap, StatusCode},
     routing::{delete, get, post},
 };
-use pollux_api::{AddPool, AddReplica, AttachVolume, CreateVolume, DeleteVolume, GrowVolume};
+use pollux_api::{
+    AddPool, AddReplica, ApiError, AttachVolume, CreateVolume, DeleteVolume, ExportVolume, GrowVolume, ImportVolume,
+};
 
 use super::{Answer, Body, Context, Waiting, json, query_of, read, write};
 
@@ -19,6 +21,9 @@ pub(super) fn routes() -> Router<Context> {
         .route("/v1/volumes/{name}/grow", post(grow_volume))
         .route("/v1/volumes/{name}/attach", post(attach_volume))
         .route("/v1/volumes/{name}/detach", post(detach_volume))
+        .route("/v1/volumes/{name}/import", post(import_volume))
+        .route("/v1/volumes/{name}/export", post(export_volume))
+        .route("/v1/transfers/{id}", get(transfer))
         .route("/v1/volumes/{name}/replicas", post(add_replica))
         .route("/v1/volumes/{name}/replicas/{place}", delete(remove_replica))
 }
@@ -87,6 +92,37 @@ async fn attach_volume(
 
 async fn detach_volume(State(context): State<Context>, Path(name): Path<String>) -> Answer {
     json(StatusCode::OK, &write(context.backend.detach_volume(&name)).await?)
+}
+
+async fn import_volume(
+    State(context): State<Context>,
+    Path(name): Path<String>,
+    Body(request): Body<ImportVolume>,
+) -> Answer {
+    json(StatusCode::ACCEPTED, &write(context.backend.import_volume(&name, request)).await?)
+}
+
+async fn export_volume(
+    State(context): State<Context>,
+    Path(name): Path<String>,
+    Body(request): Body<ExportVolume>,
+) -> Answer {
+    json(StatusCode::ACCEPTED, &write(context.backend.export_volume(&name, request)).await?)
+}
+
+/// This node's own: no quorum is asked.
+async fn transfer(
+    State(context): State<Context>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+    query: Waiting,
+) -> Answer {
+    let query = query_of(query)?;
+    let none = || {
+        ApiError::not_found(format!("this daemon knows no transfer {id}")).todo("it may have been started again since")
+    };
+    let id = id.parse::<u64>().map_err(|_| none())?;
+    context.unless_same(&headers, &query, || context.backend.transfer(id)).await
 }
 
 async fn add_replica(

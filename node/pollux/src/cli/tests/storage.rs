@@ -43,6 +43,28 @@ async fn pools_and_volumes_come_grow_and_go() {
 }
 
 #[tokio::test]
+async fn an_import_is_followed_to_its_end() {
+    for (error, exit) in [(None, None), (Some("it names a backing file"), Some(Exit::Failed))] {
+        let served = with_data().await;
+        let words = "volume import root --from /srv/root.qcow2 --pool n1:fast";
+        let (imported, ()) = tokio::join!(pollux(&served, words), async {
+            served.fake.somebody_waits().await;
+            served.fake.change(|held| {
+                let transfer = held.transfer.as_mut().unwrap();
+                transfer.phase = "ended".into();
+                transfer.error = error.map(ApiError::invalid);
+            });
+        });
+        assert_eq!(imported.as_ref().err().map(|failure| failure.exit), exit);
+        if let (Err(failure), Some(error)) = (imported, error) {
+            assert!(failure.message.contains(error) && failure.message.contains("is not there"), "{failure}");
+        }
+    }
+    let served = with_data().await;
+    pollux(&served, "volume export data --to /srv/data.raw --detach").await.unwrap();
+}
+
+#[tokio::test]
 async fn nobody_deletes_a_volume_by_mistake() {
     let served = with_data().await;
     let failure = pollux(&served, "volume delete data").await.unwrap_err();
@@ -116,6 +138,9 @@ fn what_cannot_be_meant_is_refused_before_anybody_is_asked() {
         "volume create data --size 10G",
         "volume attach data",
         "volume replica add data",
+        "volume import data --from /srv/x",
+        "volume import data --from /srv/x --pool n1:fast --format vdi",
+        "volume export data",
     ] {
         let error = Cli::try_parse_from(["pollux"].into_iter().chain(words.split_whitespace())).unwrap_err();
         assert_eq!(error.exit_code(), i32::from(Exit::Usage.code()), "{words}: {error}");

@@ -1,6 +1,7 @@
 //! `pollux volume`: virtual disks that belong to the cluster.
 
 mod size;
+mod transfer;
 mod view;
 mod wait;
 
@@ -39,6 +40,11 @@ pub(crate) enum Volume {
     /// Create a volume with one to three replicas, and wait until they are made.
     #[command(after_help = EXAMPLES)]
     Create(Create),
+    /// Make a new volume of an image on the node that is asked: raw, qcow2 or VMDK.
+    #[command(after_help = transfer::EXAMPLES)]
+    Import(transfer::Import),
+    /// Make a raw file, on the node that is asked, of a volume that no VM runs with.
+    Export(transfer::Export),
     /// All volumes.
     List,
     /// One volume: who uses it, and how each of its replicas is.
@@ -135,6 +141,8 @@ pub(crate) async fn run(context: &Context, verb: Volume) -> Result<(), Failure> 
     let client = &context.client;
     match verb {
         Volume::Create(verb) => create(context, verb).await,
+        Volume::Import(verb) => transfer::import(context, verb).await,
+        Volume::Export(verb) => transfer::export(context, verb).await,
         Volume::List => context.show_read(&client.volumes().await?, |volumes| view::many(volumes)),
         Volume::Show { name } => match client.volume(&name).await {
             Ok(volume) => context.show_read(&volume, |volume| view::single(volume, now_ms())),

@@ -7,6 +7,7 @@ mod live;
 mod measure;
 mod pools;
 mod problems;
+mod transfers;
 mod views;
 
 use std::{
@@ -16,7 +17,8 @@ use std::{
 
 use async_trait::async_trait;
 use pollux_api::{
-    AddPool, AddReplica, ApiError, AttachVolume, CreateVolume, DeleteVolume, GrowVolume, PoolView, VolumeView,
+    AddPool, AddReplica, ApiError, AttachVolume, CreateVolume, DeleteVolume, ExportVolume, GrowVolume, ImportVolume,
+    PoolView, TransferView, VolumeView,
 };
 use pollux_state::{
     ClusterState, Command,
@@ -34,6 +36,7 @@ pub(super) use live::{Live, here as live_here};
 pub(super) use measure::look as measure;
 pub(super) use pools::{add_here as add_pool_here, usage_here};
 pub(super) use problems::{of as problems_of, of_volume as problem_of};
+pub(super) use transfers::Transfers;
 
 /// The nodes that the leader counts as down; none when it cannot be asked.
 pub(super) type Down = BTreeSet<NodeId>;
@@ -148,6 +151,21 @@ impl Storage for Api {
         let (volume, version) = (volume.id, volume.version);
         self.propose(Command::RemoveReplica { volume, replica, version }).await?;
         self.volume(name).await
+    }
+
+    async fn import_volume(&self, name: &str, request: ImportVolume) -> Result<TransferView, ApiError> {
+        self.import(name, request).await
+    }
+
+    async fn export_volume(&self, name: &str, request: ExportVolume) -> Result<TransferView, ApiError> {
+        self.export(name, request).await
+    }
+
+    async fn transfer(&self, id: u64) -> Result<TransferView, ApiError> {
+        self.0.transfers.find(id).ok_or_else(|| {
+            ApiError::not_found(format!("this daemon knows no transfer {id}"))
+                .todo("it may have been started again since; what it was doing then was ended")
+        })
     }
 }
 

@@ -15,7 +15,7 @@ use super::super::{
     backend::{propose, refused},
     run::Daemon,
 };
-use crate::volumes::{PoolFault, PoolUsage, found, unmark};
+use crate::volumes::{PoolFault, PoolUsage};
 
 /// How long a directory may take to be looked at and marked, in milliseconds.
 const LOOK_MS_MAX: u64 = 3_000;
@@ -37,28 +37,17 @@ pub(in crate::daemon) async fn add_here(
     op: OpId,
     (name, path): (String, String),
 ) -> Result<(PoolId, u64), ApiError> {
-    let (cluster, me) = (daemon.identity.cluster().to_string(), daemon.identity.node());
+    let volumes = daemon.volumes().cloned().ok_or_else(|| {
+        ApiError::unavailable("that node's daemon has yet to look after its pools").todo("ask again in a moment")
+    })?;
     if let Err(error) = daemon.consensus.linearizable(Duration::from_millis(READ_MS_MAX)).await {
         tracing::debug!(%error, "a pool is judged by the state that this node has");
     }
     let state = daemon.consensus.watch().borrow().state.clone();
     // Before the directory is touched: a mark that the log then refuses would be in the way of the next attempt.
-    check(&state, me, (&name, &path))?;
-    let pools: Vec<String> =
-        state.pools.values().filter(|pool| pool.node == me).map(|pool| pool.name.clone()).collect();
+    check(&state, daemon.identity.node(), (&name, &path))?;
     let (of, at) = (name.clone(), path.clone());
-    let marking = tokio::task::spawn_blocking(move || {
-        let at = Path::new(&at);
-        match found(&cluster, me, &of, at) {
-            // The mark of a pool that was removed from the cluster since.
-            Err(PoolFault::Taken { cluster: its, node, found: old, .. })
-                if its == cluster && node == me && !pools.contains(&old) =>
-            {
-                unmark(at).and_then(|()| found(&cluster, me, &of, at))
-            }
-            marked => marked,
-        }
-    });
+    let marking = tokio::task::spawn_blocking(move || volumes.claim(&of, Path::new(&at)));
     let marked = tokio::time::timeout(Duration::from_millis(LOOK_MS_MAX), marking).await;
     let marked = marked.map_err(|_| {
         let why = format!("{path} has not answered for {} s: does its storage hang?", LOOK_MS_MAX / 1000);

@@ -44,6 +44,12 @@ impl Users {
         let number = self.first + offset;
         rustix::process::geteuid().is_root().then_some(Identity { uid: number, gid: number })
     }
+
+    /// Whom `qemu-img` runs as: the last of them, which VMs come to last.
+    pub(crate) fn of_image_tool(self) -> Option<pollux_image::Identity> {
+        let number = self.first + (self.count - 1);
+        rustix::process::geteuid().is_root().then_some(pollux_image::Identity { uid: number, gid: number })
+    }
 }
 
 #[cfg(test)]

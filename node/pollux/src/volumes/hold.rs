@@ -1,0 +1,94 @@
+//! Work on a volume that no VM runs with: this node holds it for that time, fenced like a guest's owner.
+
+use std::{
+    sync::{Arc, PoisonError},
+    time::Duration,
+};
+
+use pollux_mirror::Limits;
+use pollux_state::{
+    Command, Outcome,
+    id::{Generation, ReplicaId, VolumeId},
+    volume::Purpose,
+};
+use pollux_volume::{Plan, Volume};
+
+use super::{Volumes, set_of, ways::WaysOf};
+
+/// How long replicas may take to end in good order, in milliseconds. Without it they are compared by what their logs say.
+const FINISH_MS_MAX: u64 = 2_000;
+
+/// A volume that this node holds. Dropped, it stays held by this life of the daemon; [`Held::release`] gives it up.
+pub(crate) struct Held {
+    volumes: Volumes,
+    id: VolumeId,
+    generation: Generation,
+    disk: Volume,
+}
+
+impl Held {
+    /// What to read and write.
+    pub(crate) fn disk(&mut self) -> &mut Volume {
+        &mut self.disk
+    }
+
+    /// Gives it up.
+    pub(crate) async fn release(self) -> Result<(), String> {
+        let Self { volumes, id, generation, mut disk } = self;
+        // That all replicas are equal is written down, if they are: the next user has nothing to copy.
+        disk.finish(Duration::from_millis(FINISH_MS_MAX)).await;
+        // First what writes, then the right to.
+        drop(disk);
+        let dropped = volumes.propose(Command::DropVolume { volume: id, expect: generation }).await;
+        dropped.done().map(drop).map_err(|refusal| refusal.to_string())
+    }
+}
+
+impl Volumes {
+    /// Holds a volume, and brings it into use.
+    pub(crate) async fn hold(&self, id: VolumeId, purpose: Purpose) -> Result<Held, String> {
+        let gone = || format!("{id} is not in the cluster any more");
+        let expect = self.state().volumes.get(&id).map(|it| it.generation).ok_or_else(gone)?;
+        let incarnation = self.0.me.incarnation;
+        let command = Command::HoldVolume { volume: id, expect, incarnation, purpose };
+        let outcome = self.propose(command).await.done().map_err(|refusal| refusal.to_string())?;
+        let Outcome::Owned(generation) = outcome else {
+            return Err(format!("an odd answer to holding a volume: {outcome:?}"));
+        };
+        let mut applied = self.0.consensus.watch();
+        // The leader knew it first.
+        let known = applied.wait_for(|view| view.state.volumes.get(&id).is_none_or(|it| it.generation >= generation));
+        let state = known.await.map_err(|_| "the daemon ends".to_owned())?.state.clone();
+        let it = state.volumes.get(&id).filter(|it| it.generation == generation).ok_or_else(gone)?;
+        let here = |replica: &ReplicaId| state.node_of_replica(it, *replica) == Some(self.0.me.node);
+        let plan = Plan {
+            name: it.name.clone(),
+            size: it.size,
+            generation,
+            handover: None,
+            authority: it.authority,
+            prefer: it.replicas.keys().copied().filter(here).collect(),
+            limits: Limits::default(),
+        };
+        let set = self.follow(id, generation, set_of(it));
+        let ways = WaysOf { volumes: self.clone(), volume: id, generation, size: it.size };
+        match Volume::start(plan, Arc::new(ways), set).await {
+            Ok((disk, handle)) => {
+                let mut in_use = self.0.in_use.lock().unwrap_or_else(PoisonError::into_inner);
+                in_use.retain(|_, handle| handle.is_in_use());
+                in_use.insert(id, handle);
+                drop(in_use);
+                Ok(Held { volumes: self.clone(), id, generation, disk })
+            }
+            Err(error) => {
+                self.propose(Command::DropVolume { volume: id, expect: generation }).await;
+                Err(error.to_string())
+            }
+        }
+    }
+
+    /// Work that ends with the daemon at the latest.
+    pub(crate) fn work(&self, work: impl Future<Output = ()> + Send + 'static) {
+        self.spawn(work);
+    }
+}
