@@ -31,6 +31,7 @@
 //! | `POST /v1/volumes/NAME/grow` [`GrowVolume`], `.../attach` [`AttachVolume`], `.../detach` | [`VolumeView`] |
 //! | `POST /v1/volumes/NAME/import` [`ImportVolume`], `.../export` [`ExportVolume`] | [`TransferView`] |
 //! | `GET /v1/transfers/ID` (waits) | [`TransferView`] |
+//! | `POST /v1/volumes/NAME/move` [`MoveVolume`] | [`OperationView`] |
 //! | `POST /v1/volumes/NAME/replicas` [`AddReplica`], `DELETE /v1/volumes/NAME/replicas/NODE:POOL` | [`VolumeView`] |
 //! | `GET /v1/operations`, `GET /v1/operations/ID` (waits) | [`OperationView`] |
 //! | `POST /v1/operations/ID/cancel` | [`OperationView`] |
@@ -72,7 +73,7 @@ pub use pool::{AddPool, PoolState, PoolView};
 pub use transfer::{ExportVolume, IMPORT_BYTES_MAX_DEFAULT, ImageFormat, ImportVolume, TransferKind, TransferView};
 pub use vm::{Desired, NicView, Phase, ReleaseVm, Runtime, StartVm, StopVm, TakeBack, VmLog, VmView};
 pub use volume::{
-    AddReplica, AttachVolume, CreateVolume, DeleteVolume, DiskView, GrowVolume, ReplicaState, ReplicaView,
+    AddReplica, AttachVolume, CreateVolume, DeleteVolume, DiskView, GrowVolume, MoveVolume, ReplicaState, ReplicaView,
     VolumeHealth, VolumeMoveView, VolumeView, WriterView,
 };
 

@@ -70,6 +70,8 @@ pub struct VolumeMoveView {
     pub to: String,
     /// `copying`, `comparing`, or `kept`: both are whole and the old one is kept for a while.
     pub phase: String,
+    /// How long the old one is kept after both were found equal, in milliseconds.
+    pub keep_ms: u64,
 }
 
 /// Who has the right to write to a volume.
@@ -150,6 +152,20 @@ pub struct AttachVolume {
     /// As its first disk, from which the firmware boots.
     #[serde(default)]
     pub boot: bool,
+}
+
+/// A replica of a volume takes another's place.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MoveVolume {
+    /// The pool it goes to, as `NODE:POOL`.
+    pub to: String,
+    /// The pool of the replica that goes; may be left out for a volume with one.
+    #[serde(default)]
+    pub from: Option<String>,
+    /// How long the old replica is kept equal after the digests were, in milliseconds: until then the move can be undone.
+    #[serde(default)]
+    pub keep_ms: u64,
 }
 
 /// One more replica of a volume.

@@ -8,7 +8,7 @@ use pollux_mirror::Digest;
 /// Of a digest.
 pub(crate) const DIGEST_BYTES: usize = 32;
 /// Holes are told apart from zeros by nobody.
-const ZEROES: [u8; 64 * 1024] = [0; 64 * 1024];
+static ZEROES: [u8; 64 * 1024] = [0; 64 * 1024];
 
 /// Of what was read.
 pub(crate) fn of(pieces: &[Piece]) -> Vec<Piece> {

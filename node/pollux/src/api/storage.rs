@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 use pollux_api::{
     AddPool, AddReplica, ApiError, AttachVolume, CreateVolume, DeleteVolume, ExportVolume, GrowVolume, ImportVolume,
-    PoolView, TransferView, VolumeView,
+    MoveVolume, OperationView, PoolView, TransferView, VolumeView,
 };
 
 /// The part of the daemon that knows of pools and volumes, as the API server sees it. The rules are [`super::Backend`]'s.
@@ -38,6 +38,9 @@ pub trait Storage: Send + Sync + 'static {
 
     /// Take a volume away from its VM, which is stopped.
     async fn detach_volume(&self, name: &str) -> Result<VolumeView, ApiError>;
+
+    /// A replica takes another's place, while the volume is in use or not.
+    async fn move_volume(&self, name: &str, request: MoveVolume) -> Result<OperationView, ApiError>;
 
     /// One more replica.
     async fn add_replica(&self, name: &str, request: AddReplica) -> Result<VolumeView, ApiError>;

@@ -1,9 +1,6 @@
 //! Work on a volume that no VM runs with: this node holds it for that time, fenced like a guest's owner.
 
-use std::{
-    sync::{Arc, PoisonError},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use pollux_mirror::Limits;
 use pollux_state::{
@@ -32,14 +29,19 @@ impl Held {
         &mut self.disk
     }
 
-    /// Gives it up.
-    pub(crate) async fn release(self) -> Result<(), String> {
+    /// Under which right.
+    pub(crate) fn generation(&self) -> Generation {
+        self.generation
+    }
+
+    /// Gives it up. `done`: the work is; an import that is not leaves half a disk, which no VM gets.
+    pub(crate) async fn release(self, done: bool) -> Result<(), String> {
         let Self { volumes, id, generation, mut disk } = self;
         // That all replicas are equal is written down, if they are: the next user has nothing to copy.
         disk.finish(Duration::from_millis(FINISH_MS_MAX)).await;
         // First what writes, then the right to.
         drop(disk);
-        let dropped = volumes.propose(Command::DropVolume { volume: id, expect: generation }).await;
+        let dropped = volumes.propose(Command::DropVolume { volume: id, expect: generation, done }).await;
         dropped.done().map(drop).map_err(|refusal| refusal.to_string())
     }
 }
@@ -74,14 +76,11 @@ impl Volumes {
         let ways = WaysOf { volumes: self.clone(), volume: id, generation, size: it.size };
         match Volume::start(plan, Arc::new(ways), set).await {
             Ok((disk, handle)) => {
-                let mut in_use = self.0.in_use.lock().unwrap_or_else(PoisonError::into_inner);
-                in_use.retain(|_, handle| handle.is_in_use());
-                in_use.insert(id, handle);
-                drop(in_use);
+                self.used(id, generation, &handle);
                 Ok(Held { volumes: self.clone(), id, generation, disk })
             }
             Err(error) => {
-                self.propose(Command::DropVolume { volume: id, expect: generation }).await;
+                self.propose(Command::DropVolume { volume: id, expect: generation, done: false }).await;
                 Err(error.to_string())
             }
         }

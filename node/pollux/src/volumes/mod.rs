@@ -16,6 +16,7 @@ mod claim;
 mod door;
 mod hold;
 mod pools;
+mod steward;
 mod tend;
 mod usage;
 mod ways;
@@ -60,6 +61,7 @@ pub struct Volumes(Arc<Inner>);
 
 struct Inner {
     me: Owner,
+    cluster: String,
     consensus: Consensus,
     endpoint: Endpoint,
     keepers: Keepers,
@@ -67,6 +69,8 @@ struct Inner {
     minter: Minter,
     /// Those in use here.
     in_use: Mutex<HashMap<VolumeId, VolumeHandle>>,
+    /// Those that are held here because something is to be copied.
+    cared: Mutex<BTreeSet<VolumeId>>,
     tasks: TaskTracker,
     cancel: CancellationToken,
 }
@@ -105,17 +109,20 @@ impl Volumes {
         let Needs { me, cluster, consensus, endpoint, boot } = needs;
         let inner = Inner {
             me,
-            pools: Pools::new(cluster, me.node),
+            pools: Pools::new(cluster.clone(), me.node),
+            cluster,
             consensus,
             endpoint,
             keepers: Keepers::new(boot),
             minter: Minter::random(),
             in_use: Mutex::default(),
+            cared: Mutex::default(),
             tasks: TaskTracker::new(),
             cancel: CancellationToken::new(),
         };
         let volumes = Self(Arc::new(inner));
         volumes.spawn(volumes.clone().tend());
+        volumes.spawn(volumes.clone().care());
         volumes
     }
 
@@ -159,18 +166,26 @@ impl Volumes {
         self.0.tasks.spawn(self.0.cancel.clone().run_until_cancelled_owned(work));
     }
 
+    /// A volume is in use here under `generation`.
+    fn used(&self, volume: VolumeId, generation: Generation, handle: &VolumeHandle) {
+        let mut in_use = self.0.in_use.lock().unwrap_or_else(PoisonError::into_inner);
+        in_use.retain(|_, handle| handle.is_in_use());
+        in_use.insert(volume, handle.clone());
+        drop(in_use);
+        self.spawn(self.clone().steward(volume, generation, handle.clone()));
+    }
+
     /// The volume's set as the log has it, for as long as the right to write under `generation` lasts and somebody looks.
     fn follow(&self, volume: VolumeId, generation: Generation, now: Set) -> watch::Receiver<Set> {
         let (send, set) = watch::channel(now);
         let mut applied = self.0.consensus.watch();
         self.spawn(async move {
             loop {
-                let seen = {
-                    let view = applied.borrow_and_update();
-                    view.state.volumes.get(&volume).filter(|it| it.generation == generation).map(set_of)
-                };
+                let state = applied.borrow_and_update().state.clone();
                 // Whoever has the right now will refuse what comes of the old one.
-                let Some(seen) = seen else { return };
+                let Some(it) = state.volumes.get(&volume).filter(|it| it.generation == generation) else { return };
+                let (going, left) = steward::going(&state, it);
+                let seen = Set { going, ..set_of(it) };
                 send.send_if_modified(|set| {
                     let newer = seen != *set;
                     if newer {
@@ -178,8 +193,15 @@ impl Volumes {
                     }
                     newer
                 });
+                let over = async {
+                    match left {
+                        Some(left) => tokio::time::sleep(left).await,
+                        None => std::future::pending().await,
+                    }
+                };
                 tokio::select! {
                     changed = applied.changed() => if changed.is_err() { return },
+                    () = over => {}
                     () = send.closed() => return,
                 }
             }
@@ -232,9 +254,7 @@ impl Disks for Volumes {
         let ways = WaysOf { volumes: self.clone(), volume, generation: it.generation, size: it.size };
         let started = Volume::start(plan, Arc::new(ways), set).await;
         let (started, handle) = started.map_err(|error| GuestError(error.to_string()))?;
-        let mut in_use = self.0.in_use.lock().unwrap_or_else(PoisonError::into_inner);
-        in_use.retain(|_, handle| handle.is_in_use());
-        in_use.insert(volume, handle.clone());
+        self.used(volume, it.generation, &handle);
         Ok((started, handle))
     }
 }

@@ -32,7 +32,7 @@ const SEAL_MAX: Duration = Duration::from_millis(200);
 pub struct Handover {
     /// All replicas of the set hold the same; `None`: that could not be said.
     pub seal: Option<Seal>,
-    /// The boots of the replicas' hosts, as far as there was a session with them at the end.
+    /// The boots of the hosts of those that held everything, as they were reached last.
     pub boots: BTreeMap<ReplicaId, String>,
 }
 
@@ -82,6 +82,8 @@ pub struct ReplicaState {
     pub reached: bool,
     /// What it lacks, in bytes.
     pub lacks: u64,
+    /// What was copied to it since the volume is in use here, in bytes; holes are not counted.
+    pub copied: u64,
     /// What went wrong with it last.
     pub why: Option<String>,
 }
@@ -170,7 +172,7 @@ impl Volume {
     pub(super) fn sealed(&mut self, seal: Option<Seal>) {
         if let Some((_, said)) = self.handing_over.take() {
             self.comparing = None;
-            let boots = self.peers.boots();
+            let boots = self.peers.boots(&self.mirror);
             self.peers.let_go_of_all();
             // Whoever does not wait any more goes on without.
             let _ = said.send(Handover { seal, boots });
@@ -195,6 +197,7 @@ impl Volume {
             sound: it.sound,
             reached: self.peers.is_reached(it.replica),
             lacks: it.lacks,
+            copied: self.peers.copied(it.replica),
             why: self.peers.why(it.replica),
         };
         let status = VolumeStatus {

@@ -118,7 +118,11 @@ impl Volume {
             Effect::Ask { replica, tag, of, part, range } => {
                 let data = match &part {
                     Part::Change { change: Change::Write, .. } => self.written(of, &range),
-                    Part::Copy { read } => self.read.remove(read).unwrap_or_default(),
+                    Part::Copy { read } => {
+                        let pieces = self.read.remove(read).unwrap_or_default();
+                        self.peers.copies(replica, &pieces);
+                        pieces
+                    }
                     Part::Read => {
                         self.reads.insert(tag, of);
                         Vec::new()

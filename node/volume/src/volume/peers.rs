@@ -11,7 +11,8 @@ use futures::{
     future::BoxFuture,
     stream::{FuturesUnordered, StreamExt as _},
 };
-use pollux_mirror::{Event, Grains, Marks, Millis, Mirror, Report, reunite};
+use pollux_disk::Piece;
+use pollux_mirror::{Event, Grains, Millis, Mirror};
 use pollux_wire::id::ReplicaId;
 use tokio::sync::oneshot;
 
@@ -31,7 +32,6 @@ pub(super) struct Peers {
     ways: Arc<dyn Ways>,
     all: BTreeMap<ReplicaId, Peer>,
     changes: FuturesUnordered<BoxFuture<'static, ()>>,
-    known: Known,
     /// Nobody is reached for: the guest stands still, and may go on elsewhere.
     pub(super) rests: bool,
 }
@@ -42,16 +42,6 @@ pub(super) struct TakingBack {
     done: oneshot::Sender<()>,
 }
 
-/// What the logs beside the replicas said when the volume was started. What was written since, the mirror knows.
-pub(super) struct Known {
-    pub(super) size: u64,
-    pub(super) replicas: BTreeSet<ReplicaId>,
-    /// Those of the set whose reports there are.
-    pub(super) members: BTreeSet<ReplicaId>,
-    pub(super) authority: ReplicaId,
-    pub(super) reports: BTreeMap<ReplicaId, Report>,
-}
-
 #[derive(Default)]
 struct Peer {
     side: Option<Box<dyn Side>>,
@@ -59,24 +49,15 @@ struct Peer {
     /// The boot of its host when it was reached last.
     boot: Option<String>,
     why: Option<String>,
+    copied: u64,
     again_at: Millis,
     pause: Millis,
 }
 
-impl Known {
-    /// What a replica outside of the set lacks, by its own report of now.
-    fn lacks_of(&self, replica: ReplicaId, report: Marks) -> Grains {
-        let mut reports = self.reports.clone();
-        reports.insert(replica, report);
-        let mut plan = reunite(self.size, &self.replicas, &self.members, self.authority, &reports);
-        plan.lacks.remove(&replica).unwrap_or_default()
-    }
-}
-
 impl Peers {
-    pub(super) fn new(ways: Arc<dyn Ways>, known: Known) -> Self {
-        let all = known.replicas.iter().map(|id| (*id, Peer::default())).collect();
-        Self { ways, all, changes: FuturesUnordered::new(), known, rests: false }
+    pub(super) fn new(ways: Arc<dyn Ways>, replicas: &BTreeSet<ReplicaId>) -> Self {
+        let all = replicas.iter().map(|id| (*id, Peer::default())).collect();
+        Self { ways, all, changes: FuturesUnordered::new(), rests: false }
     }
 
     /// A way that was open before the mirror began.
@@ -93,6 +74,19 @@ impl Peers {
         self.all.get(&replica)?.why.clone()
     }
 
+    /// This is being copied to a replica.
+    pub(super) fn copies(&mut self, replica: ReplicaId, pieces: &[Piece]) {
+        let data = |piece: &Piece| match piece {
+            Piece::Data(data) => data.len() as u64,
+            Piece::Zeroes(_) => 0,
+        };
+        self.all.entry(replica).or_default().copied += pieces.iter().map(data).sum::<u64>();
+    }
+
+    pub(super) fn copied(&self, replica: ReplicaId) -> u64 {
+        self.all.get(&replica).map_or(0, |peer| peer.copied)
+    }
+
     pub(super) fn is_reached(&self, replica: ReplicaId) -> bool {
         self.all.get(&replica).is_some_and(|peer| peer.side.is_some())
     }
@@ -101,10 +95,11 @@ impl Peers {
         self.all.keys().any(|id| !mirror.is_sound(*id))
     }
 
-    /// The boots of the hosts with which there is a session.
-    pub(super) fn boots(&self) -> BTreeMap<ReplicaId, String> {
-        let boot = |(id, peer): (&ReplicaId, &Peer)| Some((*id, peer.side.as_ref().and(peer.boot.clone())?));
-        self.all.iter().filter_map(boot).collect()
+    /// The boots of the hosts of those that are sound, as they were reached last: one whose way is broken at this moment has lost
+    /// nothing by that.
+    pub(super) fn boots(&self, mirror: &Mirror) -> BTreeMap<ReplicaId, String> {
+        let sound = self.all.iter().filter(|(id, _)| mirror.is_sound(**id));
+        sound.filter_map(|(id, peer)| Some((*id, peer.boot.clone()?))).collect()
     }
 
     /// What another one knew of the boot of a host that is not reached yet.
@@ -118,14 +113,10 @@ impl Peers {
     }
 
     pub(super) fn add(&mut self, replica: ReplicaId) {
-        self.known.replicas.insert(replica);
         self.all.entry(replica).or_default();
     }
 
     pub(super) fn remove(&mut self, replica: ReplicaId) {
-        self.known.replicas.remove(&replica);
-        self.known.reports.remove(&replica);
-        self.known.members.remove(&replica);
         self.all.remove(&replica);
     }
 
@@ -281,7 +272,9 @@ impl Volume {
                 self.apply(Event::Forgot { replica });
             }
             if outside && self.mirror.is_outside(replica) {
-                let lacks = self.peers.known.lacks_of(replica, report);
+                // The rest the mirror knows.
+                let mut lacks = Grains::from(report.active());
+                lacks.clip(self.size);
                 tracing::info!(volume = self.name, %replica, lacks = lacks.bytes(), "a replica catches up");
                 self.apply(Event::Catch { replica, lacks });
             }

@@ -22,7 +22,7 @@ use super::{
     IDLE_TICK_MS, TICK_MS, Volume,
     copies::Copying,
     handle::{Handover, VolumeHandle, VolumeStatus, WISHES_MAX},
-    peers::{Known, Peers},
+    peers::Peers,
 };
 use crate::side::Side;
 
@@ -167,7 +167,6 @@ impl Volume {
             &lacks.active,
             plan.prefer.clone(),
         );
-        let known = Known { size: plan.size, replicas: replicas.clone(), members: with_everything, authority, reports };
         let (send, wishes) = mpsc::channel(WISHES_MAX);
         let (status, seen) = watch::channel(VolumeStatus::default());
         let mut volume = Self {
@@ -175,7 +174,7 @@ impl Volume {
             size: plan.size,
             generation: plan.generation,
             mirror,
-            peers: Peers::new(ways, known),
+            peers: Peers::new(ways, &replicas),
             set: WatchStream::from_changes(set),
             wishes,
             status,

@@ -6,7 +6,7 @@ use axum::body::Bytes;
 use hyper::Method;
 use pollux_api::{
     AddPool, AddReplica, ApiError, AttachVolume, CreateVolume, DeleteVolume, ExportVolume, GrowVolume, ImportVolume,
-    PoolView, TransferView, VolumeView, request::segment,
+    MoveVolume, OperationView, PoolView, TransferView, VolumeView, request::segment,
 };
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -104,6 +104,14 @@ impl Client {
     /// As [`Self::cluster`].
     pub async fn detach_volume(&self, name: &str) -> Result<VolumeView, ApiError> {
         self.post(&of(name, "/detach"), &serde_json::json!({})).await
+    }
+
+    /// A replica of a volume takes another's place.
+    ///
+    /// # Errors
+    /// The daemon's, or that it does not answer.
+    pub async fn move_volume(&self, name: &str, request: &MoveVolume) -> Result<OperationView, ApiError> {
+        self.post(&of(name, "/move"), request).await
     }
 
     /// One more replica of a volume.

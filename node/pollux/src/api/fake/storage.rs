@@ -3,7 +3,8 @@
 use async_trait::async_trait;
 use pollux_api::{
     AddPool, AddReplica, ApiError, AttachVolume, CreateVolume, DeleteVolume, ExportVolume, GrowVolume, ImportVolume,
-    PoolState, PoolView, ReplicaState, ReplicaView, TransferKind, TransferView, VolumeHealth, VolumeView,
+    MoveVolume, OperationKind, OperationView, PoolState, PoolView, ReplicaState, ReplicaView, TransferKind,
+    TransferView, VolumeHealth, VolumeView,
 };
 
 use super::{Fake, Held};
@@ -179,6 +180,31 @@ impl Storage for Fake {
             volume.vm = None;
             volume.generation += 1;
         })
+    }
+
+    async fn move_volume(&self, name: &str, request: MoveVolume) -> Result<OperationView, ApiError> {
+        self.may_change().await?;
+        let volume = self.volume(name).await?;
+        let operation = OperationView {
+            id: super::OPERATION.into(),
+            kind: OperationKind::MoveVolume,
+            vm: volume.name,
+            from: request.from.or_else(|| Some(volume.replicas.first()?.place.clone())).unwrap_or_default(),
+            to: request.to,
+            blackout_ms_max: 0,
+            bandwidth: None,
+            allow_throttle: false,
+            phase: "copying".into(),
+            cancel: false,
+            started: 0,
+            ended: None,
+            result: None,
+            reason: None,
+            report: None,
+            progress: None,
+        };
+        self.change(|held| held.operation = Some(operation.clone()));
+        Ok(operation)
     }
 
     async fn add_replica(&self, name: &str, request: AddReplica) -> Result<VolumeView, ApiError> {

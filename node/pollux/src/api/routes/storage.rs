@@ -8,6 +8,7 @@ use axum::{
 };
 use pollux_api::{
     AddPool, AddReplica, ApiError, AttachVolume, CreateVolume, DeleteVolume, ExportVolume, GrowVolume, ImportVolume,
+    MoveVolume,
 };
 
 use super::{Answer, Body, Context, Waiting, json, query_of, read, write};
@@ -19,6 +20,7 @@ pub(super) fn routes() -> Router<Context> {
         .route("/v1/volumes", get(volumes).post(create_volume))
         .route("/v1/volumes/{name}", get(volume).delete(delete_volume))
         .route("/v1/volumes/{name}/grow", post(grow_volume))
+        .route("/v1/volumes/{name}/move", post(move_volume))
         .route("/v1/volumes/{name}/attach", post(attach_volume))
         .route("/v1/volumes/{name}/detach", post(detach_volume))
         .route("/v1/volumes/{name}/import", post(import_volume))
@@ -123,6 +125,14 @@ async fn transfer(
     };
     let id = id.parse::<u64>().map_err(|_| none())?;
     context.unless_same(&headers, &query, || context.backend.transfer(id)).await
+}
+
+async fn move_volume(
+    State(context): State<Context>,
+    Path(name): Path<String>,
+    Body(request): Body<MoveVolume>,
+) -> Answer {
+    json(StatusCode::ACCEPTED, &write(context.backend.move_volume(&name, request)).await?)
 }
 
 async fn add_replica(

@@ -1,5 +1,6 @@
 //! `pollux volume`: virtual disks that belong to the cluster.
 
+mod moving;
 mod size;
 mod transfer;
 mod view;
@@ -71,6 +72,9 @@ pub(crate) enum Volume {
         /// The volume's name.
         name: String,
     },
+    /// Move a replica to another pool, also of another node, while the VM runs.
+    #[command(after_help = moving::EXAMPLES)]
+    Move(moving::Move),
     /// Replicas of a volume: add one, remove one.
     #[command(subcommand, arg_required_else_help = true)]
     Replica(Replica),
@@ -176,6 +180,7 @@ pub(crate) async fn run(context: &Context, verb: Volume) -> Result<(), Failure> 
             let detached = client.detach_volume(&name).await;
             told(context, &name, detached, |volume| format!("volume {} belongs to no VM now\n", volume.name)).await
         }
+        Volume::Move(verb) => moving::run(context, verb).await,
         Volume::Replica(Replica::Add(Place { name, pool })) => {
             let added = client.add_replica(&name, &AddReplica { pool: pool.clone() }).await;
             told_of_place(context, (&name, &pool), added, |volume| {

@@ -127,6 +127,7 @@ mod tests {
                 from: "n1:fast".into(),
                 to: "n3:slow".into(),
                 phase: "copying".into(),
+                keep_ms: 600_000,
             }),
             open_requests: Some(3),
             created: 1_700_000_000_000,

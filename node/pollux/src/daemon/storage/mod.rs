@@ -18,11 +18,11 @@ use std::{
 use async_trait::async_trait;
 use pollux_api::{
     AddPool, AddReplica, ApiError, AttachVolume, CreateVolume, DeleteVolume, ExportVolume, GrowVolume, ImportVolume,
-    PoolView, TransferView, VolumeView,
+    MoveVolume, OperationView, PoolView, TransferView, VolumeView,
 };
 use pollux_state::{
     ClusterState, Command,
-    id::{Generation, NodeId, PoolId},
+    id::{Generation, NodeId, PoolId, ReplicaId},
     volume::{Pool, Volume},
 };
 
@@ -30,7 +30,7 @@ use super::{
     backend::{Api, down_in, no_such, node_named, vm_named},
     forward,
 };
-use crate::api::Storage;
+use crate::api::{Backend as _, Storage};
 
 pub(super) use live::{Live, here as live_here};
 pub(super) use measure::look as measure;
@@ -132,6 +132,29 @@ impl Storage for Api {
         self.volume(name).await
     }
 
+    async fn move_volume(&self, name: &str, request: MoveVolume) -> Result<OperationView, ApiError> {
+        let state = self.state().await;
+        let (it, to) = (volume_named(&state, name)?, pool_named(&state, &request.to)?);
+        let from = match &request.from {
+            Some(place) => replica_in(&state, it, place)?,
+            None => {
+                let mut all = it.replicas.keys();
+                let first = *all.next().ok_or_else(|| ApiError::internal(format!("volume {name} has no replica")))?;
+                if all.next().is_some() {
+                    let places: Vec<String> =
+                        it.replicas.keys().map(|replica| state.place_of_replica(it, *replica)).collect();
+                    let why = format!("volume {name} has replicas in {}", places.join(" and "));
+                    return Err(ApiError::invalid(why).todo("say which is to go: --from NODE:POOL"));
+                }
+                first
+            }
+        };
+        let (volume, version) = (it.id, it.version);
+        let command = Command::BeginVolumeMove { volume, from, pool: to.id, keep_ms: request.keep_ms, version };
+        let (id, _) = self.propose(command).await?;
+        self.operation(&id.to_string()).await
+    }
+
     async fn add_replica(&self, name: &str, request: AddReplica) -> Result<VolumeView, ApiError> {
         let state = self.state().await;
         let (volume, pool) = (volume_named(&state, name)?, pool_named(&state, &request.pool)?);
@@ -142,12 +165,8 @@ impl Storage for Api {
 
     async fn remove_replica(&self, name: &str, place: &str) -> Result<VolumeView, ApiError> {
         let state = self.state().await;
-        let (volume, pool) = (volume_named(&state, name)?, pool_named(&state, place)?);
-        let within = volume.replicas.iter().find(|(_, replica)| replica.pool == pool.id);
-        let replica = *within.map(|(id, _)| id).ok_or_else(|| {
-            ApiError::not_found(format!("volume {name} has no replica in {place}"))
-                .todo(format!("`pollux volume show {name}` shows where it has some"))
-        })?;
+        let volume = volume_named(&state, name)?;
+        let replica = replica_in(&state, volume, place)?;
         let (volume, version) = (volume.id, volume.version);
         self.propose(Command::RemoveReplica { volume, replica, version }).await?;
         self.volume(name).await
@@ -190,6 +209,16 @@ impl Api {
         };
         views::volume(state, volume, down, live.as_ref())
     }
+}
+
+/// The replica of a volume in a pool.
+fn replica_in(state: &ClusterState, volume: &Volume, place: &str) -> Result<ReplicaId, ApiError> {
+    let pool = pool_named(state, place)?;
+    let within = volume.replicas.iter().find(|(_, replica)| replica.pool == pool.id);
+    within.map(|(id, _)| *id).ok_or_else(|| {
+        ApiError::not_found(format!("volume {} has no replica in {place}", volume.name))
+            .todo(format!("`pollux volume show {}` shows where it has some", volume.name))
+    })
 }
 
 /// A pool, as people write it.

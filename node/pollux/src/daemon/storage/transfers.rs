@@ -212,7 +212,7 @@ async fn fill(
     let progress = watch::Sender::new(Progress::default());
     let filling = pollux_image::import(&daemon.image_tool, image, held.disk(), data_max, &progress);
     let filled = told(teller, &progress, filling).await.map_err(|error| not_converted(&error));
-    let released = held.release().await.map_err(ApiError::conflict);
+    let released = held.release(filled.is_ok()).await.map_err(ApiError::conflict);
     filled.and(released)
 }
 
@@ -268,7 +268,7 @@ async fn copy_out(daemon: &Daemon, volume: VolumeId, file: Arc<File>, teller: &T
     let progress = watch::Sender::new(Progress::default());
     let copying = pollux_image::export(held.disk(), file, &progress);
     let copied = told(teller, &progress, copying).await.map_err(|error| not_converted(&error));
-    let released = held.release().await.map_err(ApiError::conflict);
+    let released = held.release(true).await.map_err(ApiError::conflict);
     copied.and(released)
 }
 

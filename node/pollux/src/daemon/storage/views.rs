@@ -6,6 +6,7 @@ use pollux_api::{
 use pollux_state::{
     ClusterState,
     id::ReplicaId,
+    operation::OperationKind,
     volume::{Pool, Replica, Stage, Volume},
 };
 
@@ -77,6 +78,10 @@ pub(super) fn volume(state: &ClusterState, volume: &Volume, down: &Down, live: O
                 Some(Stage::Copying) | None => "copying",
             }
             .to_owned(),
+            keep_ms: match state.operations.get(&moving.op).map(|operation| &operation.kind) {
+                Some(OperationKind::MoveVolume { keep_ms, .. }) => *keep_ms,
+                Some(OperationKind::Migrate { .. }) | None => 0,
+            },
         }),
         open_requests: live.map(|live| live.open),
         trouble: live.and_then(|live| live.trouble.clone()),

@@ -1,0 +1,215 @@
+//! What the writer of a volume does about its move, beside the mirror, which copies: it compares, waits as long as the old replica is
+//! to be kept, and says to the log when that is over. And who does it when nobody writes: the node of the authority holds the
+//! volume for as long as there is something to copy.
+//!
+//! Level-triggered: another writer goes on where this one was, with nothing but what the log says.
+
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use pollux_disk::Disk as _;
+use pollux_state::{
+    ClusterState, Command, UnixMs,
+    command::Comparison,
+    id::{Generation, OpId, ReplicaId, VolumeId},
+    operation::{CopyReport, OperationKind},
+    volume::{Purpose, Stage, Volume, VolumeMove},
+};
+use pollux_volume::VolumeHandle;
+
+use super::Volumes;
+use crate::vm::wall_ms;
+
+/// What could not be done is tried again after this, in milliseconds.
+const AGAIN_MS: u64 = 2_000;
+/// Pieces that are written all the time are compared again so often before the move is said to have failed.
+const COMPARISONS_MAX: u32 = 10;
+
+/// Until when the old replica of a move is kept, if it is.
+pub(super) fn kept_until(state: &ClusterState, volume: &Volume) -> Option<(VolumeMove, UnixMs)> {
+    let moving = volume.moving?;
+    let Some(Stage::Kept { since }) = volume.stage() else { return None };
+    let keep_ms = match state.operations.get(&moving.op).map(|operation| &operation.kind) {
+        Some(OperationKind::MoveVolume { keep_ms, .. }) => *keep_ms,
+        Some(OperationKind::Migrate { .. }) | None => 0,
+    };
+    Some((moving, since.saturating_add(keep_ms)))
+}
+
+/// Who is to go by now, and when that may change without an entry.
+pub(super) fn going(state: &ClusterState, volume: &Volume) -> (BTreeSet<ReplicaId>, Option<Duration>) {
+    let Some((moving, until)) = kept_until(state, volume) else { return (BTreeSet::new(), None) };
+    let left = until.saturating_sub(wall_ms());
+    if left == 0 { ([moving.from].into(), None) } else { (BTreeSet::new(), Some(Duration::from_millis(left))) }
+}
+
+/// There is something that a writer would have to do.
+fn wants_a_writer(state: &ClusterState, volume: &Volume) -> bool {
+    let outside = volume.replicas.iter().any(|(id, replica)| replica.is_sound() && !volume.set.contains(id));
+    let moves = match volume.stage() {
+        Some(Stage::Comparing) => true,
+        Some(Stage::Kept { .. }) => kept_until(state, volume).is_some_and(|(_, until)| until <= wall_ms()),
+        Some(Stage::Copying) | None => false,
+    };
+    (outside || moves) && !volume.incomplete
+}
+
+impl Volumes {
+    /// Looks after the move of a volume that is in use here under `generation`.
+    pub(super) async fn steward(self, id: VolumeId, generation: Generation, handle: VolumeHandle) {
+        let mut applied = self.0.consensus.watch();
+        let mut compared: Option<(OpId, u64)> = None;
+        loop {
+            let state = applied.borrow_and_update().state.clone();
+            let Some(it) = state.volumes.get(&id).filter(|it| it.generation == generation) else { return };
+            let mut again = None;
+            match (it.moving, it.stage()) {
+                (Some(moving), Some(Stage::Comparing)) if compared != Some((moving.op, it.version)) => {
+                    if self.compare(&state, it, moving, &handle).await {
+                        compared = Some((moving.op, it.version));
+                    } else {
+                        again = Some(Duration::from_millis(AGAIN_MS));
+                    }
+                }
+                (Some(moving), Some(Stage::Kept { .. })) => {
+                    handle.prefer(vec![moving.to]).await;
+                    let (going, left) = going(&state, it);
+                    again = left;
+                    // First the mirror lets it go, so that nobody misses it.
+                    if !going.is_empty() && !it.set.contains(&moving.from) {
+                        let command = Command::EndVolumeMove { volume: id, op: moving.op, version: it.version };
+                        if let pollux_state::Outcome::Refused(why) = self.propose(command).await {
+                            tracing::info!(volume = it.name, %why, "the end of a move was refused by the log");
+                        }
+                        again = Some(Duration::from_millis(AGAIN_MS));
+                    }
+                }
+                _ => {}
+            }
+            if !handle.is_in_use() {
+                return;
+            }
+            let changed = async {
+                match again {
+                    Some(pause) => tokio::time::timeout(pause, applied.changed()).await.unwrap_or(Ok(())),
+                    None => applied.changed().await,
+                }
+            };
+            if changed.await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Compares the replicas, and tells the log what came of it. `false`: nothing did.
+    async fn compare(&self, state: &Arc<ClusterState>, it: &Volume, moving: VolumeMove, handle: &VolumeHandle) -> bool {
+        let begun = wall_ms();
+        let accepted = state.operations.get(&moving.op).map_or(begun, |operation| operation.started);
+        let copied = handle.status().borrow().replicas.iter().find(|it| it.id == moving.to).map_or(0, |it| it.copied);
+        for _ in 0..COMPARISONS_MAX {
+            let Some(mut seen) = handle.compare(0..it.size, it.authority, false).await else { return false };
+            let over = loop {
+                if seen.borrow().over {
+                    break true;
+                }
+                // Nobody goes on with it: the volume is not in use any more, or another comparison took its place.
+                if seen.changed().await.is_err() {
+                    break seen.borrow().over;
+                }
+            };
+            let found = seen.borrow().clone();
+            if !over {
+                return false;
+            }
+            let comparison = if !found.differs.is_empty() {
+                let differs: Vec<String> = found.differs.keys().map(|id| state.place_of_replica(it, *id)).collect();
+                let first = found.places.first().map_or(0, |place| place.start);
+                Comparison::Different(format!(
+                    "{} does not hold what {} holds, from byte {first} on",
+                    differs.join(", "),
+                    state.place_of_replica(it, it.authority)
+                ))
+            } else if found.left_out > 0 {
+                tracing::info!(volume = it.name, bytes = found.left_out, "not everything could be compared; once more");
+                continue;
+            } else {
+                Comparison::Equal(CopyReport {
+                    copied_bytes: copied,
+                    copy_ms: begun.saturating_sub(accepted),
+                    compare_ms: wall_ms().saturating_sub(begun),
+                })
+            };
+            let (volume, op, generation, version) = (it.id, moving.op, it.generation, it.version);
+            let command = Command::Compared { volume, op, generation, version, comparison };
+            if let pollux_state::Outcome::Refused(why) = self.propose(command).await {
+                tracing::info!(volume = it.name, %why, "what came of a comparison was refused by the log");
+            }
+            return true;
+        }
+        false
+    }
+
+    /// Holds volumes of which nobody has the right to write for as long as something is to be copied or compared.
+    pub(super) async fn care(self) {
+        let mut applied = self.0.consensus.watch();
+        loop {
+            let state = applied.borrow_and_update().state.clone();
+            for it in state.volumes.values() {
+                let here = state.node_of_replica(it, it.authority) == Some(self.0.me.node);
+                let free = state.writer(it).is_none_or(|writer| !state.lives(writer));
+                let wanted = here && free && it.unmade().next().is_none() && wants_a_writer(&state, it);
+                if wanted && self.cared().insert(it.id) {
+                    let (this, id) = (self.clone(), it.id);
+                    self.spawn(async move {
+                        this.care_for(id).await;
+                        this.cared().remove(&id);
+                    });
+                }
+            }
+            let again = Duration::from_millis(AGAIN_MS);
+            // A window may end without an entry.
+            if tokio::time::timeout(again, applied.changed()).await.is_ok_and(|changed| changed.is_err()) {
+                return;
+            }
+        }
+    }
+
+    fn cared(&self) -> MutexGuard<'_, BTreeSet<VolumeId>> {
+        self.0.cared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn care_for(&self, id: VolumeId) {
+        let mut held = match self.hold(id, Purpose::Copy).await {
+            Ok(held) => held,
+            // Somebody else has it by now, or its replicas cannot be reached; it is looked at again.
+            Err(why) => return tracing::info!(volume = %id, why, "a volume cannot be worked on"),
+        };
+        let generation = held.generation();
+        let mut applied = self.0.consensus.watch();
+        let done = async {
+            loop {
+                let state = applied.borrow_and_update().state.clone();
+                let held = state.volumes.get(&id).filter(|it| it.generation == generation);
+                if held.is_none_or(|it| !wants_a_writer(&state, it)) || applied.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        let mut nothing = Vec::new();
+        let working = async {
+            loop {
+                std::future::poll_fn(|cx| held.disk().poll(cx, &mut nothing)).await;
+            }
+        };
+        tokio::select! {
+            () = done => {}
+            () = working => {}
+        }
+        if let Err(why) = held.release(true).await {
+            tracing::debug!(volume = %id, why, "a volume that was worked on was taken over");
+        }
+    }
+}
