@@ -94,6 +94,9 @@ pub struct VolumeView {
     pub size_bytes: u64,
     /// How it is.
     pub health: VolumeHealth,
+    /// An import into it was begun and has not ended: what is on it is half of something, and no VM gets it.
+    #[serde(default)]
+    pub incomplete: bool,
     /// The VM that has it.
     pub vm: Option<String>,
     /// Who may write to it now.

@@ -70,6 +70,7 @@ pub(crate) fn volume(name: &str, pools: &[&str]) -> VolumeView {
         name: name.into(),
         size_bytes: 10 << 30,
         health: VolumeHealth::Ready,
+        incomplete: false,
         vm: None,
         writer: None,
         generation: 0,

@@ -61,6 +61,12 @@ pub(super) fn single(volume: &VolumeView, now: u64) -> String {
     if let Some(open) = volume.open_requests {
         rows.push(("open requests", open.to_string()));
     }
+    if volume.incomplete {
+        rows.push((
+            "content",
+            "half of an import: while nobody is importing it, delete it and import again".to_owned(),
+        ));
+    }
     if let Some(trouble) = &volume.trouble {
         rows.push(("trouble", trouble.clone()));
     }

@@ -268,7 +268,7 @@ async fn copy_out(daemon: &Daemon, volume: VolumeId, file: Arc<File>, teller: &T
     let progress = watch::Sender::new(Progress::default());
     let copying = pollux_image::export(held.disk(), file, &progress);
     let copied = told(teller, &progress, copying).await.map_err(|error| not_converted(&error));
-    let released = held.release(true).await.map_err(ApiError::conflict);
+    let released = held.release(copied.is_ok()).await.map_err(ApiError::conflict);
     copied.and(released)
 }
 

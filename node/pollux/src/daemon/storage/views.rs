@@ -56,6 +56,7 @@ pub(super) fn volume(state: &ClusterState, volume: &Volume, down: &Down, live: O
         name: volume.name.clone(),
         size_bytes: volume.size,
         health: health(volume, &replicas),
+        incomplete: volume.incomplete,
         writer: state.writer(volume).map(|writer| WriterView {
             node: state.name_of(writer.node).map_or_else(|| writer.node.to_string(), str::to_owned),
             doing: match (&vm, volume.holder) {
