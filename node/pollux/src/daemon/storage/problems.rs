@@ -4,7 +4,7 @@ use pollux_api::Problem;
 use pollux_state::{
     ClusterState,
     id::ReplicaId,
-    volume::{Replica, Volume},
+    volume::{Purpose, Replica, Volume},
 };
 
 use super::{super::backend::problem, Down};
@@ -26,6 +26,9 @@ pub(in crate::daemon) fn of(state: &ClusterState, down: &Down) -> Vec<Problem> {
 
 /// The same of one.
 pub(in crate::daemon) fn of_volume(state: &ClusterState, volume: &Volume, down: &Down) -> Option<Problem> {
+    if let Some(problem) = interrupted(state, volume) {
+        return Some(problem);
+    }
     let faults: Vec<(String, Fault)> = volume
         .replicas
         .iter()
@@ -42,6 +45,17 @@ pub(in crate::daemon) fn of_volume(state: &ClusterState, volume: &Volume, down: 
     }
     let what = format!("volume {name} has {sound} of {all} replicas in sync: {told}");
     Some(problem(what, first.todo(name, place, true)))
+}
+
+/// Whoever filled it with what is in a file ended before that was done.
+fn interrupted(state: &ClusterState, volume: &Volume) -> Option<Problem> {
+    let lives = volume.holder.is_some_and(|hold| hold.purpose == Purpose::Import && state.lives(hold.owner));
+    if !volume.incomplete || lives {
+        return None;
+    }
+    let name = &volume.name;
+    let what = format!("an import into volume {name} was never finished: what is in it is half of something");
+    Some(problem(what, format!("delete it (`pollux volume delete {name}`) and import it again")))
 }
 
 fn fault(state: &ClusterState, volume: &Volume, (id, replica): (ReplicaId, &Replica), down: &Down) -> Option<Fault> {
@@ -77,5 +91,79 @@ impl Fault {
             Self::Down(node) => format!("bring {node} back: what is there then catches up by itself"),
             Self::Behind => format!("it catches up by itself; `pollux volume show {volume}` tells how far it is"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use pollux_state::{
+        id::{Generation, Incarnation, NodeId, Owner, PoolId, VolumeId},
+        volume::{Hold, Pool},
+    };
+
+    use super::*;
+
+    /// A volume with replicas 1 and 2 in pools of n1 and n2, both in sync.
+    fn data() -> (ClusterState, Volume) {
+        let mut state = ClusterState::default();
+        for id in [1, 2] {
+            let (node, name, path) = (NodeId(id), "fast".to_owned(), "/srv/fast".to_owned());
+            state.pools.insert(PoolId(id), Pool { id: PoolId(id), node, name, path, since: 0 });
+        }
+        let replica = |id| (ReplicaId(id), Replica { pool: PoolId(id), made: true, failed: None });
+        let volume = Volume {
+            id: VolumeId(1),
+            name: "data".into(),
+            size: 1 << 30,
+            generation: Generation(3),
+            user: None,
+            holder: None,
+            replicas: BTreeMap::from([replica(1), replica(2)]),
+            set: BTreeSet::from([ReplicaId(1), ReplicaId(2)]),
+            version: 1,
+            authority: ReplicaId(1),
+            created: 0,
+            moving: None,
+            incomplete: false,
+        };
+        (state, volume)
+    }
+
+    #[test]
+    fn a_volume_that_is_whole_is_no_problem_and_one_that_is_not_is_told_once_with_what_to_do() {
+        let (state, whole) = data();
+        let none = Down::new();
+        assert_eq!(of_volume(&state, &whole, &none), None);
+
+        let down = Down::from([NodeId(2)]);
+        let problem = of_volume(&state, &whole, &down).expect("n2 is down");
+        assert!(problem.what.starts_with("volume data has 1 of 2 replicas in sync"), "{problem:?}");
+
+        let behind = Volume { set: BTreeSet::from([ReplicaId(1)]), ..whole.clone() };
+        let problem = of_volume(&state, &behind, &none).expect("one is behind");
+        assert!(problem.what.contains("lacks writes") && problem.todo.contains("by itself"), "{problem:?}");
+
+        let mut failed = whole.clone();
+        failed.replicas.get_mut(&ReplicaId(2)).expect("it").failed = Some("its log is torn".into());
+        let problem = of_volume(&state, &failed, &none).expect("one failed");
+        assert!(
+            problem.what.contains("its log is torn") && problem.todo.contains("replica remove data"),
+            "{problem:?}"
+        );
+
+        let all = of_volume(&state, &whole, &Down::from([NodeId(1), NodeId(2)])).expect("all are down");
+        assert!(all.what.starts_with("volume data cannot be used"), "{all:?}");
+    }
+
+    #[test]
+    fn half_of_an_import_is_told_as_that() {
+        let (state, volume) = data();
+        let owner = Owner { node: NodeId(1), incarnation: Incarnation(4) };
+        let holder = Some(Hold { owner, purpose: Purpose::Import, since: 0 });
+        let half = Volume { incomplete: true, holder, ..volume };
+        let problem = of_volume(&state, &half, &Down::new()).expect("that life is over");
+        assert!(problem.what.contains("never finished") && problem.todo.contains("volume delete data"), "{problem:?}");
     }
 }
