@@ -323,6 +323,30 @@ async fn a_volume_that_is_handed_over_copies_nothing_and_nobody_leaves_its_set()
 }
 
 #[tokio::test]
+async fn a_replica_comes_and_another_goes_while_the_guest_asks_all_the_time() {
+    let world = World::new();
+    world.inner.set.send_modify(|set| (set.members, set.replicas) = ([R1].into(), [R1].into()));
+    let (mut volume, handle) = world.start().await;
+    let mut number = 0_u64;
+    let mut busy = async |volume: &mut Volume, what: &str, done: &dyn Fn() -> bool| {
+        let since = Instant::now();
+        while !done() {
+            assert!(since.elapsed() < PATIENCE, "{what} has not come about");
+            number += 1;
+            write(volume, number % 64 * 65_536, u8::try_from(number % 250).unwrap(), 4096).await.unwrap();
+        }
+    };
+    busy(&mut volume, "work", &|| handle.status().borrow().replicas.len() == 1).await;
+    world.inner.set.send_modify(|set| set.replicas = [R1, R2].into());
+    busy(&mut volume, "R2 in the set", &|| world.members() == [R1, R2].into()).await;
+    world.inner.set.send_modify(|set| set.going = [R1].into());
+    busy(&mut volume, "R1 out of it", &|| world.members() == [R2].into()).await;
+    world.inner.set.send_modify(|set| (set.replicas, set.going) = ([R2].into(), BTreeSet::new()));
+    busy(&mut volume, "R1 forgotten", &|| handle.status().borrow().replicas.iter().all(|it| it.id == R2)).await;
+    assert_eq!(read(&mut volume, number % 64 * 65_536, 4096).await, vec![u8::try_from(number % 250).unwrap(); 4096]);
+}
+
+#[tokio::test]
 async fn a_volume_that_ends_in_order_leaves_nothing_to_copy() {
     let world = World::new();
     let (mut volume, _handle) = world.start().await;

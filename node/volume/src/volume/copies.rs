@@ -3,7 +3,7 @@
 use pollux_mirror::Millis;
 
 /// Bytes per second while the guest uses the volume, unless said otherwise: a fraction of what any disk or link carries.
-pub(super) const BUSY_BYTES_S: u64 = 32 << 20;
+pub(super) const BUSY_BYTES_S: u64 = 64 << 20;
 /// And while it does not.
 pub(super) const IDLE_BYTES_S: u64 = 256 << 20;
 
