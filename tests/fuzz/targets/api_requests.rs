@@ -7,9 +7,9 @@ use libfuzzer_sys::fuzz_target;
 use percent_encoding::percent_decode_str;
 use pollux_api::{
     AddPool, AddReplica, ApiError, AttachVolume, ClusterView, CreateVm, CreateVolume, DeleteVolume, EventsView,
-    ExportVolume, GrowVolume, ImportVolume, MigrateVm, NodeView, OperationView, PoolView, Preflight, PreflightView,
-    ReleaseVm, RemoveNode, RemovedView, StartVm, StopVm, TakeBack, TokenRequest, TokenView, VmView, VolumeView,
-    WhyView,
+    ExportVolume, GrowVolume, ImportVolume, MigrateVm, MoveVolume, NodeView, OperationView, PoolView, Preflight,
+    PreflightView, ReleaseVm, RemoveNode, RemovedView, StartVm, StopVm, TakeBack, TokenRequest, TokenView, VmView,
+    VolumeView, WhyView,
     request::{ConsoleQuery, ReadQuery, body, segment},
 };
 use pollux_state::{
@@ -98,6 +98,7 @@ fuzz_target!(|bytes: &[u8]| {
         17 => says::<TokenView>(bytes),
         18 if bytes.starts_with(b"i") => _ = asks::<ImportVolume>(&bytes[1..]),
         19 if bytes.starts_with(b"e") => _ = asks::<ExportVolume>(&bytes[1..]),
+        20 if bytes.starts_with(b"m") => _ = asks::<MoveVolume>(&bytes[1..]),
         18..=20 => asks::<CreateVm>(bytes).into_iter().for_each(creates),
         24 => _ = asks::<AddPool>(bytes),
         25 => _ = asks::<CreateVolume>(bytes),

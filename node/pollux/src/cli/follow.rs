@@ -9,7 +9,7 @@ use std::{
 };
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use pollux_api::{ErrorKind, OperationResult, OperationView, PauseView, ProgressView};
+use pollux_api::{ErrorKind, OperationKind, OperationResult, OperationView, PauseView, ProgressView};
 use tokio::time::{self, Instant};
 
 use crate::api::client::{Client, Tagged};
@@ -232,6 +232,10 @@ pub(crate) fn summary(operation: &OperationView) -> serde_json::Value {
 }
 
 fn success(operation: &OperationView) -> Option<String> {
+    if operation.kind == OperationKind::MoveVolume {
+        let OperationView { vm: volume, from, to, .. } = operation;
+        return Some(format!("volume {volume} is in {to}, and not in {from} any more\n"));
+    }
     let report = operation.report.as_ref()?;
     let slowed = match report.throttle_percent {
         0 => String::new(),

@@ -1,7 +1,7 @@
 //! `pollux op`: operations, which go on whether or not somebody watches.
 
 use clap::Subcommand;
-use pollux_api::{OperationResult, OperationView};
+use pollux_api::{OperationKind, OperationResult, OperationView};
 
 use super::{
     Context,
@@ -86,7 +86,7 @@ fn kind(operation: &OperationView) -> &'static str {
 
 fn many(operations: &[OperationView], now: u64) -> String {
     table(
-        ["ID", "KIND", "VM", "FROM", "TO", "STATE", "STARTED", "TOOK", "REASON"],
+        ["ID", "KIND", "WHAT", "FROM", "TO", "STATE", "STARTED", "TOOK", "REASON"],
         &[6, 7],
         operations.iter().map(|operation| {
             [
@@ -108,20 +108,24 @@ fn single(operation: &OperationView, now: u64) -> String {
     let mut rows = vec![
         ("operation", operation.id.clone()),
         ("kind", kind(operation).to_owned()),
-        ("vm", operation.vm.clone()),
+        (if operation.kind == OperationKind::Migrate { "vm" } else { "volume" }, operation.vm.clone()),
         ("from", operation.from.clone()),
         ("to", operation.to.clone()),
         ("state", state(operation)),
-        ("blackout", format!("at most {} ms wished for", operation.blackout_ms_max)),
-        (
-            "bandwidth",
-            operation
-                .bandwidth
-                .map_or_else(|| "what there is".to_owned(), |rate| format!("at most {}", rate_text(rate))),
-        ),
-        ("throttle", if operation.allow_throttle { "allowed" } else { "not allowed" }.to_owned()),
-        ("started", format!("{} ({} ago)", moment(operation.started), age(now, operation.started))),
     ];
+    if operation.kind == OperationKind::Migrate {
+        rows.extend([
+            ("blackout", format!("at most {} ms wished for", operation.blackout_ms_max)),
+            (
+                "bandwidth",
+                operation
+                    .bandwidth
+                    .map_or_else(|| "what there is".to_owned(), |rate| format!("at most {}", rate_text(rate))),
+            ),
+            ("throttle", if operation.allow_throttle { "allowed" } else { "not allowed" }.to_owned()),
+        ]);
+    }
+    rows.push(("started", format!("{} ({} ago)", moment(operation.started), age(now, operation.started))));
     if let Some(ended) = operation.ended {
         rows.push(("ended", format!("{}, after {}", moment(ended), age(ended, operation.started))));
     }

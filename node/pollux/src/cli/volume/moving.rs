@@ -67,9 +67,10 @@ pub(super) async fn run(context: &Context, verb: Move) -> Result<(), Failure> {
         }
     };
     if let Some(result) = end.result.filter(|result| *result != OperationResult::Succeeded) {
-        let how = if result == OperationResult::Cancelled { "was cancelled" } else { "failed" };
+        let cancelled = result == OperationResult::Cancelled;
+        let (how, exit) = if cancelled { ("was cancelled", Exit::Cancelled) } else { ("failed", Exit::Failed) };
         let why = end.reason.as_deref().map(|why| format!(": {why}")).unwrap_or_default();
-        return Err(Failure::new(Exit::Failed, format!("moving volume {} {how}{why}", verb.name))
+        return Err(Failure::new(exit, format!("moving volume {} {how}{why}", verb.name))
             .todo("its replicas are where they were"));
     }
     show(context.format, &end, |end| {
