@@ -44,6 +44,20 @@ struct Inner {
     boot: String,
     tasks: TaskTracker,
     entries: Mutex<Entries>,
+    #[cfg(test)]
+    fault: Option<Fault>,
+}
+
+/// What a wrong fence would do, to see that it is noticed.
+#[cfg(test)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fault {
+    /// A session of an older generation begins.
+    AcceptsOlder,
+    /// A session goes on when one of a newer generation has begun.
+    OlderGoesOn,
+    /// A session begins while something of the one before is under way.
+    DoesNotWait,
 }
 
 #[derive(Debug, Default)]
@@ -86,7 +100,15 @@ impl Keepers {
     #[must_use]
     pub fn new(boot: String) -> Self {
         let (tasks, entries) = (TaskTracker::new(), Mutex::default());
-        Self { inner: Arc::new(Inner { boot, tasks, entries }) }
+        Self {
+            inner: Arc::new(Inner {
+                boot,
+                tasks,
+                entries,
+                #[cfg(test)]
+                fault: None,
+            }),
+        }
     }
 
     /// Begins a session with the replica at `place`, when what an older one has under way is over. Dropping the future leaves the
@@ -97,6 +119,10 @@ impl Keepers {
     pub async fn open(&self, claim: &Claim, place: &Place) -> Result<Opened<Keeper>, Refusal> {
         let entry = self.entry(claim.replica)?;
         let mut entry = entry.lock().await;
+        #[cfg(test)]
+        if let Some(opened) = self.wrongly(&mut entry, claim) {
+            return Ok(opened);
+        }
         entry.judge(claim)?;
         let why = why_for(claim, entry.fence);
         entry.empty(&why).await;
@@ -267,3 +293,7 @@ fn fenced(claim: &Claim, seen: Generation) -> Refusal {
 fn unavailable(claim: &Claim, why: &str) -> Refusal {
     Refusal::Unavailable { replica: claim.replica, why: why.to_owned() }
 }
+
+#[cfg(test)]
+#[path = "keepers_tests.rs"]
+mod tests;

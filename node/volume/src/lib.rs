@@ -10,6 +10,9 @@
 //! 4). The node's registry of keepers hands a replica to one session at a time, the newest; a newer one waits until nothing of the
 //! older one is under way any more.
 
+#[cfg(fuzzing)]
+pub mod fuzzing;
+
 mod claim;
 mod digest;
 mod drive;

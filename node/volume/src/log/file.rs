@@ -81,6 +81,12 @@ impl LogFile {
         if sync { self.file.sync_data().map_err(|error| (JobEnd::Failed, error)) } else { Ok(()) }
     }
 
+    /// One that is written to another file.
+    #[cfg(test)]
+    pub(crate) fn diverted(&self, file: File) -> Self {
+        Self { beside: self.beside.clone(), file: Arc::new(file) }
+    }
+
     /// Writes down that the replica is out of use.
     pub(crate) fn mark_failed(&self, why: &str) -> io::Result<()> {
         self.beside.mark_failed(why)

@@ -546,3 +546,7 @@ impl Chunks {
         if *filled < bytes { None } else { filling.take().map(|(buffer, _)| buffer.freeze()) }
     }
 }
+
+#[cfg(test)]
+#[path = "frames_tests.rs"]
+mod tests;

@@ -31,8 +31,10 @@ use crate::{claim::SessionId, refusal::Refusal};
 
 /// What one session may have under way at the replica: asks.
 pub const REQUESTS_IN_FLIGHT_MAX: usize = 256;
-/// And bytes of data, from the reading of an ask to the sending of its end. One ask more is taken while there are fewer.
-pub const BYTES_IN_FLIGHT_MAX: usize = 64 << 20;
+/// And bytes of data, from the reading of an ask to the sending of its end. One ask more is taken while there are fewer. Twice what a
+/// guest may have under way: a stream that is not read takes from the window that all streams of the connection share, so this is for who
+/// does not keep to limits.
+pub const BYTES_IN_FLIGHT_MAX: usize = 128 << 20;
 /// How long the beginning of a session may take, what an older one has under way included.
 pub const OPEN_MAX: Duration = Duration::from_secs(10);
 /// Guests wait for what is in these: they go before pages of a move, and after what people type.
