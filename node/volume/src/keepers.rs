@@ -125,8 +125,9 @@ impl Keepers {
         }
         entry.judge(claim)?;
         let why = why_for(claim, entry.fence);
-        entry.empty(&why).await;
+        // Before anything is waited for: who gives up waiting has been seen all the same.
         entry.fence = claim.generation;
+        entry.empty(&why).await;
         if entry.between.as_ref().is_none_or(|works| works.failed().is_some() || works.size() != claim.size) {
             // The file is closed first.
             entry.between = None;

@@ -254,10 +254,13 @@ async fn who_gives_up_waiting_leaves_the_replica_to_the_next() {
     let world = World::new(None);
     let gate = world.held(None).await;
     let _older = with_one_under_way(&world, &gate, &claim(1, 5)).await;
-    let impatient = claim(1, 5);
+    let impatient = claim(2, 6);
     assert!(tokio::time::timeout(Duration::from_millis(1), world.open(&impatient)).await.is_err());
+    // It was here, and who is older has no right any more.
+    let refused = world.open(&claim(1, 5)).await.unwrap_err();
+    assert!(matches!(refused, Refusal::Fenced { seen: Generation(6), .. }), "{refused}");
     release(&gate);
-    let mut next = world.open(&claim(1, 5)).await.unwrap();
+    let mut next = world.open(&claim(2, 6)).await.unwrap();
     next.submit(write(9));
     let reached = || gate.lock().unwrap().held.len() == 1;
     until(&mut next, |_| reached()).await.unwrap();
