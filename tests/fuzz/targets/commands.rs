@@ -2,6 +2,9 @@
 //! same. Unlike `log_entries`, whose bytes are the encoding, these make commands that mostly fit what is there.
 #![no_main]
 
+#[path = "commands/disks.rs"]
+mod disks;
+
 use std::net::SocketAddr;
 
 use libfuzzer_sys::{
@@ -10,12 +13,12 @@ use libfuzzer_sys::{
 };
 use pollux_state::{
     ClusterState, Command, Proposal,
-    id::{ClusterId, Generation, Incarnation, MacAddr, NodeId, OpId, VmId},
+    id::{ClusterId, Generation, Incarnation, MacAddr, NodeId, OpId, VmId, VolumeId},
     invariant,
     limits::NIC_MTU_DEFAULT,
     node::Facts,
     operation::{MoveReport, MoveWishes, OperationKind},
-    vm::{Desired, Nic, StopCause, VmSpec},
+    vm::{Desired, Disk, Nic, StopCause, VmSpec},
 };
 use pollux_wire::{
     codec::{decode, encode},
@@ -57,7 +60,7 @@ impl Log {
         self.apply(Proposal { id, by, at, command });
     }
 
-    /// Three nodes in their first lives, and a VM.
+    /// Three nodes in their first lives, and a volume.
     fn founded() -> Self {
         let mut log = Self::default();
         let first = NodeId(1);
@@ -74,7 +77,7 @@ impl Log {
             let (after, address, facts) = (Incarnation(0), address(node), Facts::default());
             log.propose(NodeId(node), NOON, Command::StartIncarnation { after, address, facts });
         }
-        log
+        log.with_disks()
     }
 
     /// One more proposal: most of it fits, some of it is late, early, repeated or a stranger's.
@@ -82,6 +85,11 @@ impl Log {
         if input.ratio(1, 16)? && !self.past.is_empty() {
             let again = input.choose(&self.past)?.clone();
             self.apply(again);
+            return Ok(());
+        }
+        if input.ratio(2, 5)? {
+            let (by, command) = self.about_disks(input)?;
+            self.propose(by, NOON, command);
             return Ok(());
         }
         let vm = VmId(input.int_in_range(1..=VMS)?);
@@ -95,11 +103,9 @@ impl Log {
             _ if operations.is_empty() => OpId([9; 16]),
             _ => *input.choose(&operations)?,
         };
-        let (from, to) = self.state.operations.get(&op).map_or((node, node), |operation| {
-            match operation.kind {
-                OperationKind::Migrate { from, to, .. } => (from, to),
-                OperationKind::MoveVolume { .. } => (node, node),
-            }
+        let (from, to) = self.state.operations.get(&op).map_or((node, node), |operation| match operation.kind {
+            OperationKind::Migrate { from, to, .. } => (from, to),
+            OperationKind::MoveVolume { .. } => (node, node),
         });
         let home = known.map_or(node, |vm| vm.home);
         let owner = known.and_then(|vm| vm.phase.owner()).map_or(home, |owner| owner.node);
@@ -228,6 +234,9 @@ fn spec(input: &mut Unstructured<'_>, vm: VmId) -> Result<VmSpec> {
     for _ in 0..input.int_in_range(0..=2)? {
         let mac = MacAddr([0x52, 0x54, 0, 0, 0, input.int_in_range(0..=7)?]);
         spec.nics.push(Nic { mac, bridge: "br0".into(), mtu: NIC_MTU_DEFAULT });
+    }
+    if input.ratio(1, 2)? {
+        spec.disks.push(Disk { volume: VolumeId(input.int_in_range(1..=3)?) });
     }
     match input.int_in_range(0..=15_u8)? {
         0 => spec.name = text(input)?,
