@@ -245,6 +245,23 @@ impl ClusterState {
         user.and_then(|vm| vm.phase.owner()).or(volume.holder.map(|hold| hold.owner))
     }
 
+    /// Why nobody can write to a volume yet, for people; `None`: its set is made (or there is no such volume).
+    #[must_use]
+    pub fn why_not_ready(&self, volume: VolumeId) -> Option<String> {
+        let volume = self.volumes.get(&volume)?;
+        let (_, replica) = volume.unmade().next()?;
+        let (name, place) = (&volume.name, self.place_of(replica.pool));
+        Some(match &replica.failed {
+            Some(reason) => alloc::format!(
+                "the replica of its volume {name} in {place} could not be made: {reason}; it will be once that is mended, or \
+                 remove that replica: `pollux volume show {name}`"
+            ),
+            None => alloc::format!(
+                "the replica of its volume {name} in {place} is not made yet; `pollux volume show {name}` tells how far it is"
+            ),
+        })
+    }
+
     /// A pool as people write it: `NODE:POOL`.
     #[must_use]
     pub fn place_of(&self, pool: PoolId) -> String {

@@ -31,6 +31,8 @@ pub struct Seen {
     pub autostart: bool,
     /// Starts that failed in a row.
     pub failed_starts: u32,
+    /// Its volumes are made. Before that the log refuses whoever would start it.
+    pub ready: bool,
     /// The move under way is to be cancelled.
     pub cancel: bool,
     /// How the move under way is wished to be.
@@ -57,6 +59,7 @@ impl View {
                 home: vm.home,
                 autostart: vm.spec.autostart,
                 failed_starts: vm.failed_starts,
+                ready: vm.spec.disks.iter().all(|disk| state.why_not_ready(disk.volume).is_none()),
                 cancel: operation.is_some_and(|operation| operation.cancel),
                 wishes,
             }

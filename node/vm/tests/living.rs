@@ -45,6 +45,15 @@ fn a_vm_that_is_not_wanted_or_lives_elsewhere_is_left_alone() {
 }
 
 #[test]
+fn a_vm_whose_volumes_are_not_made_is_claimed_when_they_are() {
+    let mut desk = Desk::new();
+    desk.seen.ready = false;
+    assert!(desk.told().is_empty(), "the log would refuse it, again and again");
+    desk.seen.ready = true;
+    assert!(matches!(proposed(&desk.told()), Some(Command::Claim { .. })));
+}
+
+#[test]
 fn after_a_lost_leader_nothing_runs_before_a_read_that_began_later() {
     let mut desk = Desk::new();
     let fx = desk.decided(4, STOPPED);

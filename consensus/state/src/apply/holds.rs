@@ -44,8 +44,9 @@ impl Step<'_> {
             Purpose::Export => complete(volume)?,
             Purpose::Copy | Purpose::Verify => {}
         }
-        if let Some(why) = self.not_ready(id) {
-            return Err(Refusal::volume(volume, why));
+        if let Some((_, replica)) = volume.unmade().next() {
+            let place = self.state.place_of(replica.pool);
+            return Err(Refusal::volume(volume, format!("its replica in {place} is not made yet; wait until it is")));
         }
         if let Some(hold) = self.living_hold(volume).filter(|hold| purpose.yields() || !hold.purpose.yields()) {
             return Err(self.occupied_by(volume, hold));
@@ -112,19 +113,5 @@ impl Step<'_> {
     fn occupied_by(&self, volume: &Volume, hold: Hold) -> Refusal {
         let (node, doing) = (self.node_name(hold.owner.node), hold.purpose.doing());
         Refusal::volume(volume, format!("{node} is {doing}; wait until that is over"))
-    }
-
-    /// Why nobody can write to it yet, if it is so.
-    pub(super) fn not_ready(&self, id: VolumeId) -> Option<alloc::string::String> {
-        let volume = self.state.volumes.get(&id)?;
-        let (_, replica) = volume.unmade().next()?;
-        let (name, place) = (&volume.name, self.state.place_of(replica.pool));
-        Some(match &replica.failed {
-            Some(reason) => format!(
-                "its replica in {place} could not be made: {reason}; once that is mended it will be, or remove that replica: \
-                 `pollux volume show {name}`"
-            ),
-            None => format!("its replica in {place} is not made yet; `pollux volume show {name}` tells how far it is"),
-        })
     }
 }

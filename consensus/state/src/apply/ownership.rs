@@ -26,7 +26,7 @@ impl Step<'_> {
             return Err(Refusal::wrong_phase(vm, "it is wanted stopped; start it first"));
         }
         let failed_move = self.claimable(vm, owner)?;
-        if let Some(why) = vm.spec.disks.iter().find_map(|disk| self.not_ready(disk.volume)) {
+        if let Some(why) = vm.spec.disks.iter().find_map(|disk| self.state.why_not_ready(disk.volume)) {
             return Err(Refusal::wrong_phase(vm, why));
         }
         let revived = !matches!(vm.phase, Phase::Stopped { .. });

@@ -99,7 +99,7 @@ fn nobody_writes_to_a_volume_whose_set_is_not_made() {
     let spec = VmSpec { disks: vec![Disk { volume: DATA }], ..spec("web") };
     world.accept(N1, Command::CreateVm { spec, home: N1, desired: Desired::Running });
     let refusal = world.refuse(N1, claim(0, FIRST_LIFE));
-    assert!(refusal.to_string().contains("its replica in n2:fast is not made yet"), "{refusal}");
+    assert!(refusal.to_string().contains("the replica of its volume data in n2:fast is not made yet"), "{refusal}");
 
     world.accept(N2, failed(R2, "the file system is read-only"));
     let refusal = world.refuse(N1, claim(0, FIRST_LIFE));

@@ -38,7 +38,7 @@ impl Idle {
         match seen.phase {
             Phase::Stopped { .. } => {
                 let wanted = seen.desired == Desired::Running && seen.home == me.node;
-                if wanted && core.now >= self.not_before(core, &seen) {
+                if wanted && seen.ready && core.now >= self.not_before(core, &seen) {
                     claim(core, fx, &seen);
                 }
             }

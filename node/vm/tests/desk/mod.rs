@@ -62,6 +62,7 @@ impl Desk {
             home: ME.node,
             autostart: true,
             failed_starts: 0,
+            ready: true,
             cancel: false,
             wishes: Some(MoveWishes { blackout_ms_max: 300, bandwidth: None, throttle: false }),
         };
