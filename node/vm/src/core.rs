@@ -5,7 +5,9 @@ use core::mem;
 
 use pollux_state::{
     Command, Outcome,
+    detector::DOWN_AFTER_MS,
     id::{Generation, OpId, Owner, VmId},
+    limits::LOST_AFTER_MS,
     text::plain,
     vm::{Desired, Phase, StopCause},
 };
@@ -39,9 +41,18 @@ pub struct Limits {
     pub restart_ms_max: u64,
 }
 
+impl Limits {
+    /// As they are on real hosts.
+    pub const USUAL: Self =
+        Self { connect_ms: 60_000, sure_ms: 2_500, decide_ms: 5_000, restart_ms: 1_000, restart_ms_max: 60_000 };
+}
+
+// No answer is believed for so long that its node could be given up meanwhile.
+const _: () = assert!(Limits::USUAL.sure_ms < DOWN_AFTER_MS && DOWN_AFTER_MS < LOST_AFTER_MS);
+
 impl Default for Limits {
     fn default() -> Self {
-        Self { connect_ms: 60_000, sure_ms: 2_500, decide_ms: 5_000, restart_ms: 1_000, restart_ms_max: 60_000 }
+        Self::USUAL
     }
 }
 

@@ -21,6 +21,7 @@ use pollux_raft::View as Applied;
 use pollux_state::{
     UnixMs,
     id::{Generation, OpId, Owner, VmId},
+    limits::FENCE_MS,
     vm::{Phase, VmSpec},
 };
 use pollux_vm::{Effect, Event, Millis, Ticket, View, VmCore, event::Progress, message::Greeting};
@@ -51,6 +52,8 @@ pub(super) const MAIL_MAX: usize = 256;
 const EARLY_MAX: usize = STREAMS_MAX as usize + 1;
 /// As long as a guest may act, the kernel is told so this often, in milliseconds. A fraction of the fence's time.
 const KEEP_MS: u64 = 1_000;
+// Several are late, or one is refused and asked about, before a busy host silences its guests.
+const _: () = assert!(4 * KEEP_MS <= FENCE_MS);
 /// The log has so long to take what a daemon that ends has to say, in milliseconds.
 const LEAVE_MS: u64 = 3_000;
 

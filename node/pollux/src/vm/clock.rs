@@ -12,13 +12,21 @@ use tokio::time::Instant;
 pub struct Clock {
     started: Instant,
     suspended: Duration,
+    /// For how long the host was suspended since it booted.
+    reading: fn() -> Duration,
 }
 
 impl Clock {
     /// One that begins now.
     #[must_use]
     pub fn start() -> Self {
-        Self { started: Instant::now(), suspended: suspended() }
+        Self::start_by(suspended)
+    }
+
+    /// The same on a host that says otherwise for how long it was suspended.
+    #[must_use]
+    pub fn start_by(reading: fn() -> Duration) -> Self {
+        Self { started: Instant::now(), suspended: reading(), reading }
     }
 
     /// What time it is.
@@ -34,6 +42,10 @@ impl Clock {
     }
 
     fn missed(&self) -> Duration {
-        suspended().saturating_sub(self.suspended)
+        (self.reading)().saturating_sub(self.suspended)
     }
 }
+
+#[cfg(test)]
+#[path = "clock_tests.rs"]
+mod tests;

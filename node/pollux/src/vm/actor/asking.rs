@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use pollux_raft::ProposeError;
-use pollux_state::{Command, Proposal, id::OpId};
-use pollux_vm::{Event, Ticket, View};
+use pollux_state::{Command, Proposal, id::OpId, limits::FENCE_MS};
+use pollux_vm::{Event, Limits, Ticket, View};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -19,6 +19,10 @@ use crate::metrics::{self, Proposed};
 
 /// One attempt to put a proposal into the log, or to read it, in milliseconds. The next follows with the same id.
 const ATTEMPT_MS: u64 = 2_000;
+// An answer that was waited for as long as one attempt may take is still young enough to act on ...
+const _: () = assert!(ATTEMPT_MS < Limits::USUAL.sure_ms);
+// ... and what a core acts on, the kernel believes.
+const _: () = assert!(Limits::USUAL.sure_ms < FENCE_MS);
 /// Pause between attempts, in milliseconds.
 const AGAIN_MS: u64 = 100;
 /// A guest that has sent nothing for so long after its move has nothing to say, in milliseconds.
