@@ -400,6 +400,13 @@ impl PortHandle {
         *published
     }
 
+    /// Frames of the guest that were written to the TAP, as of the last ones moved. Asks the kernel nothing, unlike
+    /// [`PortHandle::counters`]: it is wanted while a guest stands still.
+    #[must_use]
+    pub fn frames_out(&self) -> u64 {
+        self.published.lock().unwrap_or_else(PoisonError::into_inner).frames_out
+    }
+
     /// Waits for the first frame of the guest that left through this port, and says when that was. `None`: the port has
     /// ended, and there was none.
     pub fn heard(&self) -> impl Future<Output = Option<Instant>> + Send + use<> {

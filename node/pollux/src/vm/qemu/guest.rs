@@ -199,7 +199,7 @@ impl QemuGuest {
 
     /// All that was ever let out of this machine: frames, bytes of its console, changes of its disks.
     async fn emitted(&self) -> (u64, u64, u64) {
-        let frames = self.ports.read().await.iter().map(|(_, port)| port.counters().frames_out).sum();
+        let frames = self.ports.read().await.iter().map(|(_, port)| port.frames_out()).sum();
         (frames, self.log().end(), self.drives.changes())
     }
 
