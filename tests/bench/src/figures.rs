@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use pollux_bench::Spread;
+
 use crate::{case::Case, mover::System};
 
 /// A figure, in the order in which they are told.
@@ -68,24 +70,6 @@ impl Moved {
     }
 }
 
-/// Several figures of one kind.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) struct Spread {
-    /// The middle one; of an even number the mean of the two in the middle.
-    pub(crate) median: f64,
-    pub(crate) least: f64,
-    pub(crate) most: f64,
-}
-
-impl Spread {
-    pub(crate) fn of(mut figures: Vec<f64>) -> Option<Self> {
-        figures.sort_by(f64::total_cmp);
-        let (least, most) = (*figures.first()?, *figures.last()?);
-        let (low, high) = (figures[(figures.len() - 1) / 2], figures[figures.len() / 2]);
-        Some(Self { median: f64::midpoint(low, high), least, most })
-    }
-}
-
 /// Pollux and one of its peers, in one figure of one case.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Comparison {
@@ -107,7 +91,7 @@ impl Comparison {
 pub(crate) fn compare(case: Case, moves: &[(System, Moved)]) -> Vec<Comparison> {
     let spread = |system, metric: Metric| {
         let of = moves.iter().filter(|(by, _)| *by == system);
-        Spread::of(of.map(|(_, moved)| moved.figure(metric, case)).collect())
+        Spread::of(of.map(|(_, moved)| moved.figure(metric, case)))
     };
     let both = |(metric, peer_is)| {
         let (pollux, peer) = (spread(System::Pollux, metric)?, spread(peer_is, metric)?);
@@ -128,13 +112,6 @@ mod tests {
             blackout_ms,
             pause_ms: 10.0,
         }
-    }
-
-    #[test]
-    fn the_median_is_the_middle_and_the_spread_is_what_there_was() {
-        assert_eq!(Spread::of(vec![3.0, 1.0, 9.0]), Some(Spread { median: 3.0, least: 1.0, most: 9.0 }));
-        assert_eq!(Spread::of(vec![4.0, 1.0, 9.0, 2.0]), Some(Spread { median: 3.0, least: 1.0, most: 9.0 }));
-        assert_eq!(Spread::of(vec![]), None);
     }
 
     #[test]

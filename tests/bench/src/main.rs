@@ -18,18 +18,12 @@ use std::{io::Write as _, path::PathBuf, process::ExitCode};
 
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
-use tokio::{
-    runtime::Runtime,
-    signal::unix::{SignalKind, signal},
-    sync::oneshot,
-};
+use pollux_bench::{INTERRUPTED, unless_interrupted};
+use tokio::{runtime::Runtime, sync::oneshot};
 
 use case::Case;
 use mover::System;
 use stage::{Ground, Programs};
-
-/// Exit code after a signal, as a shell would tell it of SIGINT.
-const INTERRUPTED: u8 = 130;
 
 /// Measures Pollux beside its peers. Needs root: everything happens in network namespaces of its own.
 #[derive(Parser)]
@@ -99,12 +93,7 @@ fn run(options: Migrate) -> Result<ExitCode> {
             let _ = ended.send(migrate::run(&ground, &handle, &cases, &systems, options.runs));
         })
     };
-    let outcome = runtime.block_on(async {
-        tokio::select! {
-            outcome = end => Some(outcome),
-            () = interrupted() => None,
-        }
-    });
+    let outcome = runtime.block_on(unless_interrupted(end));
     let Some(outcome) = outcome else {
         eprintln!("bench: interrupted; cleaning up");
         ground.clear()?;
@@ -132,20 +121,4 @@ fn run(options: Migrate) -> Result<ExitCode> {
 
 fn emit(text: &str) -> Result<()> {
     writeln!(std::io::stdout(), "{text}").context("cannot write to standard output")
-}
-
-/// Returns when a user or the machine wants an end.
-async fn interrupted() {
-    let wait = |kind| async move {
-        match signal(kind) {
-            Ok(mut signal) => drop(signal.recv().await),
-            // Then it ends this process as it always would, and the sweeper cleans up.
-            Err(_) => std::future::pending().await,
-        }
-    };
-    tokio::select! {
-        () = wait(SignalKind::interrupt()) => {}
-        () = wait(SignalKind::terminate()) => {}
-        () = wait(SignalKind::hangup()) => {}
-    }
 }

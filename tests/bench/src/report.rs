@@ -1,27 +1,13 @@
 //! What is told at the end: rows for machines, a table for people, and which targets are met.
 
 use comfy_table::{CellAlignment, Table, presets::NOTHING};
-use serde::Serialize;
+use pollux_bench::{Row, Spread};
 
 use crate::{
     case::Case,
-    figures::{Comparison, Metric, Spread},
+    figures::{Comparison, Metric},
     mover::System,
 };
-
-/// One row of `--json`; every bench of the project prints this shape.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub(crate) struct Row {
-    case: &'static str,
-    metric: &'static str,
-    /// Median.
-    pollux: f64,
-    /// Median.
-    peer: f64,
-    peer_name: &'static str,
-    /// `pollux / peer`.
-    ratio: f64,
-}
 
 /// What is aimed at.
 struct Target {
@@ -74,13 +60,8 @@ impl Bound {
 }
 
 pub(crate) fn rows(comparisons: &[Comparison]) -> Vec<Row> {
-    let row = |it: &Comparison| Row {
-        case: it.case.name(),
-        metric: it.metric.name(),
-        pollux: rounded(it.pollux.median),
-        peer: rounded(it.peer.median),
-        peer_name: it.peer_is.name(),
-        ratio: rounded(it.ratio()),
+    let row = |it: &Comparison| {
+        Row::of(it.case.name(), it.metric.name(), it.pollux.median, it.peer.median, it.peer_is.name())
     };
     comparisons.iter().map(row).collect()
 }
@@ -136,11 +117,6 @@ pub(crate) fn verdicts(comparisons: &[Comparison]) -> Vec<String> {
     TARGETS.iter().flat_map(of).collect()
 }
 
-/// Three digits after the point: what is beyond is noise.
-fn rounded(figure: f64) -> f64 {
-    (figure * 1e3).round() / 1e3
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -160,11 +136,9 @@ mod tests {
     }
 
     #[test]
-    fn a_row_has_the_shape_that_every_bench_prints() {
-        assert_eq!(
-            serde_json::to_string(&rows(&comparisons()[1..2])).unwrap(),
-            r#"[{"case":"idle","metric":"blackout_ms","pollux":80.0,"peer":100.0,"peer_name":"qemu-precopy-tcp","ratio":0.8}]"#
-        );
+    fn a_row_is_about_the_medians() {
+        let expected = Row::of("idle", "blackout_ms", 80.0, 100.0, "qemu-precopy-tcp");
+        assert_eq!(rows(&comparisons()[1..2]), [expected]);
     }
 
     #[test]

@@ -22,11 +22,11 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
 use nix::sched::{CloneFlags, unshare};
+use pollux_bench::{Row, Spread};
 use pollux_net::{Fence, MTU_DEFAULT, Port, PortConfig, PortHandle, Tap, nic_socket_pair};
 use pollux_probe::guest::Guest;
 use pollux_wire::id::{Generation, VmId};
 use rustix::io::FdFlags;
-use serde::Serialize;
 use tokio_util::task::TaskTracker;
 
 const BRIDGE: &str = "br0";
@@ -144,16 +144,6 @@ impl Flow {
             cpu_us_per_frame: cpu * 1e6 / frames.max(1) as f64,
         }
     }
-}
-
-#[derive(Serialize)]
-struct Row {
-    case: &'static str,
-    metric: &'static str,
-    pollux: f64,
-    peer: f64,
-    peer_name: &'static str,
-    ratio: f64,
 }
 
 fn main() -> Result<()> {
@@ -466,9 +456,7 @@ type Figure = fn(&Flow) -> f64;
 fn rows(cases: &[Case], flows: &[(Card, Case, Flow)]) -> Vec<Row> {
     let median = |card, case: Case, metric: Figure| {
         let of = flows.iter().filter(|(by, what, _)| (*by, *what) == (card, case));
-        let mut figures: Vec<f64> = of.map(|(_, _, flow)| metric(flow)).collect();
-        figures.sort_by(f64::total_cmp);
-        f64::midpoint(figures[(figures.len() - 1) / 2], figures[figures.len() / 2])
+        Spread::of(of.map(|(_, _, flow)| metric(flow))).map(|spread| spread.median)
     };
     let metrics: [(&'static str, Figure); 3] = [
         ("frames_per_s", |flow| flow.frames_per_s),
@@ -483,22 +471,10 @@ fn rows(cases: &[Case], flows: &[(Card, Case, Flow)]) -> Vec<Row> {
                 continue;
             }
             for peer in [Card::TapPlain, Card::Tap] {
-                let (pollux, other) = (median(Card::Gate, case, metric), median(peer, case, metric));
-                rows.push(Row {
-                    case: case.name,
-                    metric: name,
-                    pollux: rounded(pollux),
-                    peer: rounded(other),
-                    peer_name: peer.name(),
-                    ratio: rounded(pollux / other),
-                });
+                let both = median(Card::Gate, case, metric).zip(median(peer, case, metric));
+                rows.extend(both.map(|(pollux, other)| Row::of(case.name, name, pollux, other, peer.name())));
             }
         }
     }
     rows
-}
-
-/// Three digits after the point: what is beyond is noise.
-fn rounded(figure: f64) -> f64 {
-    (figure * 1e3).round() / 1e3
 }

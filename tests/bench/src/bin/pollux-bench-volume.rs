@@ -18,17 +18,13 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use pollux_bench::{INTERRUPTED, Row, Spread, unless_interrupted};
 use pollux_disk::{
     EngineKind, Pool,
     nbd::{ServeOptions, serve},
 };
-use serde::Serialize;
 use serde_json::Value;
-use tokio::{
-    net::UnixListener,
-    signal::unix::{SignalKind, signal},
-    sync::oneshot,
-};
+use tokio::{net::UnixListener, sync::oneshot};
 use tokio_util::sync::CancellationToken;
 
 /// The replica's name in its pool.
@@ -36,8 +32,6 @@ const NAME: &str = "bench";
 /// Its size: several times what fits a processor's cache, and little beside a machine's memory.
 const SIZE_BYTES: u64 = 1 << 30;
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Exit code after a signal, as a shell would tell it of SIGINT.
-const INTERRUPTED: u8 = 130;
 /// Where in a run of fio counting begins.
 const WARM_UP_S: u64 = 1;
 
@@ -235,17 +229,6 @@ impl Seen {
     }
 }
 
-/// One row of `--json`; every bench of the project prints this shape.
-#[derive(Debug, Serialize)]
-struct Row {
-    case: &'static str,
-    metric: &'static str,
-    pollux: f64,
-    peer: f64,
-    peer_name: &'static str,
-    ratio: f64,
-}
-
 /// Where everything is.
 struct Place {
     directory: Mutex<Option<tempfile::TempDir>>,
@@ -270,12 +253,7 @@ fn main() -> Result<ExitCode> {
         // A receiver that is gone has been interrupted, and takes everything down.
         thread::spawn(move || drop(ended.send(place.fill().and_then(|()| run(&place, &options)))))
     };
-    let outcome = runtime.block_on(async {
-        tokio::select! {
-            outcome = end => Some(outcome),
-            () = interrupted() => None,
-        }
-    });
+    let outcome = runtime.block_on(unless_interrupted(end));
     place.clear();
     let Some(outcome) = outcome else {
         eprintln!("bench: interrupted; cleaned up");
@@ -285,22 +263,6 @@ fn main() -> Result<ExitCode> {
     // A panic was told on standard error by the thread itself.
     drop(worker.join());
     outcome.context("the benchmark ended by a defect of its own")?.map(|()| ExitCode::SUCCESS)
-}
-
-/// Returns when a user or the machine wants an end.
-async fn interrupted() {
-    let wait = |kind| async move {
-        match signal(kind) {
-            Ok(mut signal) => drop(signal.recv().await),
-            // Then it ends this process as it always would.
-            Err(_) => std::future::pending().await,
-        }
-    };
-    tokio::select! {
-        () = wait(SignalKind::interrupt()) => {}
-        () = wait(SignalKind::terminate()) => {}
-        () = wait(SignalKind::hangup()) => {}
-    }
 }
 
 /// Ours: as a daemon would, on its runtime.
@@ -484,9 +446,7 @@ fn measure(place: &Place, server: Server, case: Case, seconds: u64) -> Result<Se
 fn rows(seen: &[(Server, Case, Seen)], cases: &[Case], servers: &[Server]) -> Vec<Row> {
     let median = |server: Server, case: Case, metric: Metric| {
         let of = seen.iter().filter(|it| it.0 == server && it.1 == case);
-        let mut figures: Vec<f64> = of.map(|it| it.2.figure(metric)).collect();
-        figures.sort_unstable_by(f64::total_cmp);
-        figures.get(figures.len() / 2).copied()
+        Spread::of(of.map(|it| it.2.figure(metric))).map(|spread| spread.median)
     };
     let ours = Some(Server::Pollux).filter(|it| servers.contains(it));
     let ours = ours.or_else(|| servers.iter().find(|server| !server.is_a_peer()).copied());
@@ -496,16 +456,8 @@ fn rows(seen: &[(Server, Case, Seen)], cases: &[Case], servers: &[Server]) -> Ve
         for metric in Metric::of(*case) {
             for peer in &peers {
                 let both = ours.and_then(|ours| median(ours, *case, metric)).zip(median(*peer, *case, metric));
-                if let Some((pollux, peer_figure)) = both {
-                    rows.push(Row {
-                        case: case.name,
-                        metric: metric.name(),
-                        pollux: rounded(pollux),
-                        peer: rounded(peer_figure),
-                        peer_name: peer.name(),
-                        ratio: rounded(pollux / peer_figure),
-                    });
-                }
+                let row = |(pollux, other)| Row::of(case.name, metric.name(), pollux, other, peer.name());
+                rows.extend(both.map(row));
             }
         }
     }
@@ -523,8 +475,4 @@ fn verdicts(rows: &[Row]) -> Vec<String> {
         )
     };
     rows.iter().filter(counts).map(judge).collect()
-}
-
-fn rounded(figure: f64) -> f64 {
-    (figure * 1e3).round() / 1e3
 }
