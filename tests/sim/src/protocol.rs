@@ -28,6 +28,7 @@
 mod agenda;
 pub mod control;
 mod daemon;
+mod ending;
 mod fault;
 mod fence;
 mod guest;
@@ -36,6 +37,7 @@ mod log;
 mod oracle;
 mod run;
 mod shell;
+mod survival;
 mod transfer;
 mod user;
 mod world;

@@ -40,8 +40,8 @@ pub(super) enum Happening {
     User,
     /// A fault.
     Fault,
-    /// A fault befalls this node.
-    Strike(usize),
+    /// Trouble for a move of this VM, at this node.
+    Trouble(VmId, usize),
     /// A fault ends.
     Heal(Healing),
 }
@@ -94,6 +94,8 @@ pub(super) enum Task {
     Deliver { session: u64, to: End, wire: Wire },
     /// The connection is seen to be gone.
     Lost { session: u64, to: End },
+    /// The daemon, which ends, waits no longer for the log.
+    LeaveAnyway,
 }
 
 /// What a machine, or the part that drives it, does.
@@ -111,10 +113,14 @@ pub(super) enum Work {
     Button,
     /// The guest stands still.
     Paused,
-    /// The guest goes on.
-    Resumed,
+    /// QEMU is told that the guest may go on.
+    Continue,
+    /// What became of that is told.
+    Continued,
     /// The last pages and the device state go out.
     HandOver { report: pollux_state::operation::MoveReport },
+    /// That they went out is told.
+    HandedOver,
     /// The device state is loaded, or not.
     Load,
     /// It is recorded that the guest may act, or that cannot be.

@@ -14,6 +14,16 @@ pub enum Control {
     ResumeBeforeCommit,
     /// A restarted target always claims that its earlier life had not let the guest act.
     AlwaysUntouched,
+    /// A restarted target never knows that its earlier life had not let the guest act.
+    NeverUntouched,
+    /// A restarted source does not wait for what its target has to say.
+    HastySource,
+    /// After a machine's end, what became of letting its guest run is not waited for.
+    EndsOutrunResumes,
+    /// After a machine's end, whether everything was handed over is not waited for.
+    EndsOutrunHandOvers,
+    /// A daemon that ends in order does not say before what only it knows.
+    SilentLeaving,
     /// An operator declares lost what is only out of reach.
     CarelessOperator,
     /// An operator declares lost what has been silent for less than the fence's time.

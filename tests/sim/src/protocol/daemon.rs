@@ -1,4 +1,4 @@
-//! The model of a daemon: how it starts, what it does with the log, how it dies.
+//! The model of a daemon: how it starts, and what it does with the log. How it ends: [`super::ending`].
 //!
 //! Three things here are the shell's duty in the product too: no core exists before the daemon's life is committed; a daemon
 //! that sees a later life of its own node ends itself; a core is dropped only when it is idle and the log says nothing of its
@@ -10,7 +10,7 @@ use pollux_state::{
     ClusterState, Command,
     id::{Incarnation, NodeId, OpId, Owner, VmId},
     node::Facts,
-    vm::Vm,
+    vm::{Phase, Vm},
 };
 use pollux_vm::{Event, Limits, View, VmCore};
 
@@ -36,6 +36,7 @@ impl World {
         let daemon = Daemon {
             serial,
             stopped: None,
+            leaving: false,
             backlog: VecDeque::new(),
             life: None,
             applying: false,
@@ -110,6 +111,7 @@ impl World {
             }
             Task::Deliver { session, to, wire } => self.delivered(session, to, wire),
             Task::Lost { session, to } => self.session_lost(session, to),
+            Task::LeaveAnyway => self.leave_anyway(process),
         }
     }
 
@@ -174,7 +176,8 @@ impl World {
     pub(super) fn tell_all(&mut self, process: Process) {
         let Some(me) = self.daemon(process).and_then(|daemon| daemon.life) else { return };
         let node = &self.nodes[process.node];
-        let concern = |vm: &&Vm| concerns(vm, node.id);
+        let leaving = node.daemon.as_ref().is_some_and(|daemon| daemon.leaving);
+        let concern = |vm: &&Vm| concerns(vm, node.id) && !leaving;
         let mut vms: Vec<VmId> = node.state.vms.values().filter(concern).map(|vm| vm.id).collect();
         for vm in &vms {
             self.make_part(process, me, *vm);
@@ -199,14 +202,24 @@ impl World {
     }
 
     fn make_part(&mut self, process: Process, me: Owner, vm: VmId) {
-        let record = self.nodes[process.node].records.get(&vm).copied();
-        let certain = record.filter(|record| !record.committed_to_run && record.by != process.serial);
+        let node = &self.nodes[process.node];
+        let record = node.records.get(&vm).copied();
+        let certain = record.filter(|it| !it.committed_to_run && it.by != process.serial && it.boot == node.boot);
         let mut untouched: Option<OpId> = certain.map(|record| record.op);
         if self.settings.control == Some(Control::AlwaysUntouched) {
             untouched = record.map(|record| record.op);
+        } else if self.settings.control == Some(Control::NeverUntouched) {
+            untouched = None;
         }
-        let ageless = self.settings.control == Some(Control::AnswersNeverAge);
-        let limits = if ageless { Limits { sure_ms: Time::MAX, ..LIMITS } } else { LIMITS };
+        let mut limits = LIMITS;
+        let phase = node.state.vms.get(&vm).map(|vm| &vm.phase);
+        let was_source = matches!(phase, Some(Phase::Moving { from, .. }) if from.node == me.node && *from != me);
+        if was_source && self.settings.control == Some(Control::HastySource) {
+            limits.decide_ms = 0;
+        }
+        if self.settings.control == Some(Control::AnswersNeverAge) {
+            limits.sure_ms = Time::MAX;
+        }
         let now = self.now;
         let Some(daemon) = self.daemon(process) else { return };
         daemon.parts.entry(vm).or_insert_with(|| Part {
@@ -221,20 +234,6 @@ impl World {
             tick: None,
             keeper: None,
         });
-    }
-
-    /// The daemon dies, and its QEMUs with it.
-    pub(super) fn crash(&mut self, node: usize) {
-        let Some(daemon) = self.nodes[node].daemon.take() else { return };
-        self.host_wakes(node);
-        let id = self.nodes[node].id;
-        self.say(format_args!("{id} loses its daemon (process {})", daemon.serial));
-        let process = Process { node, serial: daemon.serial };
-        let ids: Vec<u64> =
-            self.sessions.iter().filter(|(_, session)| session.has(process)).map(|(id, _)| *id).collect();
-        for id in ids {
-            self.sever(id, Some(process));
-        }
     }
 }
 

@@ -12,6 +12,9 @@ use super::{
 };
 use crate::Rng;
 
+/// A node hears of no leader at most so long after there is none.
+pub(super) const LEADERLESS_MS: Time = 50;
+
 /// How a run goes wrong. Chances are out of a thousand.
 #[derive(Debug, Clone)]
 pub(super) struct Temper {
@@ -38,6 +41,8 @@ pub(super) struct Temper {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Crash,
+    Leave,
+    PowerCut,
     Stop,
     Suspend,
     KillMachine,
@@ -49,8 +54,10 @@ enum Kind {
     Lazy,
 }
 
-const KINDS: [Kind; 10] = [
+const KINDS: [Kind; 12] = [
     Kind::Crash,
+    Kind::Leave,
+    Kind::PowerCut,
     Kind::Stop,
     Kind::Suspend,
     Kind::KillMachine,
@@ -75,7 +82,7 @@ impl Temper {
             fail_launch: some(rng, 60),
             fail_load: some(rng, 100),
             fail_hand_over: some(rng, 50),
-            ambush: some(rng, 150),
+            ambush: rng.pick(&[0, 150, 400]),
             faults: KINDS.into_iter().filter(|_| rng.chance(600)).collect(),
         }
     }
@@ -101,7 +108,28 @@ impl World {
             let delay = if self.rng.chance(500) { self.soon(0, 20) } else { self.soon(0, 100) };
             let owner = self.rng.pick(&[from, to, to]);
             let node = self.node_of(owner.node);
-            self.put(delay, Happening::Strike(node));
+            self.put(delay, Happening::Trouble(vm, node));
+        }
+    }
+
+    /// The same for one of its nodes alone, within the moments that follow.
+    pub(super) fn ambush_at(&mut self, vm: VmId, node: usize) {
+        if self.mishap(self.temper.ambush) {
+            let delay = self.soon(0, 10);
+            self.put(delay, Happening::Trouble(vm, node));
+        }
+    }
+
+    /// What an ambush does: a fault of this run's kinds, or one that is aimed.
+    pub(super) fn trouble(&mut self, vm: VmId, node: usize) {
+        let kills = self.temper.faults.contains(&Kind::KillMachine);
+        match self.rng.below(100) {
+            0..25 if kills && !self.calm => {
+                let process = self.processes().into_iter().find(|process| process.node == node);
+                process.into_iter().for_each(|process| self.kill_machine_of(process, vm));
+            }
+            25..30 if !self.calm => self.cancel_move(node, vm),
+            _ => self.strike(node),
         }
     }
 
@@ -116,6 +144,12 @@ impl World {
         match kind {
             Kind::Crash => {
                 self.crash(node);
+                self.restart_some_time(node);
+            }
+            Kind::Leave => self.leave(node),
+            Kind::PowerCut => {
+                self.crash(node);
+                self.nodes[node].boot += 1;
                 self.restart_some_time(node);
             }
             Kind::Stop => self.stop(node),
@@ -190,8 +224,12 @@ impl World {
             return;
         }
         let (process, vm) = self.rng.pick(&machines);
+        self.kill_machine_of(process, vm);
+    }
+
+    fn kill_machine_of(&mut self, process: Process, vm: VmId) {
         let delay = self.soon(0, 20);
-        let Some(machine) = self.machine(process, vm) else { return };
+        let Some(machine) = self.machine(process, vm).filter(|machine| machine.alive()) else { return };
         machine.state = State::Dead;
         let serial = machine.serial;
         self.say(format_args!("the machine of {vm} in process {} is killed", process.serial));
@@ -239,7 +277,7 @@ impl World {
         let id = self.nodes[node].id;
         self.say(format_args!("{id} loses the quorum"));
         self.nodes[node].linked = false;
-        self.leader_lost_at(node);
+        self.leader_changed_at(node);
         self.heal_later(20, 600, Healing::Rejoin(node));
     }
 
@@ -248,13 +286,15 @@ impl World {
             return;
         }
         self.say(format_args!("there is no quorum"));
-        self.log.down = true;
-        (0..NODES).for_each(|node| self.leader_lost_at(node));
+        self.log.lose_leader(self.now);
+        (0..NODES).for_each(|node| self.leader_changed_at(node));
         self.heal_later(20, 300, Healing::Quorum);
     }
 
-    fn leader_lost_at(&mut self, node: usize) {
-        let delay = self.soon(0, 50);
+    /// That a leader is gone is heard late; that there is one, before anything can be asked of it.
+    fn leader_changed_at(&mut self, node: usize) {
+        let led = self.nodes[node].linked && !self.log.down;
+        let delay = if led { 0 } else { self.soon(0, LEADERLESS_MS) };
         if let Some(process) = self.processes().into_iter().find(|process| process.node == node) {
             self.put_to(process, delay, Task::LeaderLost);
         }
@@ -266,10 +306,12 @@ impl World {
             Healing::Wake(process) => self.wake(process),
             Healing::Rejoin(node) => {
                 self.nodes[node].linked = true;
+                self.leader_changed_at(node);
                 self.processes().into_iter().for_each(|process| self.expect_apply(process));
             }
             Healing::Quorum => {
-                self.log.down = false;
+                self.log.find_leader(self.now);
+                (0..NODES).for_each(|node| self.leader_changed_at(node));
                 self.processes().into_iter().for_each(|process| self.expect_apply(process));
             }
             Healing::Link(from, to) => self.cut[from][to] = false,

@@ -65,6 +65,16 @@ pub(super) struct Machine {
     pub(super) loaded: bool,
     /// The guest was let run in this machine.
     pub(super) acted: bool,
+    /// The gate let something of it out since it was last let run.
+    pub(super) let_out: bool,
+    /// It ended when its guest was let run, and nobody knows whether that executed anything.
+    pub(super) unknown: bool,
+    /// That its guest may act cannot be recorded on its host.
+    pub(super) unfit: bool,
+    /// It is being ended.
+    pub(super) doomed: bool,
+    /// Its core has heard of its end.
+    pub(super) mourned: bool,
     /// Pages written since the last scan; `None`: not tracked.
     pub(super) dirty: Option<u64>,
     /// What the guest sent and the gate has not seen yet.
@@ -87,6 +97,11 @@ impl Machine {
             guest,
             loaded: boot.is_some(),
             acted: false,
+            let_out: false,
+            unknown: false,
+            unfit: false,
+            doomed: false,
+            mourned: false,
             dirty: None,
             frames: VecDeque::new(),
             gate: None,
@@ -110,9 +125,14 @@ impl Machine {
             self.write(page, *version);
         }
         self.write(COUNTER, self.guest.pages[COUNTER] + 1);
-        let frame = Frame { boot: self.guest.pages[BOOT], counter: self.guest.pages[COUNTER] };
+        let frame = self.counted();
         self.frames.push_back(frame);
         frame
+    }
+
+    /// How far the guest has counted, as its memory says.
+    pub(super) fn counted(&self) -> Frame {
+        Frame { boot: self.guest.pages[BOOT], counter: self.guest.pages[COUNTER] }
     }
 
     pub(super) fn boot(&self) -> u64 {

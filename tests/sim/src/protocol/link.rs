@@ -208,7 +208,7 @@ impl World {
         self.sever_later(id, process);
     }
 
-    fn sever_later(&mut self, id: u64, hung_up: Process) {
+    pub(super) fn sever_later(&mut self, id: u64, hung_up: Process) {
         let Some(session) = self.sessions.get(&id) else { return };
         let end = if session.source == hung_up { End::Target } else { End::Source };
         let last = session.cursors.iter().copied().max().unwrap_or_default();

@@ -27,6 +27,9 @@ pub(super) struct Log {
     pub(super) state: ClusterState,
     /// There is no leader.
     pub(super) down: bool,
+    /// For how long there was none in all, without the time since the last was lost, and when that was.
+    down_ms: Time,
+    down_since: Option<Time>,
 }
 
 /// An outcome as the trace tells it.
@@ -42,6 +45,21 @@ impl Log {
     pub(super) fn index(&self) -> u64 {
         self.entries.len() as u64
     }
+
+    pub(super) fn lose_leader(&mut self, now: Time) {
+        self.down = true;
+        self.down_since.get_or_insert(now);
+    }
+
+    pub(super) fn find_leader(&mut self, now: Time) {
+        self.down = false;
+        self.down_ms += self.down_since.take().map_or(0, |since| now - since);
+    }
+
+    /// For how long there was a leader until `now`, in all.
+    pub(super) fn up_ms(&self, now: Time) -> Time {
+        now - self.down_ms - self.down_since.map_or(0, |since| now - since)
+    }
 }
 
 impl World {
@@ -52,6 +70,7 @@ impl World {
         if let Some((vm, ticket)) = about {
             self.note(process, vm, ticket);
         }
+        self.note_abort(process, &command);
         if let Some(daemon) = self.daemon(process) {
             daemon.open.insert(id, Open { about, at, command });
             self.send_proposal(process, id);
@@ -109,6 +128,7 @@ impl World {
         let repeated = before.outcomes.contains_key(&proposal.id);
         if !repeated && !matches!(applied.outcome, Outcome::Refused(_)) {
             self.decided(&before, &proposal);
+            self.check_survival(&before, &proposal.command);
         }
         self.log.entries.push(proposal);
         for process in self.processes() {

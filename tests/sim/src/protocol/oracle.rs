@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use pollux_state::{
     ClusterState,
-    id::{Generation, NodeId, Owner, VmId},
+    id::{Generation, NodeId, OpId, Owner, VmId},
     vm::{Desired, Phase, StopCause},
 };
 
@@ -20,7 +20,7 @@ use super::{
 #[derive(Default)]
 pub(super) struct Oracle {
     /// Per VM the last acknowledged count.
-    ledger: BTreeMap<VmId, Frame>,
+    pub(super) ledger: BTreeMap<VmId, Frame>,
     /// Per VM when it was last acknowledged.
     pub(super) served: BTreeMap<VmId, Time>,
     /// Per VM the guest as it was when it was last paused for a move.
@@ -31,6 +31,15 @@ pub(super) struct Oracle {
     acted: BTreeSet<(VmId, Generation)>,
     /// VMs that were wanted stopped since they were last claimed.
     unwanted: BTreeSet<VmId>,
+    /// Moves of which the target was sent everything: for how long there had been a leader by then.
+    pub(super) handed: BTreeMap<OpId, Time>,
+    /// Moves that their source wanted to be off while it had its copy.
+    pub(super) called_off: BTreeSet<OpId>,
+    /// Moves that were given up before their target could have been heard, and how.
+    pub(super) too_early: BTreeMap<OpId, String>,
+    /// How often the last whole copy was given up, and why that was right.
+    pub(super) given_up: BTreeMap<&'static str, u64>,
+    pub(super) left: u64,
     pub(super) acknowledged: u64,
     pub(super) dropped: u64,
     pub(super) fenced: u64,
@@ -103,12 +112,15 @@ impl World {
         let node = self.nodes[process.node].id;
         let truth = self.log.state.vms.get(&vm).map(|vm| (vm.phase.owner(), vm.generation));
         let Some(daemon) = self.daemon(process) else { return };
-        let life = daemon.life;
+        let (life, leaving) = (daemon.life, daemon.leaving);
         let Some(part) = daemon.parts.get(&vm) else { return };
         let (doubt, shown) = (part.doubt, part.shown);
         let Some(machine) = &part.machine else {
             return self.violate(format!("{vm} is to act on {node}, where it has no machine"));
         };
+        if leaving {
+            return self.violate(format!("{vm} is let act on {node} by a daemon that ends (rule 18)"));
+        }
         let (standby, acted, loaded, boot) = (machine.standby, machine.acted, machine.loaded, machine.boot());
         let guest = machine.guest.clone();
         if truth != Some((life, generation)) {
@@ -132,6 +144,7 @@ impl World {
 
     /// A core ends a machine.
     pub(super) fn check_discard(&mut self, process: Process, vm: VmId) {
+        self.check_last_copy(process, vm);
         let phase = self.log.state.vms.get(&vm).map(|vm| vm.phase.clone());
         let Some(daemon) = self.daemon(process) else { return };
         let life = daemon.life;

@@ -1,6 +1,6 @@
 //! One run: the safety phase, the liveness phase, the verdict.
 
-use std::net::SocketAddr;
+use std::{collections::BTreeMap, net::SocketAddr};
 
 use pollux_state::{
     Command, Proposal, Rules,
@@ -76,6 +76,10 @@ pub struct Outcome {
     pub released_lost: u64,
     /// VMs started anew because their daemon had died.
     pub revived: u64,
+    /// Daemons that ended in order.
+    pub left: u64,
+    /// How often the last whole copy of a guest was given up, by the exception that allows it.
+    pub given_up: BTreeMap<&'static str, u64>,
 }
 
 impl Outcome {
@@ -93,6 +97,10 @@ impl Outcome {
         self.taken_back += other.taken_back;
         self.released_lost += other.released_lost;
         self.revived += other.revived;
+        self.left += other.left;
+        for (exception, times) in &other.given_up {
+            *self.given_up.entry(exception).or_default() += times;
+        }
     }
 }
 
@@ -126,6 +134,8 @@ pub fn run(seed: u64, settings: &Settings) -> Result<Outcome, Box<Failure>> {
             taken_back: world.oracle.taken_back,
             released_lost: world.oracle.released_lost,
             revived: world.oracle.revived,
+            left: world.oracle.left,
+            given_up: world.oracle.given_up,
         }),
     }
 }

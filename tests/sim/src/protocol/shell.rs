@@ -87,8 +87,8 @@ impl World {
                 self.check_resume(process, vm, generation);
                 self.unlock(process, vm);
                 if let Some(machine) = self.machine(process, vm) {
-                    machine.gate = Some(generation);
-                    self.machine_does(process, vm, (0, 5), Work::Resumed);
+                    (machine.gate, machine.let_out) = (Some(generation), false);
+                    self.machine_does(process, vm, (0, 5), Work::Continue);
                 }
                 self.ambush(vm);
             }
@@ -129,6 +129,8 @@ impl World {
                 let fails = self.mishap(self.temper.fail_load);
                 if !fails {
                     self.record(process, vm, op, true);
+                } else if let Some(machine) = self.machine(process, vm) {
+                    machine.unfit = true;
                 }
                 self.machine_does(process, vm, (0, 3), Work::CommittedToRun { fails });
             }
@@ -138,11 +140,12 @@ impl World {
     }
 
     fn record(&mut self, process: Process, vm: VmId, op: OpId, committed_to_run: bool) {
-        let record = Record { op, committed_to_run, by: process.serial };
-        self.nodes[process.node].records.insert(vm, record);
+        let node = &mut self.nodes[process.node];
+        let record = Record { op, committed_to_run, by: process.serial, boot: node.boot, in_order: false };
+        node.records.insert(vm, record);
     }
 
-    fn machine_does(&mut self, process: Process, vm: VmId, within: (Time, Time), work: Work) {
+    pub(super) fn machine_does(&mut self, process: Process, vm: VmId, within: (Time, Time), work: Work) {
         let delay = self.soon(within.0, within.1);
         if let Some(machine) = self.machine(process, vm).map(|machine| machine.serial) {
             self.put_to(process, delay, Task::Machine { vm, machine, work });
@@ -166,6 +169,9 @@ impl World {
         self.check_discard(process, vm);
         let delay = self.soon(1, 10);
         let Some(part) = self.part(process, vm) else { return };
+        if let Some(machine) = part.machine.as_mut() {
+            machine.doomed = true;
+        }
         part.admitted = None;
         let machine = part.machine.as_ref().map(|machine| machine.serial);
         self.put_to(process, delay, Task::Gone { vm, machine });
@@ -194,7 +200,11 @@ impl World {
                 machine.state = State::Dead;
                 self.tell(process, vm, Event::MachineFailed("no memory left".into()));
             }
-            Work::Ended => self.tell(process, vm, Event::MachineEnded("killed".into())),
+            Work::Ended => {
+                machine.mourned = true;
+                self.tell(process, vm, Event::MachineEnded("killed".into()));
+                self.stop_listening(process, vm);
+            }
             Work::Off if !dead => self.tell(process, vm, Event::GuestOff),
             Work::Button if machine.state == State::Runs => {
                 machine.state = State::Off;
@@ -203,17 +213,22 @@ impl World {
             // A guest that stands still finds the button pressed when it goes on.
             Work::Button if !dead => self.machine_does(process, vm, (5, 20), Work::Button),
             Work::Paused if !dead => self.paused(process, vm),
-            Work::Resumed if !dead => {
-                machine.acted = true;
-                if machine.state == State::Still {
-                    machine.state = State::Runs;
+            Work::Continue => {
+                if !dead {
+                    machine.acted = true;
+                    if machine.state == State::Still {
+                        machine.state = State::Runs;
+                    }
                 }
-                self.tell(process, vm, Event::Resumed);
+                self.machine_does(process, vm, (0, 8), Work::Continued);
             }
-            // One that had ended before executed nothing of it.
-            Work::Resumed if !machine.acted => self.tell(process, vm, Event::NotResumed("it has ended".into())),
-            Work::Resumed => self.tell(process, vm, Event::ResumeUnknown("it has ended".into())),
+            Work::Continued if !dead => self.tell(process, vm, Event::Resumed),
+            Work::Continued => self.ended_when_resumed(process, vm),
             Work::HandOver { report } => self.hand_over(process, vm, report),
+            Work::HandedOver => {
+                self.tell(process, vm, Event::HandedOver);
+                self.watch_patience(process, vm);
+            }
             Work::Load if !dead => self.load(process, vm),
             Work::CommittedToRun { fails: false } => self.tell(process, vm, Event::CommittedToRun),
             Work::CommittedToRun { fails: true } => {
@@ -236,6 +251,31 @@ impl World {
         let snapshot = machine.guest.clone();
         self.oracle.paused(vm, snapshot);
         self.tell(process, vm, Event::Paused);
+    }
+
+    /// Where nothing was let out, and that can be told, nobody will ever know of what the guest may have executed.
+    fn ended_when_resumed(&mut self, process: Process, vm: VmId) {
+        let told = self.rng.chance(700);
+        let Some(machine) = self.machine(process, vm) else { return };
+        let certain = told && !machine.let_out;
+        machine.unknown = !certain;
+        machine.gate = None;
+        machine.fence.lock();
+        machine.frames.clear();
+        let why = "it has ended".into();
+        let event = if certain { Event::NotResumed(why) } else { Event::ResumeUnknown(why) };
+        self.tell(process, vm, event);
+    }
+
+    /// The defects of [`Control::EndsOutrunResumes`] and [`Control::EndsOutrunHandOvers`]: after a machine's end, what was
+    /// begun with it counts as failed.
+    fn stop_listening(&mut self, process: Process, vm: VmId) {
+        let why = "nobody waited".into();
+        if self.settings.control == Some(Control::EndsOutrunResumes) {
+            self.tell(process, vm, Event::ResumeUnknown(why));
+        } else if self.settings.control == Some(Control::EndsOutrunHandOvers) {
+            self.tell(process, vm, Event::HandOverFailed(why));
+        }
     }
 
     fn load(&mut self, process: Process, vm: VmId) {

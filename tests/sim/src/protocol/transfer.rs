@@ -6,7 +6,7 @@ use pollux_vm::{Event, event::RoundReport};
 
 use super::{
     Control, Time,
-    agenda::{Happening, Process, Task},
+    agenda::{Happening, Process, Task, Work},
     guest::{State, numbers},
     link::{End, STREAMS, Wire},
     world::World,
@@ -45,6 +45,7 @@ impl World {
         let Some(life) = daemon.life else { return };
         let Some(machine) = self.machine(process, vm) else { return };
         let (gate, passes) = (machine.gate, machine.fence.passes(clocks));
+        machine.let_out |= gate.is_some() && passes && !machine.frames.is_empty();
         for frame in std::mem::take(&mut machine.frames) {
             match gate {
                 Some(generation) if passes => self.emitted(vm, life, generation, frame),
@@ -119,8 +120,11 @@ impl World {
         self.send_pages(process, vm, session, pages);
         let frames = self.sessions.get(&session).map(|session| session.sent).unwrap_or_default();
         self.send(session, End::Target, STREAMS, Wire::Complete { frames, device, report });
-        self.tell(process, vm, Event::HandedOver);
-        self.watch_patience(process, vm);
+        let (op, up_ms) = (self.sessions.get(&session).map(|session| session.op), self.log.up_ms(self.now));
+        self.oracle.handed.extend(op.map(|op| (op, up_ms)));
+        self.machine_does(process, vm, (0, 20), Work::HandedOver);
+        self.ambush(vm);
+        self.ambush_at(vm, process.node);
     }
 
     pub(super) fn take_pages(&mut self, process: Process, id: u64, pages: &[(usize, u64)]) {
@@ -154,10 +158,11 @@ impl World {
         if session.received != frames {
             return;
         }
-        let vm = session.vm;
+        let (vm, op) = (session.vm, session.op);
         if let Some(part) = self.part(process, vm) {
             part.device = Some(device);
         }
+        self.check_arrival(process, vm, op);
         self.tell(process, vm, Event::AllReceived { report, at });
         self.rush(process, vm);
     }

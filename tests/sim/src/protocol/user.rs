@@ -84,6 +84,13 @@ impl World {
         }
     }
 
+    /// A user has had enough of a move.
+    pub(super) fn cancel_move(&mut self, node: usize, vm: VmId) {
+        if let Some((op, ..)) = self.log.state.vms.get(&vm).and_then(|vm| vm.phase.moving()) {
+            self.send_as_user(node, Command::Cancel { op });
+        }
+    }
+
     /// What an operator may declare lost: a host whose daemon is dead, and stays dead until the log has it; and one that was
     /// silent for so long that none of its guests is heard any more, dead or not.
     fn is_lost(&mut self, node: usize) -> bool {

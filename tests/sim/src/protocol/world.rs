@@ -66,6 +66,8 @@ pub(super) struct Node {
     pub(super) linked: bool,
     /// Applies what was committed long after the others.
     pub(super) lazy: bool,
+    /// Rises with each start of the host.
+    pub(super) boot: u64,
     /// On its disk: the last move it was the target of.
     pub(super) records: BTreeMap<VmId, Record>,
 }
@@ -78,6 +80,10 @@ pub(super) struct Record {
     pub(super) committed_to_run: bool,
     /// The process that wrote it.
     pub(super) by: u64,
+    /// The host's boot at which it did.
+    pub(super) boot: u64,
+    /// That process ended in order: what it had to say of the move, the log had taken.
+    pub(super) in_order: bool,
 }
 
 /// A process of a daemon. Its QEMUs die with it.
@@ -85,6 +91,8 @@ pub(super) struct Daemon {
     pub(super) serial: u64,
     /// By SIGSTOP, or with its host, since then.
     pub(super) stopped: Option<Time>,
+    /// It ends in order, once the log has taken what only this life can say.
+    pub(super) leaving: bool,
     /// What waits for it to go on.
     pub(super) backlog: VecDeque<Task>,
     /// The life it was given.
@@ -145,6 +153,7 @@ impl World {
             suspended_since: None,
             linked: true,
             lazy: false,
+            boot: 0,
             records: BTreeMap::new(),
         };
         Self {
@@ -178,9 +187,10 @@ impl World {
             Happening::Traffic(vm) => self.traffic(vm),
             Happening::User => self.user(),
             Happening::Fault => self.fault(),
-            Happening::Strike(node) => self.strike(node),
+            Happening::Trouble(vm, node) => self.trouble(vm, node),
             Happening::Heal(healing) => self.heal(healing),
         }
+        self.let_leave();
         self.check();
     }
 
