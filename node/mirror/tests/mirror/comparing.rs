@@ -9,6 +9,9 @@ use crate::world::{R1, R2, R3, SIZE, World, broken};
 
 const COPY: u64 = 512 * 1024;
 
+/// A piece that was compared, and what came of it.
+type Compared = (Range<u64>, Result<BTreeSet<ReplicaId>, &'static str>);
+
 impl World {
     fn compares(&mut self, range: Range<u64>, authority: ReplicaId, repair: bool) {
         self.tell(Event::Compare { range, authority, repair });
@@ -23,7 +26,7 @@ impl World {
         range
     }
 
-    fn compared(&mut self) -> Vec<(Range<u64>, Result<BTreeSet<ReplicaId>, &'static str>)> {
+    fn compared(&mut self) -> Vec<Compared> {
         let mut compared = Vec::new();
         self.others.retain(|effect| {
             let Effect::Compared { range, outcome } = effect else { return true };
@@ -71,14 +74,18 @@ fn nothing_is_written_to_what_is_compared_but_a_guest_does_not_wait_for_long() {
     world.now += 50;
     world.tell(Event::Tick);
     assert!(world.is_asked(R1, |part| matches!(part, Part::Change { .. })), "{:?}", world.asked);
-    [R1, R2].iter().for_each(|id| drop(world.holds(*id, 7)));
+    for id in [R1, R2] {
+        world.holds(id, 7);
+    }
     assert!(world.compared().is_empty(), "what was told of it came too late");
 
     for id in [R1, R2] {
         world.ends(id, |part| *part == Part::Read || matches!(part, Part::Change { .. }));
     }
     assert_eq!(world.answers[&read], Ok(()));
-    [R1, R2].iter().for_each(|id| drop(world.holds(*id, 7)));
+    for id in [R1, R2] {
+        world.holds(id, 7);
+    }
     assert_eq!(world.compared(), [(0..COPY, Ok(BTreeSet::new()))]);
 }
 

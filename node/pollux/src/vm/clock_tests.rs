@@ -62,6 +62,7 @@ async fn granted_before_a_suspension(clock: Clock) -> Effects {
     let (me, vm) = (Owner { node: NodeId(1), incarnation: Incarnation(3) }, VmId(7));
     let mut core = VmCore::new(me, vm, Limits::default(), None);
     let seen = Seen {
+        ready: true,
         generation: Generation(4),
         phase: Phase::Stopped { cause: StopCause::Operator },
         desired: Desired::Running,
