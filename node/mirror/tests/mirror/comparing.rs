@@ -9,8 +9,7 @@ use crate::world::{R1, R2, R3, SIZE, World, broken};
 
 const COPY: u64 = 512 * 1024;
 
-/// A piece that was compared, and what came of it.
-type Compared = (Range<u64>, Result<BTreeSet<ReplicaId>, &'static str>);
+type Differs = Result<BTreeSet<ReplicaId>, &'static str>;
 
 impl World {
     fn compares(&mut self, range: Range<u64>, authority: ReplicaId, repair: bool) {
@@ -26,7 +25,7 @@ impl World {
         range
     }
 
-    fn compared(&mut self) -> Vec<Compared> {
+    fn compared(&mut self) -> Vec<(Range<u64>, Differs)> {
         let mut compared = Vec::new();
         self.others.retain(|effect| {
             let Effect::Compared { range, outcome } = effect else { return true };

@@ -47,6 +47,9 @@ impl World {
     }
 
     pub(super) fn remove(&mut self, id: ReplicaId, looks: u64) {
+        if !self.log.replicas.contains(&id) {
+            return;
+        }
         let is_in = self.log.members.contains(&id);
         if self.log.replicas.len() <= REPLICAS_MIN || (is_in && self.log.members.len() == 1) {
             // Not that one, after all.
