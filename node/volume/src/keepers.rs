@@ -11,11 +11,13 @@ use std::{
     io,
     sync::{Arc, Mutex, PoisonError},
     task::Poll,
+    time::Duration,
 };
 
 use pollux_disk::{CreateError, OpenError};
 use pollux_mirror::Tag;
 use pollux_wire::id::{Generation, ReplicaId};
+use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
 use crate::{
@@ -32,6 +34,11 @@ use crate::{
     },
     refusal::{Refusal, in_words},
 };
+
+/// A replica that a session has left is closed within this.
+const CLOSING_MAX: Duration = Duration::from_secs(1);
+/// Between two looks whether it is.
+const CLOSING_LOOK: Duration = Duration::from_millis(2);
 
 /// See the module's text. Clones are the same.
 #[derive(Debug, Clone)]
@@ -243,7 +250,15 @@ fn why_for(claim: &Claim, fence: Generation) -> Why {
 }
 
 async fn open_works(claim: &Claim, place: &Place) -> Result<Works, Refusal> {
-    let replica = place.pool.open_replica(&place.name, claim.size, place.engine).await;
+    let until = Instant::now() + CLOSING_MAX;
+    let replica = loop {
+        match place.pool.open_replica(&place.name, claim.size, place.engine).await {
+            // A session that has just left is still closing it: its threads let go of the file one after the other, and nobody is
+            // told when the kernel has the lock back.
+            Err(OpenError::Busy { .. }) if Instant::now() < until => tokio::time::sleep(CLOSING_LOOK).await,
+            opened => break opened,
+        }
+    };
     let replica = replica.map_err(|error| not_opened(claim, &error))?;
     let beside = replica.beside();
     let opened = tokio::task::spawn_blocking(move || {

@@ -23,6 +23,8 @@ const SIZE: u64 = 32 << 20;
 const PATIENCE: Duration = Duration::from_secs(20);
 const R1: ReplicaId = ReplicaId(1);
 const R2: ReplicaId = ReplicaId(2);
+/// One that the log names and nobody can reach.
+const R3: ReplicaId = ReplicaId(3);
 const ME: Owner = Owner { node: NodeId(1), incarnation: Incarnation(1) };
 
 /// Two replicas in two pools, and a log that decides at once. The way to a replica can be cut.
@@ -70,7 +72,7 @@ impl Ways for ToReplicas {
     fn open(&self, replica: ReplicaId) -> BoxFuture<'static, Result<Reached, String>> {
         let (inner, generation) = (Arc::clone(&self.0), self.1);
         Box::pin(async move {
-            if inner.cut.borrow().contains(&replica) {
+            if inner.cut.borrow().contains(&replica) || replica == R3 {
                 return Err("the way is cut".into());
             }
             let claim = Claim::new(VolumeId(1), replica, generation, ME, SIZE);
@@ -307,8 +309,18 @@ async fn a_volume_that_is_handed_over_copies_nothing_and_nobody_leaves_its_set()
     let handover = beside(&mut volume, handle.hand_over()).await.expect("it is in use");
     assert!(handover.seal.is_some(), "nothing is under way");
 
-    // It goes on here after all, and is handed over again.
+    // It goes on here after all, and is handed over again. What the log decides meanwhile is not lost.
+    world.inner.set.send_modify(|set| set.replicas.extend([R3]));
+    let since = Instant::now();
+    while since.elapsed() < Duration::from_millis(20) {
+        let mut nothing = Vec::new();
+        let polled = std::future::poll_fn(|cx| volume.poll(cx, &mut nothing));
+        let _ = tokio::time::timeout(Duration::from_millis(5), polled).await;
+    }
     assert!(beside(&mut volume, handle.take_back()).await);
+    idle(&mut volume, "the third replica", || handle.status().borrow().replicas.iter().any(|it| it.id == R3)).await;
+    world.inner.set.send_modify(|set| set.replicas.retain(|id| *id != R3));
+    idle(&mut volume, "the two", || !handle.status().borrow().replicas.iter().any(|it| it.id == R3)).await;
     write(&mut volume, 65_536, 2, 4096).await.unwrap();
     let handover = beside(&mut volume, handle.hand_over()).await.expect("it is in use");
 

@@ -193,7 +193,7 @@ fn what_breaks_a_rule_is_no_frame() {
         1
     );
     refused(header(0, 0, 0, 0, 0), &[]);
-    refused(header(9, 0, 0, 0, 0), &[]);
+    refused(header(DIGEST + 1, 0, 0, 0, 0), &[]);
     refused(header(READ, 1, 0, 0, 512), &[]);
     refused(header(WRITE, 2, 1, 512, 512), &data);
     refused(header(READ, 0, 1, 512, 512), &data);

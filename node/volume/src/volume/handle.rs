@@ -223,7 +223,9 @@ impl Volume {
         moved
     }
 
-    fn decided(&mut self, Set { version, members, replicas, going }: Set) {
+    pub(super) fn decided(&mut self, set: Set) {
+        self.latest = Some(set.clone());
+        let Set { version, members, replicas, going } = set;
         self.apply(Event::Decided { version, members });
         let known: BTreeSet<ReplicaId> = self.mirror.status().replicas.iter().map(|it| it.replica).collect();
         for replica in known.difference(&replicas).copied() {

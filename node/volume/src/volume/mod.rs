@@ -80,6 +80,8 @@ pub struct Volume {
     began: Instant,
     tick: Pin<Box<Sleep>>,
     ticked: Millis,
+    /// What the log has decided last, if anything since this began.
+    latest: Option<Set>,
     /// Replicas that are to go.
     released: BTreeSet<ReplicaId>,
     /// Who waits for what the next one has to know, and how long the replicas may take to be equal.

@@ -239,6 +239,11 @@ impl Volume {
             }
         }
         self.apply(Event::Unseal);
+        // What was decided meanwhile, and who was to go.
+        self.released.clear();
+        if let Some(set) = self.latest.clone() {
+            self.decided(set);
+        }
         for (replica, why) in lost {
             self.apply(Event::Lost { replica, why });
         }

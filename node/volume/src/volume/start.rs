@@ -190,6 +190,7 @@ impl Volume {
             began: Instant::now(),
             tick: Box::pin(sleep_until(Instant::now() + Duration::from_millis(TICK_MS.min(IDLE_TICK_MS)))),
             ticked: 0,
+            latest: None,
             released: BTreeSet::new(),
             handing_over: None,
             taking_back: None,
