@@ -83,9 +83,7 @@ impl DriveHandle {
         let (done, put) = oneshot::channel();
         self.puts.send(Put { volume: Box::new(volume), done }).await.is_ok() && put.await.is_ok()
     }
-}
 
-impl DriveHandle {
     /// How many requests to change something were ever handed to a volume.
     #[must_use]
     pub fn changes(&self) -> u64 {

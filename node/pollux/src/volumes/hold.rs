@@ -1,16 +1,16 @@
 //! Work on a volume that no VM runs with: this node holds it for that time, fenced like a guest's owner.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use pollux_mirror::Limits;
 use pollux_state::{
     Command, Outcome,
-    id::{Generation, ReplicaId, VolumeId},
+    id::{Generation, VolumeId},
     volume::Purpose,
 };
-use pollux_volume::{Plan, Volume};
+use pollux_volume::Volume;
 
-use super::{Volumes, set_of, ways::WaysOf};
+use super::Volumes;
 
 /// How long replicas may take to end in good order, in milliseconds. Without it they are compared by what their logs say.
 const FINISH_MS_MAX: u64 = 2_000;
@@ -62,23 +62,8 @@ impl Volumes {
         let known = applied.wait_for(|view| view.state.volumes.get(&id).is_none_or(|it| it.generation >= generation));
         let state = known.await.map_err(|_| "the daemon ends".to_owned())?.state.clone();
         let it = state.volumes.get(&id).filter(|it| it.generation == generation).ok_or_else(gone)?;
-        let here = |replica: &ReplicaId| state.node_of_replica(it, *replica) == Some(self.0.me.node);
-        let plan = Plan {
-            name: it.name.clone(),
-            size: it.size,
-            generation,
-            handover: None,
-            authority: it.authority,
-            prefer: it.replicas.keys().copied().filter(here).collect(),
-            limits: Limits::default(),
-        };
-        let set = self.follow(id, generation, set_of(it));
-        let ways = WaysOf { volumes: self.clone(), volume: id, generation, size: it.size };
-        match Volume::start(plan, Arc::new(ways), set).await {
-            Ok((disk, handle)) => {
-                self.used(id, generation, &handle);
-                Ok(Held { volumes: self.clone(), id, generation, disk })
-            }
+        match self.begin(&state, it, None, Limits::default()).await {
+            Ok((disk, _)) => Ok(Held { volumes: self.clone(), id, generation, disk }),
             Err(error) => {
                 self.propose(Command::DropVolume { volume: id, expect: generation, done: false }).await;
                 Err(error.to_string())

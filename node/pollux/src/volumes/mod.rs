@@ -30,12 +30,12 @@ use std::{
 use async_trait::async_trait;
 use pollux_link::{Endpoint, Peer, RecvStream, SendStream};
 use pollux_mirror::Limits;
-use pollux_raft::Consensus;
+use pollux_raft::{Consensus, View as Applied};
 use pollux_state::{
     ClusterState,
     id::{Generation, Owner, ReplicaId, VmId, VolumeId},
 };
-use pollux_volume::{Handover, Keepers, Plan, Set, Volume, VolumeHandle, VolumeStatus};
+use pollux_volume::{Handover, Keepers, Plan, Set, StartError, Volume, VolumeHandle, VolumeStatus};
 use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -166,13 +166,28 @@ impl Volumes {
         self.0.tasks.spawn(self.0.cancel.clone().run_until_cancelled_owned(work));
     }
 
-    /// A volume is in use here under `generation`.
-    fn used(&self, volume: VolumeId, generation: Generation, handle: &VolumeHandle) {
+    /// Brings a volume into use by the right that `state` gives this node.
+    async fn begin(
+        &self,
+        state: &ClusterState,
+        it: &pollux_state::volume::Volume,
+        handover: Option<Handover>,
+        limits: Limits,
+    ) -> Result<(Volume, VolumeHandle), StartError> {
+        let (id, generation, size) = (it.id, it.generation, it.size);
+        let here = |replica: &ReplicaId| state.node_of_replica(it, *replica) == Some(self.0.me.node);
+        let prefer = it.replicas.keys().copied().filter(here).collect();
+        let (name, authority) = (it.name.clone(), it.authority);
+        let plan = Plan { name, size, generation, handover, authority, prefer, limits };
+        let set = self.follow(id, generation, set_of(it));
+        let ways = WaysOf { volumes: self.clone(), volume: id, generation, size };
+        let (started, handle) = Volume::start(plan, Arc::new(ways), set).await?;
         let mut in_use = self.0.in_use.lock().unwrap_or_else(PoisonError::into_inner);
         in_use.retain(|_, handle| handle.is_in_use());
-        in_use.insert(volume, handle.clone());
+        in_use.insert(id, handle.clone());
         drop(in_use);
-        self.spawn(self.clone().steward(volume, generation, handle.clone()));
+        self.spawn(self.clone().steward(id, generation, handle.clone()));
+        Ok((started, handle))
     }
 
     /// The volume's set as the log has it, for as long as the right to write under `generation` lasts and somebody looks.
@@ -210,6 +225,14 @@ impl Volumes {
     }
 }
 
+/// Waits for the next decision, or as long as there is time for it. `false`: there will be none any more.
+async fn news(applied: &mut watch::Receiver<Applied>, within: Option<Duration>) -> bool {
+    match within {
+        Some(within) => tokio::time::timeout(within, applied.changed()).await.unwrap_or(Ok(())).is_ok(),
+        None => applied.changed().await.is_ok(),
+    }
+}
+
 fn set_of(volume: &pollux_state::volume::Volume) -> Set {
     let made = volume.replicas.iter().filter(|(_, replica)| replica.made);
     Set {
@@ -240,22 +263,8 @@ impl Disks for Volumes {
         if !has_right || it.user != Some(vm) || state.writer(it) != Some(self.0.me) {
             return Err(GuestError(format!("volume {} is not this VM's to write here any more", it.name)));
         }
-        let here = |replica: &ReplicaId| state.node_of_replica(it, *replica) == Some(self.0.me.node);
-        let plan = Plan {
-            name: it.name.clone(),
-            size: it.size,
-            generation: it.generation,
-            handover,
-            authority: it.authority,
-            prefer: it.replicas.keys().copied().filter(here).collect(),
-            limits: Limits { lag_ms: LAG_MS, ..Limits::default() },
-        };
-        let set = self.follow(volume, it.generation, set_of(it));
-        let ways = WaysOf { volumes: self.clone(), volume, generation: it.generation, size: it.size };
-        let started = Volume::start(plan, Arc::new(ways), set).await;
-        let (started, handle) = started.map_err(|error| GuestError(error.to_string()))?;
-        self.used(volume, it.generation, &handle);
-        Ok((started, handle))
+        let limits = Limits { lag_ms: LAG_MS, ..Limits::default() };
+        self.begin(&state, it, handover, limits).await.map_err(|error| GuestError(error.to_string()))
     }
 }
 

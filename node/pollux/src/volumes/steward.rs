@@ -20,12 +20,12 @@ use pollux_state::{
 };
 use pollux_volume::VolumeHandle;
 
-use super::Volumes;
+use super::{Volumes, news};
 use crate::vm::wall_ms;
 
 /// What could not be done is tried again after this, in milliseconds.
 const AGAIN_MS: u64 = 2_000;
-/// Pieces that are written all the time are compared again so often before the move is said to have failed.
+/// With pieces that are written all the time everything is compared again so often, at once; then after a pause.
 const COMPARISONS_MAX: u32 = 10;
 
 /// Until when the old replica of a move is kept, if it is.
@@ -92,13 +92,7 @@ impl Volumes {
             if !handle.is_in_use() {
                 return;
             }
-            let changed = async {
-                match again {
-                    Some(pause) => tokio::time::timeout(pause, applied.changed()).await.unwrap_or(Ok(())),
-                    None => applied.changed().await,
-                }
-            };
-            if changed.await.is_err() {
+            if !news(&mut applied, again).await {
                 return;
             }
         }
@@ -169,9 +163,8 @@ impl Volumes {
                     });
                 }
             }
-            let again = Duration::from_millis(AGAIN_MS);
             // A window may end without an entry.
-            if tokio::time::timeout(again, applied.changed()).await.is_ok_and(|changed| changed.is_err()) {
+            if !news(&mut applied, Some(Duration::from_millis(AGAIN_MS))).await {
                 return;
             }
         }

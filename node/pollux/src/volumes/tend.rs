@@ -9,7 +9,7 @@ use pollux_state::{
 };
 use pollux_volume::Place;
 
-use super::{Volumes, name_of, named};
+use super::{Volumes, name_of, named, news};
 
 /// What could not be done is tried again after this, in milliseconds.
 const AGAIN_MS: u64 = 10_000;
@@ -45,15 +45,7 @@ impl Volumes {
                 self.0.pools.retain(|pool| state.pools.contains_key(&pool));
                 seen = whole.then_some(now);
             }
-            let changed = async {
-                if whole {
-                    applied.changed().await
-                } else {
-                    let again = Duration::from_millis(AGAIN_MS);
-                    tokio::time::timeout(again, applied.changed()).await.unwrap_or(Ok(()))
-                }
-            };
-            if changed.await.is_err() {
+            if !news(&mut applied, (!whole).then_some(Duration::from_millis(AGAIN_MS))).await {
                 return;
             }
         }
