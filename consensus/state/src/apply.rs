@@ -4,6 +4,7 @@
 //! recognises repeated proposals, hands the command to the file of its theme (`nodes`, `vms`, `ownership`, `moves`, `pools`,
 //! `volumes`, `sets`, `holds`, `volume_moves`) and remembers the outcome. Each handler looks first and changes last, so a refusal has changed nothing.
 
+mod along;
 mod disks;
 mod holds;
 mod moves;
@@ -195,7 +196,7 @@ impl Step<'_> {
             Command::DeleteVm { vm } => self.delete_vm(*vm),
             Command::Claim { vm, expect, incarnation } => self.claim(*vm, *expect, *incarnation),
             Command::Release { vm, expect, incarnation, cause } => self.release(*vm, *expect, *incarnation, cause),
-            Command::BeginMove { vm, expect, to, wishes } => self.begin_move(*vm, *expect, *to, *wishes),
+            Command::BeginMove { vm, expect, to, wishes, along } => self.begin_move(*vm, *expect, *to, *wishes, along),
             Command::Switchover { vm, op, expect, incarnation } => self.switchover(*vm, *op, *expect, *incarnation),
             Command::Arrived { vm, op, expect, report } => self.arrived(*vm, *op, *expect, report),
             Command::GiveBack { vm, op, expect, reason } => self.give_back(*vm, *op, *expect, reason),
@@ -340,7 +341,9 @@ impl Step<'_> {
         if self.state.operations.len() < OPERATIONS_MAX {
             return Ok(());
         }
-        let finished = self.state.operations.values().filter(|operation| operation.ended.is_some());
+        // One by which a volume still moves says what is to become of that.
+        let needed = |op: OpId| self.state.volumes.values().any(|it| it.moving.is_some_and(|moving| moving.op == op));
+        let finished = self.state.operations.values().filter(|it| it.ended.is_some() && !needed(it.id));
         let Some(oldest) = finished.min_by_key(|operation| (operation.index, operation.id)).map(|it| it.id) else {
             return Err(Refusal::full("running operations", OPERATIONS_MAX));
         };
@@ -348,9 +351,14 @@ impl Step<'_> {
         Ok(())
     }
 
+    /// A move of a VM that did not arrive leaves its volumes where they were, too.
     fn end_operation(&mut self, op: OpId, result: OperationResult) {
+        let done = result.is_done();
         if let Some(operation) = self.state.operations.get_mut(&op) {
             operation.ended = Some((self.proposal.at, result));
+        }
+        if !done {
+            self.leave_behind(op);
         }
     }
 

@@ -11,7 +11,7 @@ use crate::{
     UnixMs,
     id::{ClusterId, Generation, Incarnation, NodeId, OpId, PoolId, ReplicaId, VmId, VolumeId},
     node::Facts,
-    operation::{CopyReport, MoveReport, MoveWishes},
+    operation::{Along, CopyReport, MoveReport, MoveWishes},
     vm::{Desired, StopCause, VmSpec},
     volume::Purpose,
 };
@@ -120,8 +120,9 @@ pub enum Command {
         /// Why.
         cause: StopCause,
     },
-    /// Move a VM live, as soon as its nodes have less than [`crate::limits::MOVES_PER_NODE_MAX`] moves under way. The
-    /// proposal's id is the operation's. Outcome: [`Outcome::Accepted`].
+    /// Move a VM, as soon as the volumes that go `along` are there and its nodes have less than
+    /// [`crate::limits::MOVES_PER_NODE_MAX`] moves under way: live, or its home alone if it is stopped. The proposal's id is the
+    /// operation's. Outcome: [`Outcome::Accepted`].
     BeginMove {
         /// Which.
         vm: VmId,
@@ -131,6 +132,8 @@ pub enum Command {
         to: NodeId,
         /// How.
         wishes: MoveWishes,
+        /// Its volumes that go with it. The others stay where they are, and are used from there.
+        along: Vec<Along>,
     },
     /// The target has every byte and wants the right to run: generation + 1.
     Switchover {

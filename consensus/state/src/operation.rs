@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     UnixMs,
-    id::{Generation, NodeId, OpId, ReplicaId, VmId, VolumeId},
+    id::{Generation, NodeId, OpId, PoolId, ReplicaId, VmId, VolumeId},
 };
 
 /// An operation: who, what, how far, and how it ended. Finished ones are kept, oldest dropped first, up to
@@ -29,7 +29,24 @@ pub struct Operation {
     pub ended: Option<(UnixMs, OperationResult)>,
 }
 
+impl OperationResult {
+    /// What was asked for is done.
+    #[must_use]
+    pub fn is_done(&self) -> bool {
+        match self {
+            Self::Succeeded(_) | Self::VolumeMoved(_) | Self::Relocated => true,
+            Self::Failed { .. } | Self::Cancelled => false,
+        }
+    }
+}
+
 impl Operation {
+    /// It has ended, and what was asked for is done.
+    #[must_use]
+    pub fn is_done(&self) -> bool {
+        self.ended.as_ref().is_some_and(|(_, result)| result.is_done())
+    }
+
     /// Its turn has not come.
     #[must_use]
     pub fn waits(&self) -> bool {
@@ -50,7 +67,8 @@ impl Operation {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum OperationKind {
-    /// A live migration.
+    /// A VM goes to another node: live, or, if it was stopped when the move was accepted, by its home alone. Its volumes may go
+    /// along, first: those of which the [`crate::volume::VolumeMove`] names this operation.
     Migrate {
         /// Which VM.
         vm: VmId,
@@ -64,6 +82,8 @@ pub enum OperationKind {
         generation: Generation,
         /// How.
         wishes: MoveWishes,
+        /// It was stopped, and stays so.
+        cold: bool,
     },
     /// A replica of a volume takes another's place, while the volume is in use or not. How far it is stands with the volume:
     /// [`crate::volume::VolumeMove`].
@@ -94,6 +114,21 @@ pub struct MoveWishes {
     pub bandwidth: Option<u64>,
     /// The guest may be slowed down when it writes faster than its memory can be copied.
     pub throttle: bool,
+    /// The guest stands still from the first byte to the last: one pass over its memory, and certainly an end.
+    pub warm: bool,
+}
+
+/// A volume that goes along with its VM: a new replica at the target takes the place of another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Along {
+    /// Which volume.
+    pub volume: VolumeId,
+    /// The replica that goes once the VM is there.
+    pub from: ReplicaId,
+    /// The pool at the target in which the new one will be.
+    pub pool: PoolId,
+    /// The version of the volume's set that the user saw.
+    pub version: u64,
 }
 
 /// How an operation ended.
@@ -111,6 +146,8 @@ pub enum OperationResult {
     Cancelled,
     /// A volume's move is done, with what it cost.
     VolumeMoved(CopyReport),
+    /// A stopped VM has its home at the target now.
+    Relocated,
 }
 
 /// What copying a replica cost, as the volume's writer reports it with the comparison of the digests.

@@ -1,5 +1,6 @@
 //! Stories about the whole state machine. Every entry of every story is followed by both checks of [`crate::invariant`].
 
+mod along;
 mod bounds;
 mod controls;
 mod disk_moves;

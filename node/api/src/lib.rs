@@ -65,7 +65,9 @@ pub use cluster::{ClusterView, Problem, TokenRequest, TokenView};
 pub use create::{CPU_DEFAULT, CreateNic, CreateVm, MACHINE_DEFAULT, MEMORY_MIB_DEFAULT, VCPUS_DEFAULT};
 pub use error::{ApiError, ErrorKind};
 pub use event::{EventView, EventsView};
-pub use migration::{BLACKOUT_MS_DEFAULT, ForecastView, MigrateVm, Obstacle, Preflight, PreflightView, TargetView};
+pub use migration::{
+    BLACKOUT_MS_DEFAULT, DiskMoveView, ForecastView, MigrateVm, Obstacle, Preflight, PreflightView, Storage, TargetView,
+};
 pub use node::{Health, Lost, NodeRole, NodeView, Refused, RemoveNode, RemovedView};
 pub use operation::{OperationKind, OperationResult, OperationView, PauseView, ProgressView, ReportView};
 pub use placement::{LATELY_MAX, PlaceView, WhyView};

@@ -5,7 +5,22 @@ use serde::{Deserialize, Serialize};
 /// Longest blackout wished for unless the user says otherwise, in milliseconds.
 pub const BLACKOUT_MS_DEFAULT: u32 = 300;
 
-/// Move a VM.
+/// What becomes of a VM's volumes when it moves. A replica of each is made at the target before the VM goes there, or is there.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Storage {
+    /// A volume that is in sync at the target stays as it is. Of any other a replica goes there: the source's, if it has one.
+    #[default]
+    Auto,
+    /// The same, and the move is refused if a replica of it would stay at the source.
+    With,
+    /// Nothing is copied: refused unless all of its volumes are in sync at the target.
+    ComputeOnly,
+    /// Nothing is copied: what is not at the target is used from where it is.
+    FromAfar,
+}
+
+/// Move a VM: live, if it runs; its home, if it is stopped.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MigrateVm {
@@ -20,6 +35,16 @@ pub struct MigrateVm {
     /// The guest may be slowed down if it writes faster than its memory can be copied.
     #[serde(default)]
     pub allow_throttle: bool,
+    /// The guest stands still from the first byte to the last: longer, and certainly to an end.
+    #[serde(default)]
+    pub warm: bool,
+    /// What becomes of its volumes.
+    #[serde(default)]
+    pub storage: Storage,
+    /// The pool of the target for volumes that go there; without one, the pool that is called as the one they come from, or the
+    /// only one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pool: Option<String>,
 }
 
 /// Could a VM be moved?
@@ -38,6 +63,16 @@ pub struct Preflight {
     /// The guest may be slowed down.
     #[serde(default)]
     pub allow_throttle: bool,
+    /// The guest stands still from the first byte to the last: longer, and certainly to an end.
+    #[serde(default)]
+    pub warm: bool,
+    /// What becomes of its volumes.
+    #[serde(default)]
+    pub storage: Storage,
+    /// The pool of the target for volumes that go there; without one, the pool that is called as the one they come from, or the
+    /// only one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pool: Option<String>,
 }
 
 fn default_blackout_ms() -> u32 {
@@ -68,12 +103,29 @@ pub struct TargetView {
     pub forecast: Option<ForecastView>,
     /// Why no sample could be taken.
     pub no_forecast: Option<String>,
+    /// What becomes of its volumes.
+    #[serde(default)]
+    pub disks: Vec<DiskMoveView>,
+}
+
+/// What becomes of a volume when its VM moves.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskMoveView {
+    /// Which.
+    pub volume: String,
+    /// The replica that goes, as `NODE:POOL`; `null`: nothing is copied.
+    pub from: Option<String>,
+    /// Where it is at the target, or will be; `null`: it is used from elsewhere.
+    pub to: Option<String>,
+    /// What is to be copied, in bytes, holes not counted; `null`: nothing, or nobody could tell.
+    pub copy_bytes: Option<u64>,
 }
 
 /// Why a node cannot take a VM.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Obstacle {
-    /// What it is about, in a word: `cpu`, `qemu`, `machine`, `memory`, `network`, `mtu`, `files`, `tracking`, `peer`, `phase`.
+    /// What it is about, in a word: `cpu`, `qemu`, `machine`, `memory`, `network`, `mtu`, `files`, `tracking`, `peer`,
+    /// `phase`, `storage`.
     pub about: String,
     /// What stands in the way, a sentence.
     pub what: String,

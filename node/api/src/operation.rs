@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum OperationKind {
-    /// A live migration.
+    /// A VM goes to another node.
     Migrate,
     /// A replica of a volume takes another's place.
     MoveVolume,
@@ -45,8 +45,8 @@ pub struct OperationView {
     /// The guest may be slowed down.
     #[serde(default)]
     pub allow_throttle: bool,
-    /// How far it is, as the log says, whoever else can be asked: `queued` until its nodes have room for one more move,
-    /// `moving` before the switchover was committed, `arriving` after it, `ended`. A volume's move: `copying`, `comparing`, `kept`
+    /// How far it is, as the log says, whoever else can be asked: `mirroring` until its volumes are at the target, `queued` until
+    /// its nodes have room for one more move, `moving` before the switchover was committed, `arriving` after it, `ended`. A volume's move: `copying`, `comparing`, `kept`
     /// (it can still be undone), `ended`.
     #[serde(default)]
     pub phase: String,
@@ -69,7 +69,8 @@ pub struct OperationView {
 /// How far a move is.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct ProgressView {
-    /// What it is doing: one word of the ladder `preparing`, `copying`, `switching`, `arriving`.
+    /// What it is doing: one word of the ladder `mirroring`, `comparing`, `preparing`, `copying`, `switching`, `arriving`. In the
+    /// first two it is about volumes, later about memory.
     pub phase: String,
     /// Which pass over memory, from 1.
     pub round: u32,

@@ -17,7 +17,7 @@ use pollux_state::{
     invariant,
     limits::NIC_MTU_DEFAULT,
     node::Facts,
-    operation::{MoveReport, MoveWishes, OperationKind},
+    operation::{Along, MoveReport, MoveWishes, OperationKind},
     vm::{Desired, Disk, Nic, StopCause, VmSpec},
 };
 use pollux_wire::{
@@ -130,7 +130,7 @@ impl Log {
             8 => Command::HeardAgain { op, silence_ms: input.arbitrary()? },
             9 => Command::TakeBack { vm, expect, operator: text(input)? },
             10 => Command::ReleaseLost { vm, expect, operator: text(input)? },
-            11 | 12 => Command::BeginMove { vm, expect, to: node, wishes: wishes(input)? },
+            11 | 12 => Command::BeginMove { vm, expect, to: node, wishes: wishes(input)?, along: self.along(input, vm, node)? },
             13 => Command::SetDesired { vm, desired: desired(input)?, home: input.ratio(1, 4)?.then_some(node) },
             14 => Command::DeleteVm { vm },
             15 => Command::Cancel { op },
@@ -146,6 +146,21 @@ impl Log {
         let at = NOON.saturating_add(input.arbitrary::<u32>()?.into());
         self.propose(by, at, command);
         Ok(())
+    }
+
+    /// Some of a VM's volumes, to pools of the node or of any.
+    fn along(&self, input: &mut Unstructured<'_>, vm: VmId, to: NodeId) -> Result<Vec<Along>> {
+        let mut along = Vec::new();
+        for it in self.state.volumes.values().filter(|it| it.user == Some(vm)) {
+            let pools = self.state.pools.values().filter(|pool| pool.node == to).map(|pool| pool.id);
+            let (pools, replicas): (Vec<_>, Vec<_>) = (pools.collect(), it.replicas.keys().copied().collect());
+            if pools.is_empty() || input.ratio(1, 3)? {
+                continue;
+            }
+            let (pool, from) = (*input.choose(&pools)?, *input.choose(&replicas)?);
+            along.push(Along { volume: it.id, from, pool, version: off_by(input, it.version)? });
+        }
+        Ok(along)
     }
 
     /// Of who is in the cluster.
@@ -204,7 +219,7 @@ fn desired(input: &mut Unstructured<'_>) -> Result<Desired> {
 fn wishes(input: &mut Unstructured<'_>) -> Result<MoveWishes> {
     let blackout_ms_max = if input.ratio(1, 8)? { input.arbitrary()? } else { 300 };
     let bandwidth = if input.ratio(1, 8)? { Some(input.arbitrary()?) } else { None };
-    Ok(MoveWishes { blackout_ms_max, bandwidth, throttle: input.arbitrary()? })
+    Ok(MoveWishes { blackout_ms_max, bandwidth, throttle: input.arbitrary()?, warm: input.arbitrary()? })
 }
 
 fn facts(input: &mut Unstructured<'_>) -> Result<Facts> {

@@ -11,7 +11,7 @@ use crate::{
     command::{Outcome, Refusal},
     id::{Generation, Incarnation, NodeId, OpId, Owner, VmId},
     limits::{BANDWIDTH, BLACKOUT_MS, NAME_MAX},
-    operation::{MoveReport, MoveWishes, Operation, OperationKind, OperationResult},
+    operation::{Along, MoveReport, MoveWishes, Operation, OperationKind, OperationResult},
     text::{clip, plain},
     vm::{Desired, Phase, Vm},
 };
@@ -31,6 +31,7 @@ impl Step<'_> {
         expect: Generation,
         to: NodeId,
         wishes: MoveWishes,
+        along: &[Along],
     ) -> Result<Outcome, Refusal> {
         let (op, at) = (self.proposal.id, self.proposal.at);
         if self.state.operations.contains_key(&op) {
@@ -38,24 +39,37 @@ impl Step<'_> {
             return Ok(Outcome::Accepted(op));
         }
         let vm = self.vm_at(id, expect)?;
-        let Phase::Running { owner: from } = vm.phase else {
-            return Err(Refusal::wrong_phase(vm, "only a VM that runs and is not moving can be moved live"));
+        let (from, cold) = match (&vm.phase, vm.desired) {
+            (Phase::Running { owner }, Desired::Running) => (owner.node, false),
+            (Phase::Stopped { .. }, Desired::Stopped { .. }) => (vm.home, true),
+            (Phase::Running { .. }, Desired::Stopped { .. }) => {
+                return Err(Refusal::wrong_phase(
+                    vm,
+                    "it is wanted stopped and will be; wait until it is, or start it",
+                ));
+            }
+            (Phase::Stopped { .. }, Desired::Running) => {
+                return Err(Refusal::wrong_phase(vm, "it is to be started; wait until it runs, or stop it first"));
+            }
+            (Phase::Moving { .. } | Phase::Arriving { .. }, _) => {
+                return Err(Refusal::wrong_phase(vm, "it is moving; wait until that is over, or cancel it"));
+            }
         };
-        if vm.desired != Desired::Running {
-            return Err(Refusal::wrong_phase(vm, "it is wanted stopped and will be; start it first"));
-        }
         if let Some(waiting) = self.state.waiting_move_of(id) {
             let why = format!("operation {waiting} is about to move it; cancel that first, or wait for it");
             return Err(Refusal::wrong_phase(vm, why));
         }
         let target = self.node(to)?;
-        if to == from.node {
-            return Err(Refusal::invalid("to", format!("{} runs it already; choose another node", target.name)));
+        if to == from {
+            let has = if cold { "is its home" } else { "runs it" };
+            return Err(Refusal::invalid("to", format!("{} {has} already; choose another node", target.name)));
         }
         if target.incarnation == Incarnation::default() {
             return Err(Refusal::invalid("to", format!("the daemon of {} never started; start it", target.name)));
         }
-        self.current_life(vm, from)?;
+        if let Some(owner) = vm.phase.owner() {
+            self.current_life(vm, owner)?;
+        }
         if !BLACKOUT_MS.contains(&wishes.blackout_ms_max) {
             let (least, most, asked) = (BLACKOUT_MS.start(), BLACKOUT_MS.end(), wishes.blackout_ms_max);
             return Err(Refusal::invalid("max-blackout", format!("{asked} ms; give {least} to {most} ms")));
@@ -64,25 +78,22 @@ impl Step<'_> {
             let (least, most) = (BANDWIDTH.start(), BANDWIDTH.end());
             return Err(Refusal::invalid("bandwidth", format!("{asked} bytes/s; give {least} to {most} bytes/s")));
         }
+        self.can_go_along(id, to, along)?;
         let vm_name = vm.spec.name.clone();
         self.make_room_for_operation()?;
 
-        let kind = OperationKind::Migrate {
-            vm: id,
-            vm_name: vm_name.clone(),
-            from: from.node,
-            to,
-            generation: expect,
-            wishes,
-        };
+        let kind =
+            OperationKind::Migrate { vm: id, vm_name: vm_name.clone(), from, to, generation: expect, wishes, cold };
         let operation =
             Operation { id: op, kind, cancel: false, index: self.index, started: at, begun: None, ended: None };
         self.state.operations.insert(op, operation);
+        self.begin_along(op, along)?;
         self.advance_queue();
         if self.state.operations.get(&op).is_some_and(Operation::waits) {
-            let (source, target) = (self.node_name(from.node), self.node_name(to));
+            let (source, target) = (self.node_name(from), self.node_name(to));
             let about = About { node: Some(to), vm: Some(id), op: Some(op), ..About::default() };
-            self.event(about, format!("the move of VM {vm_name} from {source} to {target} waits for others to end"));
+            let what = if along.is_empty() { "others to end" } else { "its volumes to be copied" };
+            self.event(about, format!("the move of VM {vm_name} from {source} to {target} waits for {what}"));
         }
         Ok(Outcome::Accepted(op))
     }

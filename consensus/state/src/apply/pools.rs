@@ -7,7 +7,7 @@ use crate::{
     command::{Outcome, Refusal},
     id::{NodeId, PoolId},
     limits::{POOL_PATH_MAX, POOLS_MAX},
-    operation::OperationResult,
+    operation::{Operation, OperationKind, OperationResult},
     spec::{check_name, check_path},
     text::{list, plain},
     volume::{Pool, Volume},
@@ -108,6 +108,11 @@ impl Step<'_> {
             volume.forget(|id| gone.contains(&id));
         }
         for op in moves {
+            // A VM that has set out, or is there, does not turn back for a replica.
+            let vms = |it: &Operation| matches!(it.kind, OperationKind::Migrate { .. }) && !it.waits();
+            if self.state.operations.get(&op).is_some_and(vms) {
+                continue;
+            }
             let reason = format!("{name} was removed from the cluster, with a replica that the move was from or to");
             self.end_operation(op, OperationResult::Failed { reason });
         }

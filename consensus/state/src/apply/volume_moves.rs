@@ -30,12 +30,7 @@ impl Step<'_> {
             return Ok(Outcome::Accepted(op));
         }
         let volume = self.volume_of(id, version)?;
-        self.known_replica(volume, from)?;
-        if let Some(moving) = &volume.moving {
-            let why =
-                format!("operation {} moves a replica of it already; cancel that first, or wait for it", moving.op);
-            return Err(Refusal::volume(volume, why));
-        }
+        self.movable_replica(volume, from)?;
         self.room_for_replica(volume, pool)?;
         if keep_ms > KEEP_MS_MAX {
             let most = KEEP_MS_MAX / 86_400_000;
@@ -55,6 +50,14 @@ impl Step<'_> {
         self.state.operations.insert(op, operation);
         self.event(About { op: Some(op), volume: Some(id), ..About::default() }, text);
         Ok(Outcome::Accepted(op))
+    }
+
+    /// A replica that another can take the place of: its own, while it does not move.
+    pub(super) fn movable_replica(&self, volume: &Volume, from: ReplicaId) -> Result<(), Refusal> {
+        self.known_replica(volume, from)?;
+        let Some(moving) = &volume.moving else { return Ok(()) };
+        let why = format!("operation {} moves a replica of it already; cancel that first, or wait for it", moving.op);
+        Err(Refusal::volume(volume, why))
     }
 
     /// Said by the writer, of a set that did not change while it compared.
@@ -84,7 +87,11 @@ impl Step<'_> {
                 self.spare(volume, moving.to)?;
                 let reason = format!("the copy in {place} is not equal to what it was copied from: {place_of}");
                 self.give_up(id, moving)?;
-                self.end_operation(op, OperationResult::Failed { reason: plain(&reason) });
+                // A VM that is on its way, or there, uses what its volume has left; one that waits does not begin.
+                let waits = self.state.operations.get(&op).is_none_or(|it| it.begun.is_none() && it.ended.is_none());
+                if waits || !self.is_vms(op) {
+                    self.end_operation(op, OperationResult::Failed { reason: plain(&reason) });
+                }
                 self.event(about, format!("the move of volume {name} failed: {reason}"));
             }
         }
@@ -95,6 +102,9 @@ impl Step<'_> {
     pub(super) fn end_volume_move(&mut self, id: VolumeId, op: OpId, version: u64) -> Result<Outcome, Refusal> {
         let volume = self.volume_of(id, version)?;
         let moving = moved_by(volume, op)?;
+        if self.is_vms(op) && !self.state.operations.get(&op).is_some_and(Operation::is_done) {
+            return Err(Refusal::volume(volume, "its VM is not there yet; the old replica stays until then"));
+        }
         // With nobody left to be compared with, it is the volume.
         let alone = volume.set.len() == 1 && volume.set.contains(&moving.to);
         let report = match moving.kept {
@@ -117,7 +127,9 @@ impl Step<'_> {
         let volume = self.volume_mut(id)?;
         volume.moving = None;
         let version = volume.forget(|replica| replica == moving.from);
-        self.end_operation(op, OperationResult::VolumeMoved(report));
+        if !self.is_vms(op) {
+            self.end_operation(op, OperationResult::VolumeMoved(report));
+        }
         let text = format!("volume {name} is in {new} now; the replica in {old} was removed");
         self.event(About { op: Some(op), volume: Some(id), ..About::default() }, text);
         Ok(Outcome::Set(version))
@@ -139,6 +151,11 @@ impl Step<'_> {
         let text = format!("a user cancelled the move of volume {name} to {new}; it stays where it was");
         self.event(About { op: Some(op), volume: Some(id), ..About::default() }, text);
         Ok(Outcome::Done)
+    }
+
+    /// The operation is a VM's, with which the volume goes.
+    fn is_vms(&self, op: OpId) -> bool {
+        self.state.operations.get(&op).is_some_and(|it| matches!(it.kind, OperationKind::Migrate { .. }))
     }
 
     /// What the operation created goes.

@@ -6,9 +6,10 @@ use super::{Violation, disks::story, hold};
 use crate::{
     ClusterState,
     command::{Command, Proposal},
-    id::{Owner, ReplicaId},
+    id::{OpId, Owner, ReplicaId},
+    operation::{Along, Operation, OperationKind},
     vm::{Desired, Phase, Vm},
-    volume::{Hold, Purpose, Replica, Volume},
+    volume::{Hold, Purpose, Replica, Volume, VolumeMove},
 };
 
 /// One step, seen from its ends.
@@ -144,6 +145,7 @@ impl Between<'_> {
             let asked = matches!(self.proposal.command,
                 Command::AddReplica { volume, pool, version } | Command::BeginVolumeMove { volume, pool, version, .. }
                     if (volume, pool, version) == (old.id, is.pool, old.version));
+            let asked = asked || self.along(old).is_some_and(|it| (it.pool, it.version) == (is.pool, old.version));
             let fresh = *id > self.before.last_replica && !is.made && !new.set.contains(id);
             hold(asked && fresh, "a replica comes when asked for, new, and outside of the set", what)?;
         }
@@ -158,15 +160,40 @@ impl Between<'_> {
                 (*volume, *replica, *version) == (old.id, id, old.version) && !moves
             }
             (Command::EndVolumeMove { volume, op, version }, Some(moving)) => {
-                (*volume, *op, *version) == (old.id, moving.op, old.version) && id == moving.from
+                let there = self.vms_operation(*op).is_none_or(Operation::is_done);
+                (*volume, *op, *version) == (old.id, moving.op, old.version) && id == moving.from && there
             }
             (Command::Compared { op, .. }, Some(moving)) => *op == moving.op && self.written(old) && id == moving.to,
             (Command::Cancel { op }, Some(moving)) => *op == moving.op && id == moving.to,
-            (Command::RemoveNode { node, .. }, _) => {
-                self.after.is_removed(*node) && self.before.node_of_replica(old, id) == Some(*node)
+            (Command::RemoveNode { node, .. }, moving) => {
+                let with_node = self.after.is_removed(*node) && self.before.node_of_replica(old, id) == Some(*node);
+                with_node || moving.is_some_and(|moving| self.left_behind(moving, id))
             }
+            (_, Some(moving)) => self.left_behind(*moving, id),
             _ => false,
         }
+    }
+
+    /// How the volume is to go along with its VM, if that was asked for.
+    fn along(&self, old: &Volume) -> Option<&Along> {
+        let Command::BeginMove { vm, along, .. } = &self.proposal.command else { return None };
+        along.iter().find(|it| it.volume == old.id && old.user == Some(*vm))
+    }
+
+    /// What was created for a VM's move goes with it when it does not arrive, whatever it was that ended it.
+    fn left_behind(&self, moving: VolumeMove, id: ReplicaId) -> bool {
+        id == moving.to && self.failed(moving.op)
+    }
+
+    /// A VM's move that failed by this step.
+    fn failed(&self, op: OpId) -> bool {
+        let ran = self.vms_operation(op).is_some_and(|operation| operation.ended.is_none());
+        ran && self.after.operations.get(&op).is_some_and(|now| now.ended.is_some() && !now.is_done())
+    }
+
+    /// The operation, if it is a VM's, as it was.
+    fn vms_operation(&self, op: OpId) -> Option<&Operation> {
+        self.before.operations.get(&op).filter(|it| matches!(it.kind, OperationKind::Migrate { .. }))
     }
 
     fn check_set(&self, old: &Volume, new: &Volume) -> Result<(), Violation> {
@@ -211,9 +238,10 @@ impl Between<'_> {
         match (&old.moving, &new.moving) {
             (None, None) => Ok(()),
             (None, Some(moving)) => {
-                let begun = moving.op == self.proposal.id
-                    && matches!(self.proposal.command, Command::BeginVolumeMove { volume, from, .. }
+                let asked = matches!(self.proposal.command, Command::BeginVolumeMove { volume, from, .. }
                         if (volume, from) == (old.id, moving.from));
+                let asked = asked || self.along(old).is_some_and(|it| it.from == moving.from);
+                let begun = moving.op == self.proposal.id && asked;
                 hold(begun && moving.kept.is_none(), "a volume's move begins when asked for", what)
             }
             (Some(was), Some(is)) => {
@@ -231,8 +259,11 @@ impl Between<'_> {
                 let (from, to) = (new.replicas.contains_key(&was.from), new.replicas.contains_key(&was.to));
                 let alone = old.set.len() == 1 && old.set.contains(&was.to);
                 let proved = was.kept.is_some() || alone || self.removes_a_node();
+                // With a VM that does not arrive nothing goes that may be all that is left.
+                let dead = self.proposal.command.declares_dead() && old.set.contains(&was.to);
+                let last = dead || !old.can_spare(|id| id == was.to);
                 hold(
-                    from != to || (self.removes_a_node() && !from),
+                    from != to || (self.removes_a_node() && !from) || (from && last && self.failed(was.op)),
                     "a move ends with one of its replicas gone",
                     what,
                 )?;

@@ -98,10 +98,12 @@ impl ClusterState {
         hold(there, "a volume moves from one of its replicas to another", name)?;
         let whole = moving.kept.is_none() || volume.set.contains(&moving.to);
         hold(whole, "the old replica is only kept for as long as the new one is in the set", name)?;
-        let same = self.operations.get(&moving.op).is_some_and(|operation| {
-            operation.ended.is_none()
-                && matches!(operation.kind, OperationKind::MoveVolume { volume: id, from, to, .. }
-                    if (id, from, to) == (volume.id, moving.from, moving.to))
+        let same = self.operations.get(&moving.op).is_some_and(|operation| match operation.kind {
+            OperationKind::MoveVolume { volume: id, from, to, .. } => {
+                operation.ended.is_none() && (id, from, to) == (volume.id, moving.from, moving.to)
+            }
+            // The old replica goes only after the VM is there.
+            OperationKind::Migrate { .. } => operation.ended.is_none() || operation.is_done(),
         });
         hold(same, "a volume's move and its operation tell the same, and neither has ended", name)
     }

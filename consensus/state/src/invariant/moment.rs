@@ -133,13 +133,14 @@ impl ClusterState {
                 let vms = self.vms.values().filter(|vm| vm.phase.moving().is_some_and(|(op, ..)| op == *id)).count();
                 let volumes =
                     self.volumes.values().filter(|it| it.moving.is_some_and(|moving| moving.op == *id)).count();
-                let expected = usize::from(operation.begun.is_some());
-                let one = "an operation moves one VM or one volume from when its turn came until it ended";
-                hold(vms + volumes == expected, one, || format!("{id} moves {vms} and {volumes}"))?;
-                let OperationKind::Migrate { vm, .. } = operation.kind else {
-                    hold(volumes == 1, "a volume's move does not wait", || id.to_string())?;
+                let OperationKind::Migrate { vm, cold, .. } = operation.kind else {
+                    let alone = operation.begun.is_some() && (vms, volumes) == (0, 1);
+                    hold(alone, "a volume's move moves one volume and does not wait", || id.to_string())?;
                     continue;
                 };
+                let expected = usize::from(operation.begun.is_some());
+                let one = "an operation moves one VM from when its turn came until it ended";
+                hold(vms == expected && !(cold && vms > 0), one, || format!("{id} moves {vms}"))?;
                 let waits = |other: &&Operation| {
                     other.waits() && matches!(other.kind, OperationKind::Migrate { vm: v, .. } if v == vm)
                 };

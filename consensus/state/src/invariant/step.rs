@@ -167,7 +167,14 @@ fn check_vm(
         let arrived = matches!(proposal.command, Command::Arrived { vm, .. } if vm == old.id);
         let inherited = matches!(proposal.command, Command::RemoveNode { node, heir, .. }
             if node == old.home && heir == new.home && after.is_removed(node));
-        let there = (wished && stopped) || arrived || (inherited && stopped);
+        let relocated = after.operations.iter().any(|(id, operation)| {
+            let now = matches!(operation.ended, Some((_, OperationResult::Relocated)))
+                && before.operations.get(id).is_none_or(|was| was.ended.is_none());
+            let its = matches!(operation.kind, OperationKind::Migrate { vm, from, to, cold: true, .. }
+                if (vm, from, to) == (old.id, old.home, new.home));
+            now && its
+        });
+        let there = (wished && stopped) || arrived || (inherited && stopped) || (relocated && stopped);
         hold(there, "a VM's home changes while it is stopped or by moving there", story)?;
     }
     Ok(())
@@ -223,7 +230,8 @@ fn begun(old: &Vm, new: &Vm, before: &ClusterState, proposal: &Proposal) -> bool
             if *op == proposal.id && (vm, expect, target) == (old.id, old.generation, to.node)
     );
     let waited = before.operations.get(op).is_some_and(|operation| {
-        let OperationKind::Migrate { vm, from: source, to: target, generation, .. } = operation.kind else {
+        let OperationKind::Migrate { vm, from: source, to: target, generation, cold: false, .. } = operation.kind
+        else {
             return false;
         };
         operation.waits()

@@ -1,6 +1,6 @@
 //! Repeated proposals, and everything that could grow.
 
-use alloc::{format, string::ToString};
+use alloc::{format, string::ToString, vec};
 
 use super::world::*;
 use crate::{
@@ -153,7 +153,7 @@ fn operations_that_run_are_never_forgotten() {
             panic!("created")
         };
         world.accept(N1, Command::Claim { vm, expect: Generation(0), incarnation: FIRST_LIFE });
-        world.propose(N1, Command::BeginMove { vm, expect: Generation(1), to: N2, wishes: wishes(100) })
+        world.propose(N1, Command::BeginMove { vm, expect: Generation(1), to: N2, wishes: wishes(100), along: vec![] })
     };
     for number in 0..OPERATIONS_MAX {
         assert!(matches!(begin(&mut world, number), Outcome::Accepted(_)));

@@ -38,7 +38,7 @@ pub(super) fn one_of_each() -> Vec<Proposal> {
         Command::DeleteVm { vm: WEB },
         claim(6, Incarnation(3)),
         release(7, Incarnation(3), StopCause::QemuEnded("signal 9".to_string())),
-        begin_move(7, N2),
+        move_with_data(7, R1, 3),
         switchover(op, 7, Incarnation(4)),
         arrived(op, 8),
         give_back(op, 8),
@@ -140,7 +140,7 @@ fn one_of_everything() -> ClusterState {
     for (name, switched) in [("moving", false), ("arriving", true)] {
         let vm = create(&mut world, name);
         world.accept(N1, Command::Claim { vm, expect: Generation(0), incarnation: FIRST_LIFE });
-        let begin = Command::BeginMove { vm, expect: Generation(1), to: N3, wishes: wishes(50) };
+        let begin = Command::BeginMove { vm, expect: Generation(1), to: N3, wishes: wishes(50), along: vec![] };
         let Outcome::Accepted(op) = world.accept(N2, begin) else { panic!("accepted") };
         if switched {
             world.accept(N3, Command::Switchover { vm, op, expect: Generation(1), incarnation: FIRST_LIFE });

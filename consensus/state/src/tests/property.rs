@@ -4,6 +4,7 @@ use alloc::{
     collections::{BTreeMap, BTreeSet},
     format,
     string::{String, ToString},
+    vec,
     vec::Vec,
 };
 use core::cell::RefCell;
@@ -21,9 +22,9 @@ use crate::{
     command::Comparison,
     id::{Generation, Incarnation, NodeId, OpId, Owner, PoolId, ReplicaId, VmId, VolumeId},
     invariant,
-    operation::OperationKind,
+    operation::{Along, OperationKind},
     vm::{Desired, Disk, StopCause},
-    volume::Purpose,
+    volume::{Pool, Purpose, Volume},
 };
 
 /// Something that somebody may propose, relative to what holds when it comes: most of it sensible, some of it late, early,
@@ -177,7 +178,8 @@ impl Drive {
             3 | 4 => Command::Release { vm, expect, incarnation, cause: cause(deed.variant) },
             5 | 6 => {
                 let blackout_ms_max = if deed.variant == 0 { 0 } else { 300 };
-                Command::BeginMove { vm, expect, to: node, wishes: wishes(blackout_ms_max) }
+                let along = if deed.variant.is_multiple_of(3) { self.along(vm, node, deed) } else { vec![] };
+                Command::BeginMove { vm, expect, to: node, wishes: wishes(blackout_ms_max), along }
             }
             7 | 8 => Command::Switchover { vm, op, expect, incarnation },
             9 | 10 => Command::Arrived { vm, op, expect, report: report() },
@@ -291,6 +293,18 @@ impl Drive {
         (by, command)
     }
 
+    /// The volumes of `vm`, to whichever pool is on `to`.
+    fn along(&self, vm: VmId, to: NodeId, deed: &Deed) -> Vec<Along> {
+        let of_vm = self.state.volumes.values().filter(|it| it.user == Some(vm));
+        let one = |it: &Volume| {
+            let free = |pool: &&Pool| pool.node == to && it.replicas.values().all(|replica| replica.pool != pool.id);
+            let pool = self.state.pools.values().find(free)?.id;
+            let from = *it.replicas.keys().next()?;
+            Some(Along { volume: it.id, from, pool, version: it.version.saturating_add_signed(deed.life) })
+        };
+        of_vm.filter_map(one).collect()
+    }
+
     /// What a move of a volume that is under way needs next.
     fn forward(&self, deed: &Deed) -> Option<(NodeId, Command)> {
         let volume = self.state.volumes.values().find(|it| it.moving.is_some())?;
@@ -300,6 +314,17 @@ impl Drive {
         if !volume.replicas[&replica].is_sound() {
             let node = self.state.node_of_replica(volume, replica)?;
             return Some((node, Command::ReplicaMade { volume: id, replica }));
+        }
+        let vm = self.state.operations.get(&op).and_then(|operation| match operation.kind {
+            OperationKind::Migrate { vm, .. } if !operation.is_done() => self.state.vms.get(&vm),
+            OperationKind::Migrate { .. } | OperationKind::MoveVolume { .. } => None,
+        });
+        if let (Some(vm), Some((op, _, to))) = (vm, vm.and_then(|vm| vm.phase.moving())) {
+            let (vm, expect, incarnation) = (vm.id, vm.generation, to.incarnation);
+            let switched = self.state.vms[&vm].has_switched_over(op);
+            let arrived = Command::Arrived { vm, op, expect, report: report() };
+            let command = if switched { arrived } else { Command::Switchover { vm, op, expect, incarnation } };
+            return Some((to.node, command));
         }
         if moving.kept.is_some() {
             return Some((by, Command::EndVolumeMove { volume: id, op, version }));

@@ -1,6 +1,6 @@
 //! Several moves at once: few per node, the rest in the order in which they were asked for.
 
-use alloc::{format, vec::Vec};
+use alloc::{format, vec, vec::Vec};
 
 use super::world::*;
 use crate::{
@@ -25,7 +25,7 @@ fn running_on(world: &mut World, name: &str, home: NodeId) -> VmId {
 }
 
 fn begin(world: &mut World, vm: VmId, to: NodeId) -> OpId {
-    let command = Command::BeginMove { vm, expect: Generation(1), to, wishes: wishes(300) };
+    let command = Command::BeginMove { vm, expect: Generation(1), to, wishes: wishes(300), along: vec![] };
     let Outcome::Accepted(op) = world.accept(N3, command) else { panic!("accepted") };
     op
 }
@@ -81,7 +81,8 @@ fn a_vm_waits_for_one_move_only() {
     let (mut world, vms) = with_running(MOVES_PER_NODE_MAX + 1);
     let ops: Vec<OpId> = vms.iter().map(|vm| begin(&mut world, *vm, N2)).collect();
     let vm = vms[MOVES_PER_NODE_MAX];
-    let refusal = world.refuse(N3, Command::BeginMove { vm, expect: Generation(1), to: N3, wishes: wishes(300) });
+    let refusal =
+        world.refuse(N3, Command::BeginMove { vm, expect: Generation(1), to: N3, wishes: wishes(300), along: vec![] });
     let op = ops[MOVES_PER_NODE_MAX];
     assert!(matches!(&refusal, Refusal::WrongPhase { why, .. } if why.contains(&format!("{op}"))), "{refusal}");
 }
@@ -140,6 +141,7 @@ fn a_bandwidth_outside_its_bounds_is_refused_by_name() {
     let mut world = World::with_web_running();
     let mut slow = wishes(300);
     slow.bandwidth = Some(10);
-    let refusal = world.refuse(N3, Command::BeginMove { vm: WEB, expect: Generation(1), to: N2, wishes: slow });
+    let refusal =
+        world.refuse(N3, Command::BeginMove { vm: WEB, expect: Generation(1), to: N2, wishes: slow, along: vec![] });
     assert!(matches!(&refusal, Refusal::Invalid { what, .. } if what == "bandwidth"), "{refusal}");
 }

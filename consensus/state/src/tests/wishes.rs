@@ -160,7 +160,7 @@ fn a_cancellation_does_not_undo_a_switchover_that_was_first() {
 fn a_blackout_nobody_can_keep_or_want_is_refused() {
     let mut world = World::with_web_running();
     for (ms, right) in [(BLACKOUT_MS.start() - 1, false), (BLACKOUT_MS.end() + 1, false), (*BLACKOUT_MS.end(), true)] {
-        let command = Command::BeginMove { vm: WEB, expect: Generation(1), to: N2, wishes: wishes(ms) };
+        let command = Command::BeginMove { vm: WEB, expect: Generation(1), to: N2, wishes: wishes(ms), along: vec![] };
         let outcome = world.propose(N1, command);
         assert_eq!(matches!(outcome, Outcome::Accepted(_)), right, "{ms}: {outcome:?}");
     }

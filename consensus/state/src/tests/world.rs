@@ -14,7 +14,7 @@ use crate::{
     id::{ClusterId, Generation, Incarnation, MacAddr, NodeId, OpId, Owner, PoolId, ReplicaId, VmId, VolumeId},
     invariant,
     node::Facts,
-    operation::{CopyReport, MoveReport, MoveWishes, OperationResult, PauseParts},
+    operation::{Along, CopyReport, MoveReport, MoveWishes, OperationResult, PauseParts},
     vm::{Desired, Disk, Nic, Phase, StopCause, Vm, VmSpec},
     volume::{Purpose, Volume},
 };
@@ -322,12 +322,18 @@ pub(super) fn release(expect: u64, incarnation: Incarnation, cause: StopCause) -
 }
 
 pub(super) fn begin_move(expect: u64, to: NodeId) -> Command {
-    Command::BeginMove { vm: WEB, expect: Generation(expect), to, wishes: wishes(300) }
+    Command::BeginMove { vm: WEB, expect: Generation(expect), to, wishes: wishes(300), along: vec![] }
+}
+
+/// `web` moves to n3, and `data` with it: from the replica `from` to `n3:fast`.
+pub(super) fn move_with_data(expect: u64, from: ReplicaId, version: u64) -> Command {
+    let along = vec![Along { volume: DATA, from, pool: P3, version }];
+    Command::BeginMove { vm: WEB, expect: Generation(expect), to: N3, wishes: wishes(300), along }
 }
 
 /// With a blackout of at most so many milliseconds, and nothing else.
 pub(super) fn wishes(blackout_ms_max: u32) -> MoveWishes {
-    MoveWishes { blackout_ms_max, bandwidth: None, throttle: false }
+    MoveWishes { blackout_ms_max, bandwidth: None, throttle: false, warm: false }
 }
 
 pub(super) fn switchover(op: OpId, expect: u64, incarnation: Incarnation) -> Command {

@@ -337,7 +337,8 @@ impl Backend for Fake {
         let targets = request.to.into_iter().map(|node| {
             let obstacles =
                 if self.held().vms.len() > 1 { vec![Obstacle::new("memory", "it is full")] } else { Vec::new() };
-            TargetView { node, fits: obstacles.is_empty(), obstacles, forecast: None, no_forecast: None }
+            let fits = obstacles.is_empty();
+            TargetView { node, fits, obstacles, forecast: None, no_forecast: None, disks: Vec::new() }
         });
         Ok(PreflightView { vm: vm.name, from: vm.node, targets: targets.collect() })
     }

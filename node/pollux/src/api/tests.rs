@@ -158,10 +158,16 @@ async fn progress_is_followed_to_the_end() {
     let served = Served::start().await;
     let client = &served.client;
     client.create_vm(&web()).await.unwrap();
-    let begun = client
-        .migrate_vm("web", &MigrateVm { to: "n2".into(), blackout_ms_max: 100, bandwidth: None, allow_throttle: false })
-        .await
-        .unwrap();
+    let request = MigrateVm {
+        to: "n2".into(),
+        blackout_ms_max: 100,
+        bandwidth: None,
+        allow_throttle: false,
+        warm: false,
+        storage: pollux_api::Storage::Auto,
+        pool: None,
+    };
+    let begun = client.migrate_vm("web", &request).await.unwrap();
     assert_eq!((begun.id.as_str(), begun.blackout_ms_max), (OPERATION, 100));
 
     let mut seen = client.operation_after(&OPERATION[..6], None, LONG).await.unwrap();

@@ -30,12 +30,15 @@ const PAGE_BYTES: u64 = 4096;
 /// The bar's length: thousandths of what is to be sent.
 const BAR_LENGTH: u64 = 1000;
 /// What moves take their steps by, in order; [`ProgressView::phase`] is one of them.
-const PHASES: [&str; 5] = ["queued", "preparing", "copying", "switching", "arriving"];
+const PHASES: [&str; 7] = ["mirroring", "comparing", "queued", "preparing", "copying", "switching", "arriving"];
+/// Those of [`PHASES`] that are about volumes; the rest is about memory.
+const OF_VOLUMES: usize = 2;
 
 /// How far an operation is, as shown.
 #[derive(Debug, Clone, Default, PartialEq)]
 struct Advance {
-    phase: usize,
+    /// Which of [`PHASES`]; `None`: nothing was heard yet.
+    phase: Option<usize>,
     round: u32,
     sent_bytes: u64,
     wire_bytes: u64,
@@ -45,8 +48,11 @@ struct Advance {
 impl Advance {
     /// Take news in. Says whether a phase began that was not shown before.
     fn take(&mut self, news: &ProgressView) -> bool {
-        let phase = PHASES.iter().position(|&phase| phase == news.phase).unwrap_or(self.phase);
+        let phase = PHASES.iter().position(|&phase| phase == news.phase).or(self.phase);
         let entered = phase > self.phase;
+        if self.is_of_volumes() && phase >= Some(OF_VOLUMES) {
+            *self = Self::default();
+        }
         self.phase = self.phase.max(phase);
         self.round = self.round.max(news.round);
         self.sent_bytes = self.sent_bytes.max(news.sent_bytes);
@@ -60,13 +66,23 @@ impl Advance {
         entered
     }
 
+    fn is_of_volumes(&self) -> bool {
+        self.phase.is_some_and(|phase| phase < OF_VOLUMES)
+    }
+
     fn word(&self) -> &'static str {
-        PHASES[self.phase]
+        self.phase.map_or("preparing", |phase| PHASES[phase])
     }
 
     /// What stands beside the bar.
     fn text(&self, news: &ProgressView) -> String {
-        let mut text = format!("{}  round {}", self.word(), self.round.max(1));
+        let mut text = self.word().to_owned();
+        if self.is_of_volumes() {
+            let left = news.pages_left.saturating_mul(PAGE_BYTES);
+            text.push_str(&format!(" volumes  {} copied, {} left", bytes(self.sent_bytes), bytes(left)));
+            return text;
+        }
+        text.push_str(&format!("  round {}", self.round.max(1)));
         if self.sent_bytes > 0 {
             text.push_str(&format!("  {} sent", bytes(self.sent_bytes)));
         }
@@ -145,7 +161,11 @@ impl Screen {
 
 /// What a move does before its source tells.
 fn first_word(operation: &OperationView) -> &'static str {
-    if operation.phase == PHASES[0] { "queued: waits for other moves of its nodes" } else { PHASES[1] }
+    match operation.phase.as_str() {
+        "mirroring" => "mirroring volumes to the target",
+        "queued" => "queued: waits for other moves of its nodes",
+        _ => "preparing",
+    }
 }
 
 /// Follow operation `first` until it ends, and return how it ended. Ctrl-C leaves it alone and says how to look again.
@@ -236,7 +256,10 @@ fn success(operation: &OperationView) -> Option<String> {
         let OperationView { vm: volume, from, to, .. } = operation;
         return Some(format!("volume {volume} is in {to}, and not in {from} any more\n"));
     }
-    let report = operation.report.as_ref()?;
+    let Some(report) = operation.report.as_ref() else {
+        let OperationView { vm, from, to, .. } = operation;
+        return Some(format!("{vm} is at home on {to} now, stopped as it was on {from}\n"));
+    };
     let slowed = match report.throttle_percent {
         0 => String::new(),
         percent => format!("; the guest was slowed down by up to {percent} % and has its speed back"),
@@ -290,6 +313,21 @@ mod tests {
 
         assert!(!shown.take(&news("tidying", 3, 950 * PAGE_BYTES, 0)), "a newer daemon's word is not a step back");
         assert_eq!((shown.word(), shown.thousandths), ("copying", BAR_LENGTH - 1), "full only when it has ended");
+    }
+
+    #[test]
+    fn volumes_come_first_and_are_not_counted_as_memory() {
+        let mut shown = Advance::default();
+        let first = news("mirroring", 0, 0, 1000);
+        assert!(shown.take(&first), "a phase begins");
+        assert_eq!(shown.text(&first), "mirroring volumes  0 B copied, 3.91 MiB left");
+        assert!(!shown.take(&news("mirroring", 0, 900 * PAGE_BYTES, 100)));
+        assert_eq!(shown.thousandths, 900);
+        assert!(shown.take(&news("comparing", 0, 1000 * PAGE_BYTES, 0)));
+        assert!(shown.take(&news("copying", 1, 10 * PAGE_BYTES, 90)));
+        assert_eq!((shown.sent_bytes, shown.thousandths), (10 * PAGE_BYTES, 100), "memory begins at its beginning");
+        assert!(!shown.take(&news("mirroring", 0, 900 * PAGE_BYTES, 100)), "an old view");
+        assert_eq!(shown.word(), "copying");
     }
 
     #[test]

@@ -107,8 +107,9 @@ impl Api {
         Ok(self.vm_view(&state, vm_named(&state, name)?).await)
     }
 
-    async fn operation_view(&self, state: &ClusterState, operation: &Operation) -> OperationView {
+    async fn operation_view(&self, state: &Arc<ClusterState>, operation: &Operation) -> OperationView {
         let progress = match operation.kind {
+            OperationKind::Migrate { .. } if operation.waits() => self.mirroring(state, operation.id).await,
             // While it arrives, the source still knows how far it got.
             OperationKind::Migrate { vm, from, .. } if operation.ended.is_none() => {
                 forward::doing(&self.0, state, from, vm).await.unwrap_or_default().progress
@@ -292,9 +293,15 @@ impl Backend for Api {
         let state = self.state().await;
         let vm = vm_named(&state, name)?;
         let to = node_named(&state, &request.to)?;
-        super::preflight::check(&self.0, &state, vm, to, &self.health().await).await?;
-        let wishes = wishes(request.blackout_ms_max, request.bandwidth, request.allow_throttle);
-        let command = Command::BeginMove { vm: vm.id, expect: vm.generation, to: to.id, wishes };
+        let wish = storage::Wish { storage: request.storage, pool: request.pool };
+        let along = super::preflight::check(&self.0, &state, vm, to, &self.health().await, &wish).await?;
+        let wishes = MoveWishes {
+            blackout_ms_max: request.blackout_ms_max,
+            bandwidth: request.bandwidth,
+            throttle: request.allow_throttle,
+            warm: request.warm,
+        };
+        let command = Command::BeginMove { vm: vm.id, expect: vm.generation, to: to.id, wishes, along };
         let (id, _) = self.propose(command).await?;
         let state = self.applied();
         let operation = state.operations.get(&id).ok_or_else(|| {
@@ -307,16 +314,23 @@ impl Backend for Api {
     async fn preflight_vm(&self, name: &str, request: Preflight) -> Result<PreflightView, ApiError> {
         let (state, health) = (self.state().await, self.health().await);
         let vm = vm_named(&state, name)?;
-        let owner = vm.phase.owner().map(|owner| owner.node);
-        let wishes = wishes(request.blackout_ms_max, request.bandwidth, request.allow_throttle);
+        let owner = Some(vm.phase.owner().map_or(vm.home, |owner| owner.node));
+        let wishes = MoveWishes {
+            blackout_ms_max: request.blackout_ms_max,
+            bandwidth: request.bandwidth,
+            throttle: request.allow_throttle,
+            warm: request.warm,
+        };
+        let wish = storage::Wish { storage: request.storage, pool: request.pool };
         let targets = match &request.to {
             Some(to) => {
                 let to = node_named(&state, to)?;
-                vec![super::preflight::target(&self.0, &state, vm, to, &health, Some(&wishes)).await]
+                vec![super::preflight::target(&self.0, &state, vm, to, &health, (Some(&wishes), &wish)).await]
             }
             None => {
                 let others = state.nodes.values().filter(|node| Some(node.id) != owner);
-                let looks = others.map(|node| super::preflight::target(&self.0, &state, vm, node, &health, None));
+                let looks =
+                    others.map(|node| super::preflight::target(&self.0, &state, vm, node, &health, (None, &wish)));
                 let mut targets = futures::future::join_all(looks).await;
                 targets.sort_by(|a, b| a.node.cmp(&b.node));
                 targets
@@ -421,10 +435,6 @@ pub(super) async fn propose(daemon: &Daemon, id: OpId, command: Command) -> Resu
     let applied = answer.map_err(|error| not_proposed(&error))?;
     let outcome = applied.outcome.done().map_err(|refusal| refused(&refusal))?;
     Ok((outcome, applied.index))
-}
-
-fn wishes(blackout_ms_max: u32, bandwidth: Option<u64>, throttle: bool) -> MoveWishes {
-    MoveWishes { blackout_ms_max, bandwidth, throttle }
 }
 
 impl Api {

@@ -10,7 +10,7 @@ use pollux_state::{
     ClusterState,
     id::NodeId,
     node::Node,
-    operation::MoveWishes,
+    operation::{Along, MoveWishes},
     vm::{Desired, Phase, Vm, VmSpec},
 };
 use pollux_vm::{
@@ -18,23 +18,31 @@ use pollux_vm::{
     pages::PAGE_BYTES,
 };
 
-use super::{forward, run::Daemon};
+use super::{
+    forward,
+    run::Daemon,
+    storage::{self, Plan, Wish},
+};
 use crate::vm::MTU;
 
 /// What the leader thinks of the nodes; `None`: it could not be asked.
 pub(super) type Health = Option<BTreeMap<NodeId, NodeHealth>>;
 
-/// Refuses a move that cannot work.
+/// Refuses a move that cannot work. Which volumes go along with one that can.
 pub(super) async fn check(
     daemon: &Daemon,
     state: &ClusterState,
     vm: &Vm,
     to: &Node,
     health: &Health,
-) -> Result<(), ApiError> {
-    let obstacles = obstacles(daemon, state, vm, to, health).await;
+    wish: &Wish,
+) -> Result<Vec<Along>, ApiError> {
+    let (mut obstacles, plan) =
+        futures::future::join(obstacles(daemon, state, vm, to, health), storage::plan(daemon, state, vm, to.id, wish))
+            .await;
+    obstacles.extend(plan.obstacles);
     if obstacles.is_empty() {
-        return Ok(());
+        return Ok(plan.along);
     }
     let reasons: Vec<String> = obstacles.into_iter().map(|obstacle| obstacle.what).collect();
     let message = format!("VM {} cannot move to {}: {}", vm.spec.name, to.name, reasons.join("; "));
@@ -79,7 +87,8 @@ pub(super) async fn obstacles(
     // Of its own host the owner has found the VM to fit.
     if !silent && owner.is_none_or(|from| from.id != to.id) {
         match forward::can_run(daemon, state, to.id, &vm.spec).await {
-            Some(there) => found.extend(there),
+            // One that stays stopped needs no memory now.
+            Some(there) => found.extend(there.into_iter().filter(|it| owner.is_some() || it.about != "memory")),
             None => found.push(Obstacle::new("peer", format!("the daemon of {} does not answer", to.name))),
         }
     }
@@ -89,9 +98,9 @@ pub(super) async fn obstacles(
 fn of_phase(state: &ClusterState, vm: &Vm, to: &Node) -> Option<Obstacle> {
     let what = match (&vm.phase, state.waiting_move_of(vm.id)) {
         (_, Some(waiting)) => format!("operation {waiting} waits to move it"),
-        (Phase::Stopped { .. }, None) => {
-            "it does not run (a stopped VM is started elsewhere with `pollux vm start --node`)".into()
-        }
+        (Phase::Stopped { .. }, None) if vm.desired == Desired::Running => "it is to be started".into(),
+        (Phase::Stopped { .. }, None) if vm.home == to.id => "it is at home there already".into(),
+        (Phase::Stopped { .. }, None) => return None,
         (Phase::Moving { op, .. } | Phase::Arriving { op, .. }, None) => format!("operation {op} is moving it already"),
         (Phase::Running { owner }, None) if owner.node == to.id => "it is there already".into(),
         (Phase::Running { owner }, None) => {
@@ -154,11 +163,14 @@ pub(super) async fn target(
     vm: &Vm,
     to: &Node,
     health: &Health,
-    wishes: Option<&MoveWishes>,
+    (wishes, wish): (Option<&MoveWishes>, &Wish),
 ) -> TargetView {
-    let obstacles = obstacles(daemon, state, vm, to, health).await;
-    let mut view =
-        TargetView { node: to.name.clone(), fits: obstacles.is_empty(), obstacles, forecast: None, no_forecast: None };
+    let (mut obstacles, Plan { disks, obstacles: of_disks, .. }) =
+        futures::future::join(obstacles(daemon, state, vm, to, health), storage::plan(daemon, state, vm, to.id, wish))
+            .await;
+    obstacles.extend(of_disks);
+    let (node, fits) = (to.name.clone(), obstacles.is_empty());
+    let mut view = TargetView { node, fits, obstacles, forecast: None, no_forecast: None, disks };
     let (Some(wishes), Phase::Running { owner }) = (wishes, &vm.phase) else { return view };
     if !view.fits {
         return view;
@@ -175,7 +187,14 @@ fn forecast(mut sample: Sample, wishes: &MoveWishes) -> ForecastView {
         let copied = bandwidth.saturating_mul(1000) / sample.wire_permille.max(1);
         sample.bytes_per_s = sample.bytes_per_s.min(copied);
     }
-    let plan = plan(&sample, u64::from(wishes.blackout_ms_max), wishes.throttle);
+    if wishes.warm {
+        // It stands still: nothing is written, and all of it is the pause.
+        sample.dirty_pages_per_s = 0;
+    }
+    let mut plan = plan(&sample, u64::from(wishes.blackout_ms_max), wishes.throttle);
+    if wishes.warm {
+        plan.blackout_ms = plan.total_ms;
+    }
     let page = PAGE_BYTES as u64;
     ForecastView {
         converges: plan.stalls.is_none(),

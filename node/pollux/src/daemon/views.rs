@@ -110,7 +110,12 @@ impl Sight<'_> {
                 vm::Phase::Running { .. } | vm::Phase::Moving { .. } | vm::Phase::Arriving { .. } => None,
             },
             failed_starts: vm.failed_starts,
-            operation: vm.phase.moving().map(|(op, _, _)| op.to_string()),
+            operation: vm
+                .phase
+                .moving()
+                .map(|(op, _, _)| op)
+                .or_else(|| self.state.waiting_move_of(vm.id))
+                .map(|op| op.to_string()),
         }
     }
 
@@ -129,6 +134,7 @@ impl Sight<'_> {
             return "ended";
         }
         match operation.kind {
+            OperationKind::Migrate { .. } if operation.waits() && self.mirrors(operation) => "mirroring",
             OperationKind::Migrate { .. } if operation.waits() => "queued",
             OperationKind::Migrate { vm, .. } => {
                 let arriving = self.state.vms.get(&vm).is_some_and(|vm| vm.has_switched_over(operation.id));
@@ -140,6 +146,12 @@ impl Sight<'_> {
                 Some(Stage::Kept { .. }) => "kept",
             },
         }
+    }
+
+    /// A volume that goes along with the VM is not at the target yet.
+    fn mirrors(&self, operation: &Operation) -> bool {
+        let mut along = self.state.volumes.values().filter(|it| it.moving.is_some_and(|it| it.op == operation.id));
+        along.any(|it| !matches!(it.stage(), Some(Stage::Kept { .. })))
     }
 
     pub(super) fn operation(
@@ -164,7 +176,9 @@ impl Sight<'_> {
                 (Some(pollux_api::OperationResult::Failed), Some(reason.clone()), None)
             }
             Some(OperationResult::Cancelled) => (Some(pollux_api::OperationResult::Cancelled), None, None),
-            Some(OperationResult::VolumeMoved(_)) => (Some(pollux_api::OperationResult::Succeeded), None, None),
+            Some(OperationResult::VolumeMoved(_) | OperationResult::Relocated) => {
+                (Some(pollux_api::OperationResult::Succeeded), None, None)
+            }
         };
         pollux_api::OperationView {
             id: operation.id.to_string(),
@@ -207,7 +221,7 @@ pub(super) fn runtime(status: Option<&Status>) -> pollux_api::Runtime {
         Some(("running", false)) => pollux_api::Runtime::Running,
         Some(("fenced", _)) => pollux_api::Runtime::Fenced,
         Some(("handing over", _)) => pollux_api::Runtime::Saving,
-        Some(("handed over" | "resuming", _)) => pollux_api::Runtime::Paused,
+        Some(("suspended" | "handed over" | "resuming", _)) => pollux_api::Runtime::Paused,
         Some(("receiving" | "loading" | "deciding", _)) => pollux_api::Runtime::Receiving,
         Some(("stopping" | "ending", _)) => pollux_api::Runtime::Stopping,
         Some(_) => pollux_api::Runtime::Unknown,

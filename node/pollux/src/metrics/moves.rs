@@ -37,7 +37,12 @@ impl Told {
     fn of(ended: Option<&OperationResult>) -> Self {
         let silence_ms = match ended {
             Some(OperationResult::Succeeded(report)) => report.silence_ms,
-            Some(OperationResult::Failed { .. } | OperationResult::Cancelled | OperationResult::VolumeMoved(_))
+            Some(
+                OperationResult::Failed { .. }
+                | OperationResult::Cancelled
+                | OperationResult::VolumeMoved(_)
+                | OperationResult::Relocated,
+            )
             | None => None,
         };
         Self { ended: ended.is_some(), silence_ms }
@@ -83,7 +88,7 @@ fn ended_with(result: &OperationResult) {
             cost(report);
             RESULTS[0]
         }
-        OperationResult::VolumeMoved(_) => RESULTS[0],
+        OperationResult::VolumeMoved(_) | OperationResult::Relocated => RESULTS[0],
         OperationResult::Failed { .. } => RESULTS[1],
         OperationResult::Cancelled => RESULTS[2],
     };

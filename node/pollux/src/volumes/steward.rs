@@ -28,15 +28,25 @@ const AGAIN_MS: u64 = 2_000;
 /// With pieces that are written all the time everything is compared again so often, at once; then after a pause.
 const COMPARISONS_MAX: u32 = 10;
 
-/// Until when the old replica of a move is kept, if it is.
+/// Until when the old replica of a move is kept, if that is known. That of a VM's move is, until the VM is there.
 pub(super) fn kept_until(state: &ClusterState, volume: &Volume) -> Option<(VolumeMove, UnixMs)> {
     let moving = volume.moving?;
     let Some(Stage::Kept { since }) = volume.stage() else { return None };
-    let keep_ms = match state.operations.get(&moving.op).map(|operation| &operation.kind) {
-        Some(OperationKind::MoveVolume { keep_ms, .. }) => *keep_ms,
-        Some(OperationKind::Migrate { .. }) | None => 0,
+    let operation = state.operations.get(&moving.op)?;
+    let keep_ms = match &operation.kind {
+        OperationKind::MoveVolume { keep_ms, .. } => *keep_ms,
+        OperationKind::Migrate { .. } if operation.is_done() => 0,
+        OperationKind::Migrate { .. } => return None,
     };
     Some((moving, since.saturating_add(keep_ms)))
+}
+
+/// How fast the operation that moves a volume may copy, if it says so.
+fn bandwidth(state: &ClusterState, moving: VolumeMove) -> Option<u64> {
+    match &state.operations.get(&moving.op)?.kind {
+        OperationKind::Migrate { wishes, .. } => wishes.bandwidth,
+        OperationKind::MoveVolume { .. } => None,
+    }
 }
 
 /// Who is to go by now, and when that may change without an entry.
@@ -62,10 +72,16 @@ impl Volumes {
     pub(super) async fn steward(self, id: VolumeId, generation: Generation, handle: VolumeHandle) {
         let mut applied = self.0.consensus.watch();
         let mut compared: Option<(OpId, u64)> = None;
+        let mut limited: Option<u64> = None;
         loop {
             let state = applied.borrow_and_update().state.clone();
             let Some(it) = state.volumes.get(&id).filter(|it| it.generation == generation) else { return };
             let mut again = None;
+            let most = it.moving.and_then(|moving| bandwidth(&state, moving));
+            if most != limited {
+                handle.limit_copying(most).await;
+                limited = most;
+            }
             match (it.moving, it.stage()) {
                 (Some(moving), Some(Stage::Comparing)) if compared != Some((moving.op, it.version)) => {
                     if self.compare(&state, it, moving, &handle).await {
@@ -74,7 +90,7 @@ impl Volumes {
                         again = Some(Duration::from_millis(AGAIN_MS));
                     }
                 }
-                (Some(moving), Some(Stage::Kept { .. })) => {
+                (Some(moving), Some(Stage::Kept { .. })) if kept_until(&state, it).is_some() => {
                     handle.prefer(vec![moving.to]).await;
                     let (going, left) = going(&state, it);
                     again = left;

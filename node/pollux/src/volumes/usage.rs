@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use pollux_state::id::PoolId;
+use pollux_state::id::{PoolId, ReplicaId};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 
@@ -23,7 +23,7 @@ pub struct PoolUsage {
 }
 
 /// What a pool has.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Space {
     /// Bytes of its file system.
     pub size: u64,
@@ -31,6 +31,9 @@ pub struct Space {
     pub free: u64,
     /// Bytes that replicas take.
     pub used: u64,
+    /// What each takes.
+    #[serde(default)]
+    pub replicas: Vec<(ReplicaId, u64)>,
 }
 
 impl Volumes {
@@ -56,7 +59,8 @@ impl Volumes {
             let usage = pool.usage().map_err(|error| error.to_string())?;
             let found = pool.list().map_err(|error| error.to_string())?;
             let used = found.iter().map(|found| found.allocated).fold(0, u64::saturating_add);
-            Ok(Space { size: usage.capacity, free: usage.free, used })
+            let replicas = found.iter().filter_map(|found| Some((super::named(&found.name)?, found.allocated)));
+            Ok(Space { size: usage.capacity, free: usage.free, used, replicas: replicas.collect() })
         });
         look.await.unwrap_or_else(|error| Err(error.to_string()))
     }

@@ -5,6 +5,8 @@
 //!                     ^                      | quorum slow
 //!                     `----------------------'
 //! ```
+//! A warm move pauses first: `Connecting -> Pausing -> Sending -> Scanning -> HandingOver`, with one round.
+//!
 //! From `Pausing` on the guest stands still, and only the log makes it run again: here, if the move was aborted or given
 //! back; nowhere else from this copy. From any stage the move may turn out to be over; `Source::over` is the one way out.
 
@@ -39,6 +41,8 @@ pub(crate) struct Source {
     generation: Generation,
     began: Millis,
     budget_ms: u64,
+    /// The guest stands still from the beginning.
+    warm: bool,
     /// The guest may be slowed down.
     may_throttle: bool,
     throttle: u8,
@@ -99,6 +103,7 @@ impl Source {
             generation,
             began: now,
             budget_ms: seen.wishes.map_or(0, |wishes| u64::from(wishes.blackout_ms_max)),
+            warm: seen.wishes.is_some_and(|wishes| wishes.warm),
             may_throttle: seen.wishes.is_some_and(|wishes| wishes.throttle),
             throttle: 0,
             throttle_refused: None,
@@ -120,6 +125,7 @@ impl Source {
 
     pub(crate) fn name(&self) -> &'static str {
         match self.stage {
+            Stage::Sending { .. } | Stage::Scanning { .. } if self.warm => "suspended",
             Stage::Connecting { .. } | Stage::Sending { .. } | Stage::Scanning { .. } | Stage::Probing { .. } => {
                 "running"
             }
@@ -280,6 +286,7 @@ impl Source {
     /// One stage on, if what it waited for is there.
     fn advance(&mut self, core: &mut VmCore, fx: &mut Effects) {
         match self.stage {
+            Stage::Connecting { connected: true } if self.warm => self.pause(core, fx, MovePhase::Copying),
             Stage::Connecting { connected: true } => {
                 core.read(fx);
                 self.send(fx, 1);
@@ -289,19 +296,36 @@ impl Source {
                 fx.push(Effect::Scan);
                 self.stage = Stage::Scanning { round, sent: report, pending: None };
             }
+            // Nothing was written: what little the devices may have goes with the rest.
+            Stage::Scanning { pending: Some(_), .. } if self.warm => {
+                self.show(fx, MovePhase::SwitchingOver);
+                self.hand_over(core, fx);
+            }
             Stage::Scanning { round, sent, pending: Some(pending) } => self.judge(core, fx, round, sent, pending),
             Stage::Probing { round, took_ms: Some(took_ms) } => self.probed(core, fx, round, took_ms),
-            Stage::Pausing if self.paused => {
-                self.handing_over = true;
-                self.stage = Stage::HandingOver { since: core.now };
-                fx.push(Effect::HandOver { report: self.report.clone() });
-            }
+            Stage::Pausing if self.paused && self.warm => self.send(fx, 1),
+            Stage::Pausing if self.paused => self.hand_over(core, fx),
             Stage::Sending { landed: None, .. } => self.show_round(fx),
             Stage::Connecting { .. } | Stage::Scanning { .. } | Stage::Pausing | Stage::HandingOver { .. } => {}
             // Nothing, unless the read was given up with a lost leader.
             Stage::Probing { took_ms: None, .. } => core.read(fx),
             Stage::Deciding { .. } => self.show(fx, MovePhase::Deciding),
         }
+    }
+
+    fn pause(&mut self, core: &mut VmCore, fx: &mut Effects, phase: MovePhase) {
+        self.stage = Stage::Pausing;
+        self.pausing = true;
+        self.show(fx, phase);
+        // A slow guest would be slow to stop; and if it comes back, it comes back whole.
+        core.throttle(fx, 0);
+        fx.push(Effect::Pause);
+    }
+
+    fn hand_over(&mut self, core: &VmCore, fx: &mut Effects) {
+        self.handing_over = true;
+        self.stage = Stage::HandingOver { since: core.now };
+        fx.push(Effect::HandOver { report: self.report.clone() });
     }
 
     fn send(&mut self, fx: &mut Effects, round: u32) {
@@ -379,13 +403,7 @@ impl Source {
 
     fn probed(&mut self, core: &mut VmCore, fx: &mut Effects, round: u32, took_ms: u32) {
         if u64::from(took_ms) * QUORUM_SHARE <= self.budget_ms {
-            self.stage = Stage::Pausing;
-            self.pausing = true;
-            self.show(fx, MovePhase::SwitchingOver);
-            // A slow guest would be slow to stop; and if it comes back, it comes back whole.
-            core.throttle(fx, 0);
-            fx.push(Effect::Pause);
-            return;
+            return self.pause(core, fx, MovePhase::SwitchingOver);
         }
         self.slow_quorum_rounds += 1;
         if self.slow_quorum_rounds > SLOW_QUORUM_ROUNDS_MAX {

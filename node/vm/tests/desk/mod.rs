@@ -64,7 +64,7 @@ impl Desk {
             failed_starts: 0,
             ready: true,
             cancel: false,
-            wishes: Some(MoveWishes { blackout_ms_max: 300, bandwidth: None, throttle: false }),
+            wishes: Some(MoveWishes { blackout_ms_max: 300, bandwidth: None, throttle: false, warm: false }),
         };
         Self { core: VmCore::new(ME, VM, LIMITS, untouched), seen, now: 10_000, index: 100 }
     }

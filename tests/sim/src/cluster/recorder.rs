@@ -125,7 +125,10 @@ impl Recorder {
         let mut seen = inner.seen.clone();
         for operation in inner.newest.state.operations.values() {
             match &operation.ended {
-                Some((_, OperationResult::Succeeded(_) | OperationResult::VolumeMoved(_))) => seen.moves += 1,
+                Some((
+                    _,
+                    OperationResult::Succeeded(_) | OperationResult::VolumeMoved(_) | OperationResult::Relocated,
+                )) => seen.moves += 1,
                 Some((_, OperationResult::Failed { .. })) => seen.failed += 1,
                 Some((_, OperationResult::Cancelled)) => seen.cancelled += 1,
                 None => {}

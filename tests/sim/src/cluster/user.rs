@@ -95,7 +95,8 @@ impl User {
                     vm: vm.id,
                     expect: vm.generation,
                     to,
-                    wishes: MoveWishes { blackout_ms_max: 200, bandwidth: None, throttle: false },
+                    wishes: MoveWishes { blackout_ms_max: 200, bandwidth: None, throttle: false, warm: false },
+                    along: Vec::new(),
                 }
             }
             (Phase::Moving { op, .. } | Phase::Arriving { op, .. }, 0..20) => Command::Cancel { op: *op },

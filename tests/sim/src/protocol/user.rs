@@ -64,9 +64,10 @@ impl World {
         match (&vm.phase, self.rng.below(100)) {
             (Phase::Running { .. }, 0..75) => {
                 let blackout_ms_max = u32::try_from(self.soon(50, 400)).unwrap_or(u32::MAX);
-                let wishes = MoveWishes { blackout_ms_max, bandwidth: None, throttle: self.rng.chance(300) };
+                let (throttle, warm) = (self.rng.chance(300), self.rng.chance(150));
+                let wishes = MoveWishes { blackout_ms_max, bandwidth: None, throttle, warm };
                 let to = self.some_node();
-                Some(Command::BeginMove { vm: vm.id, expect: vm.generation, to, wishes })
+                Some(Command::BeginMove { vm: vm.id, expect: vm.generation, to, wishes, along: Vec::new() })
             }
             (Phase::Moving { op, .. } | Phase::Arriving { op, .. }, 0..20) => Some(Command::Cancel { op: *op }),
             (Phase::Arriving { .. }, 20..70) => {

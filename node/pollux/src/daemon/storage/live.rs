@@ -1,5 +1,7 @@
 //! How a volume is that is in use: only the node that uses it knows.
 
+use std::collections::BTreeSet;
+
 use pollux_state::id::VolumeId;
 use pollux_volume::VolumeStatus;
 use serde::{Deserialize, Serialize};
@@ -26,12 +28,19 @@ pub(super) struct LiveReplica {
     pub(super) sound: bool,
     pub(super) reached: bool,
     pub(super) lacks: u64,
+    pub(super) copied: u64,
     pub(super) why: Option<String>,
 }
 
 /// How a volume is that this node uses.
 pub(in crate::daemon) fn here(daemon: &Daemon, volume: VolumeId) -> Option<Live> {
     daemon.volumes()?.status(volume).map(Live::from)
+}
+
+/// What was copied to these replicas, and what is left, in bytes.
+pub(super) fn copied<'a>(told: impl Iterator<Item = &'a Live>, replicas: &BTreeSet<u64>) -> (u64, u64) {
+    let of_them = told.flat_map(|live| &live.replicas).filter(|it| replicas.contains(&it.id));
+    of_them.fold((0, 0), |(copied, left), it| (copied + it.copied, left + it.lacks))
 }
 
 impl From<VolumeStatus> for Live {
@@ -41,6 +50,7 @@ impl From<VolumeStatus> for Live {
             sound: it.sound,
             reached: it.reached,
             lacks: it.lacks,
+            copied: it.copied,
             why: it.why,
         });
         Self {

@@ -3,6 +3,7 @@
 //! What was decided is in the applied state. What only one node knows is asked of that node when somebody wants to see it: a
 //! pool's free space of the pool's node ([`pools`]), how replicas are of the node that uses the volume ([`live`]).
 
+mod along;
 mod live;
 mod measure;
 mod pools;
@@ -18,12 +19,12 @@ use std::{
 use async_trait::async_trait;
 use pollux_api::{
     AddPool, AddReplica, ApiError, AttachVolume, CreateVolume, DeleteVolume, ExportVolume, GrowVolume, ImportVolume,
-    MoveVolume, OperationView, PoolView, TransferView, VolumeView,
+    MoveVolume, OperationView, PoolView, ProgressView, TransferView, VolumeView,
 };
 use pollux_state::{
     ClusterState, Command,
-    id::{Generation, NodeId, PoolId, ReplicaId},
-    volume::{Pool, Volume},
+    id::{Generation, NodeId, OpId, PoolId, ReplicaId},
+    volume::{Pool, Stage, Volume},
 };
 
 use super::{
@@ -32,6 +33,7 @@ use super::{
 };
 use crate::api::{Backend as _, Storage};
 
+pub(super) use along::{Plan, Wish, plan};
 pub(super) use live::{Live, here as live_here};
 pub(super) use measure::look as measure;
 pub(super) use pools::{add_here as add_pool_here, usage_here};
@@ -208,6 +210,28 @@ impl Api {
             None => None,
         };
         views::volume(state, volume, down, live.as_ref())
+    }
+}
+
+impl Api {
+    /// How far the volumes are that go along with a VM by `op`; `None`: none is on its way.
+    pub(super) async fn mirroring(&self, state: &Arc<ClusterState>, op: OpId) -> Option<ProgressView> {
+        let along = || state.volumes.values().filter(|it| it.moving.is_some_and(|moving| moving.op == op));
+        let stages: Vec<Stage> = along().filter_map(Volume::stage).collect();
+        let phase = if stages.contains(&Stage::Copying) {
+            "mirroring"
+        } else if stages.contains(&Stage::Comparing) {
+            "comparing"
+        } else {
+            return None;
+        };
+        let writers = along().filter_map(|it| Some((it, state.writer(it)?)));
+        let ask = writers.map(|(it, writer)| forward::live(&self.0, state, writer.node, it.id));
+        let told = futures::future::join_all(ask).await;
+        let coming: BTreeSet<u64> = along().filter_map(|it| Some(it.moving?.to.0)).collect();
+        let (sent_bytes, left) = live::copied(told.iter().flatten(), &coming);
+        let pages_left = left.div_ceil(pollux_vm::pages::PAGE_BYTES as u64);
+        Some(ProgressView { phase: phase.to_owned(), sent_bytes, pages_left, ..ProgressView::default() })
     }
 }
 

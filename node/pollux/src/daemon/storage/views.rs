@@ -27,7 +27,7 @@ pub(super) fn pool(state: &ClusterState, pool: &Pool, told: Option<&[PoolUsage]>
     let (how, why, space) = match of_it {
         None => (PoolState::Unknown, Some(format!("{node} does not answer")), None),
         Some(None) => (PoolState::Unknown, Some(format!("{node} has yet to hear of it")), None),
-        Some(Some(Ok(space))) => (PoolState::Ready, None, Some(*space)),
+        Some(Some(Ok(space))) => (PoolState::Ready, None, Some(space)),
         Some(Some(Err(why))) => (PoolState::Failed, Some(why.clone()), None),
     };
     PoolView {
@@ -170,7 +170,7 @@ mod tests {
     }
 
     fn seen(sound: bool, reached: bool) -> LiveReplica {
-        LiveReplica { id: 1, sound, reached, lacks: 4096, why: Some("it was slow".into()) }
+        LiveReplica { id: 1, sound, reached, lacks: 4096, copied: 0, why: Some("it was slow".into()) }
     }
 
     #[test]

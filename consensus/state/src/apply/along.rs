@@ -1,0 +1,97 @@
+//! Volumes that go along with their VM (DESIGN, section 6: live migration; rule 17).
+//!
+//! Each is moved by the VM's operation as it would be by one of its own, and first: the VM's turn comes when all of them are whole at
+//! the target. The replicas that they replace are kept until the VM is there. If it does not arrive, what the operation created goes.
+
+use alloc::{
+    format,
+    string::{String, ToString},
+    vec::Vec,
+};
+
+use super::{About, Step};
+use crate::{
+    command::Refusal,
+    id::{NodeId, OpId, ReplicaId, VmId, VolumeId},
+    limits::DISKS_MAX,
+    operation::{Along, OperationKind},
+    volume::{Stage, Volume, VolumeMove},
+};
+
+impl Step<'_> {
+    /// Whether these volumes of `vm` can go along to `to`. Nothing is changed.
+    pub(super) fn can_go_along(&self, vm: VmId, to: NodeId, along: &[Along]) -> Result<(), Refusal> {
+        if along.len() > DISKS_MAX {
+            return Err(Refusal::invalid("along", format!("{} volumes; a VM has at most {DISKS_MAX}", along.len())));
+        }
+        for (at, it) in along.iter().enumerate() {
+            let volume = self.volume_of(it.volume, it.version)?;
+            let twice = along.iter().take(at).any(|other| other.volume == it.volume);
+            if volume.user != Some(vm) || twice {
+                let why = if twice { "it is named twice" } else { "it is not this VM's" };
+                return Err(Refusal::volume(volume, why));
+            }
+            self.movable_replica(volume, it.from)?;
+            self.room_for_replica(volume, it.pool)?;
+            if self.pool(it.pool)?.node != to {
+                let why =
+                    format!("{} is not on {}, where its VM goes", self.state.place_of(it.pool), self.node_name(to));
+                return Err(Refusal::volume(volume, why));
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn begin_along(&mut self, op: OpId, along: &[Along]) -> Result<(), Refusal> {
+        for it in along {
+            let to = self.new_replica(it.volume, it.pool)?;
+            let volume = self.volume_mut(it.volume)?;
+            volume.moving = Some(VolumeMove { op, from: it.from, to, kept: None });
+            let name = volume.name.clone();
+            let (from, to) = self.ends_of(it.volume, it.from, to);
+            let text = format!("volume {name} begins to move from {from} to {to}, with its VM");
+            self.event(About { op: Some(op), volume: Some(it.volume), ..About::default() }, text);
+        }
+        Ok(())
+    }
+
+    /// All volumes that go along by `op` are whole at the target.
+    pub(super) fn along_is_there(&self, op: OpId) -> bool {
+        let whole = |it: &Volume| matches!(it.stage(), Some(Stage::Kept { .. }));
+        self.state.volumes.values().filter(|it| it.moving.is_some_and(|moving| moving.op == op)).all(whole)
+    }
+
+    /// The VM of `op` did not arrive: what was created for it goes, unless it is what is left of the volume.
+    pub(super) fn leave_behind(&mut self, op: OpId) {
+        if !self.state.operations.get(&op).is_some_and(|it| matches!(it.kind, OperationKind::Migrate { .. })) {
+            return;
+        }
+        let along: Vec<(VolumeId, VolumeMove)> =
+            self.state.volumes.values().filter_map(|it| Some((it.id, it.moving?))).collect();
+        for (id, moving) in along.into_iter().filter(|(_, moving)| moving.op == op) {
+            self.stay(id, moving);
+        }
+    }
+
+    /// A volume that was to go along stays. With the word that a host is off nothing goes that may be all that is left.
+    pub(super) fn stay(&mut self, id: VolumeId, moving: VolumeMove) {
+        let VolumeMove { op, from, to, .. } = moving;
+        let ((old, new), dead) = (self.ends_of(id, from, to), self.proposal.command.declares_dead());
+        let Some(volume) = self.state.volumes.get_mut(&id) else { return };
+        volume.moving = None;
+        let whole = volume.set.contains(&to);
+        let text = if (dead && whole) || !volume.can_spare(|it| it == to) {
+            format!("volume {} keeps its replicas in {old} and {new}", volume.name)
+        } else {
+            volume.forget(|it| it == to);
+            format!("volume {} stays in {old}; the replica in {new} was removed", volume.name)
+        };
+        self.event(About { op: Some(op), volume: Some(id), ..About::default() }, text);
+    }
+
+    /// Where two replicas of a volume are, for sentences.
+    fn ends_of(&self, id: VolumeId, from: ReplicaId, to: ReplicaId) -> (String, String) {
+        let Some(volume) = self.state.volumes.get(&id) else { return (from.to_string(), to.to_string()) };
+        (self.state.place_of_replica(volume, from), self.state.place_of_replica(volume, to))
+    }
+}
