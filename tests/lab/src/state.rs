@@ -6,6 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use nix::mount::{MntFlags, umount2};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -116,6 +117,7 @@ impl State {
             let file_name = entry.file_name();
             let ours = file_name.to_str().unwrap_or_default();
             if crate::fault::node_number(ours).is_some() {
+                unmount_pools(&path)?;
                 fs::remove_dir_all(&path).map_err(failed(&path))?;
             } else if ours.starts_with("lab.") {
                 fs::remove_file(&path).map_err(failed(&path))?;
@@ -129,4 +131,17 @@ impl State {
             Err(error) => Err(failed(dir)(error)),
         }
     }
+}
+
+/// Unmounts the devices that a daemon has mounted as its pools, and could not unmount because it was killed.
+fn unmount_pools(node: &Path) -> Result<(), LabError> {
+    for entry in fs::read_dir(node.join("pools")).into_iter().flatten().flatten() {
+        let at = entry.path();
+        match umount2(&at, MntFlags::MNT_DETACH) {
+            // Nothing was mounted there.
+            Ok(()) | Err(nix::errno::Errno::EINVAL) => {}
+            Err(error) => return Err(LabError::io(format!("unmounting {}", at.display()))(error.into())),
+        }
+    }
+    Ok(())
 }

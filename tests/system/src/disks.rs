@@ -13,6 +13,15 @@ use crate::{
 /// The pool that each node has in a story with disks.
 pub const POOL: &str = "fast";
 
+/// `pool add`, `pool list`.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Pool {
+    /// `ready`, `failed` or `unknown`.
+    pub state: String,
+    /// What its file system has.
+    pub size_bytes: Option<u64>,
+}
+
 /// `volume show`.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Volume {
@@ -115,6 +124,20 @@ impl World {
             let seen: Volume = self.pollux(via, &["volume", "show", name]).try_json()?;
             let lacks = |it: &Replica| it.in_sync && it.lacks_bytes.is_some_and(|bytes| bytes > 0);
             if seen.in_sync() == wanted && !seen.replicas.iter().any(lacks) { Ok(()) } else { Err(format!("{seen:?}")) }
+        });
+    }
+
+    /// Waits until a node's pool holds no replica.
+    ///
+    /// # Panics
+    /// If that takes too long.
+    #[track_caller]
+    pub fn pool_is_empty(&self, node: &str) {
+        until(&format!("the pool of {node} to be empty"), SETTLE, || {
+            let entries = fs::read_dir(self.pool(node)).map_err(|error| error.to_string())?;
+            let names = entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
+            let found: Vec<String> = names.filter(|name| name.starts_with("volume-")).collect();
+            if found.is_empty() { Ok(()) } else { Err(format!("{found:?}")) }
         });
     }
 

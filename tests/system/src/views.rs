@@ -98,6 +98,19 @@ pub struct Target {
     pub fits: bool,
     /// What it would cost.
     pub forecast: Option<Forecast>,
+    /// What becomes of its volumes.
+    pub disks: Vec<DiskMove>,
+}
+
+/// What becomes of a volume when its VM moves.
+#[derive(Clone, Debug, Deserialize)]
+pub struct DiskMove {
+    /// Its name.
+    pub volume: String,
+    /// Where the replica is that goes.
+    pub from: Option<String>,
+    /// What is to be copied.
+    pub copy_bytes: Option<u64>,
 }
 
 /// What a move would cost.
@@ -118,10 +131,12 @@ pub struct Forecast {
 /// How far a move is.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
 pub struct Progress {
-    /// `preparing`, `copying`, `switching` or `arriving`.
+    /// `mirroring`, `comparing`, `preparing`, `copying`, `switching` or `arriving`.
     pub phase: String,
     /// Which pass over memory.
     pub round: u32,
+    /// What was sent.
+    pub sent_bytes: u64,
 }
 
 /// What `vm migrate`, `op watch` and `op cancel` end with.

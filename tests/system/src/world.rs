@@ -500,7 +500,16 @@ impl World {
     /// If it does not.
     #[track_caller]
     pub fn moves(&self, via: &str, to: &str) {
-        let answer = self.pollux(via, &["vm", "migrate", "web", "--to", to]).code(exit::OK);
+        self.moves_with(via, to, &[]);
+    }
+
+    /// The same, with more words for `vm migrate`.
+    ///
+    /// # Panics
+    /// If it does not.
+    #[track_caller]
+    pub fn moves_with(&self, via: &str, to: &str, more: &[&str]) {
+        let answer = self.pollux(via, &[&["vm", "migrate", "web", "--to", to], more].concat()).code(exit::OK);
         let ended: Ended = answer.value();
         assert_eq!(ended.result.as_deref(), Some("succeeded"), "{ended:?}");
         assert!(ended.report.is_some(), "a move that succeeded says what it cost: {ended:?}");

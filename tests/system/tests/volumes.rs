@@ -40,9 +40,9 @@ fn long_a_mirrored_disk_outlives_its_replicas_and_moves_with_its_vm() {
     world.in_sync("n1", "data", &["n1", "n2"]);
 
     // The VM moves to the other replica, to a node without one, and back.
-    for to in ["n2", "n3", "n1"] {
+    for (to, more) in [("n2", [].as_slice()), ("n3", &["--from-afar"]), ("n1", &["--compute-only"])] {
         let generation = world.volume("n1", "data").generation;
-        world.moves("n1", to);
+        world.moves_with("n1", to, more);
         assert!(world.volume("n1", "data").generation > generation, "the right to write has gone over");
         guest.disk_goes_on(SETTLE);
         world.in_sync("n1", "data", &["n1", "n2"]);

@@ -1,4 +1,4 @@
-//! `pollux pool`: directories on nodes, in which the replicas of volumes are.
+//! `pollux pool`: directories and block devices on nodes, in which the replicas of volumes are.
 
 use std::path::{Path, PathBuf};
 
@@ -15,20 +15,24 @@ use super::{
 const EXAMPLES: &str = "Examples:
   pollux pool add fast /srv/fast              # on the node that is asked
   pollux pool add n2:fast /srv/fast           # on n2
+  pollux pool add n2:fast /dev/disk/by-id/nvme-SAMSUNG_MZ_S4X9      # a device of its own
   pollux volume create data --size 10G --pool n1:fast --pool n2:fast
 
 A pool is a directory of its own, on ext4, XFS or btrfs: mount its file system first, if it has one of its own. The directory is marked
-(.pollux-pool), so that an empty mount point is never taken for the pool.";
+(.pollux-pool), so that an empty mount point is never taken for the pool.
+
+A block device is given an ext4 file system, if nothing at all is on it, and is mounted by the node's daemon. Name it so that it has the same
+name after the next boot. One that was a pool before is taken as it is.";
 
 /// Verbs about pools.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Pool {
-    /// Make a directory a pool of the node that it is on.
+    /// Make a directory, or a whole block device, a pool of the node that it is on.
     #[command(after_help = EXAMPLES)]
     Add(Add),
     /// All pools: size, free space, what replicas take, and why one cannot be used.
     List,
-    /// Forget a pool without replicas. The directory stays.
+    /// Forget a pool without replicas. The directory stays; a device is unmounted.
     Remove {
         /// Which, as NODE:POOL.
         #[arg(value_name = "NODE:POOL")]
@@ -42,7 +46,7 @@ pub(crate) struct Add {
     /// Its name: 1 to 40 of `a-z 0-9 -`, starting with a letter; after the name of its node, if that is not the one that is asked.
     #[arg(value_name = "[NODE:]NAME")]
     name: String,
-    /// The directory on that node, an absolute path.
+    /// The directory or the block device on that node, an absolute path.
     path: PathBuf,
 }
 

@@ -147,6 +147,11 @@ impl Dir {
         self.0.join("standby")
     }
 
+    /// Where block devices are mounted that are pools.
+    pub(crate) fn pools(&self) -> PathBuf {
+        self.0.join("pools")
+    }
+
     /// Does it belong to a node already? A log alone says so, too: whoever it is of has voted.
     pub(crate) fn is_used(&self) -> bool {
         self.node_file().exists() || self.log().exists()

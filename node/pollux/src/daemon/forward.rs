@@ -30,8 +30,8 @@ const ANSWER_MS_MAX: u64 = 1_000;
 const CHECK_MS_MAX: u64 = 5_000;
 /// How long the source may take for a sample, in milliseconds: more than all its own limits together.
 const SAMPLE_MS_MAX: u64 = 12_000;
-/// How long a node may take to make a directory a pool, in milliseconds: it looks at it, and the log has to agree.
-const ADD_POOL_MS_MAX: u64 = 13_500;
+/// How long a node may take to make a directory or a device a pool, in milliseconds: it looks at it, and the log has to agree.
+const ADD_POOL_MS_MAX: u64 = 30_000;
 
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Question {

@@ -306,6 +306,7 @@ async fn look_after(daemon: &Arc<Daemon>, dir: &Dir, node: &NodeFile, bulk: Budg
         consensus: daemon.consensus.clone(),
         endpoint: daemon.endpoint.clone(),
         boot: boot.clone(),
+        mounts: dir.pools(),
     };
     let volumes = Volumes::start(needs);
     daemon.host.use_disks(Arc::new(volumes.clone()));

@@ -13,6 +13,7 @@
 //! ```
 
 mod claim;
+mod device;
 mod door;
 mod hold;
 mod pools;
@@ -23,6 +24,7 @@ mod ways;
 
 use std::{
     collections::{BTreeSet, HashMap},
+    path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -45,6 +47,7 @@ use crate::vm::{
     host::{Disks, GuestError},
 };
 
+pub(crate) use device::DeviceFault;
 pub(crate) use pools::PoolFault;
 pub use usage::{PoolUsage, Space};
 
@@ -87,6 +90,8 @@ pub struct Needs {
     pub endpoint: Endpoint,
     /// The boot of this host.
     pub boot: String,
+    /// Where block devices are mounted that are pools.
+    pub mounts: PathBuf,
 }
 
 /// How a replica is called in its pool.
@@ -106,10 +111,10 @@ impl Volumes {
     /// Starts tending this node's pools. The state that this node has applied must be current.
     #[must_use]
     pub fn start(needs: Needs) -> Self {
-        let Needs { me, cluster, consensus, endpoint, boot } = needs;
+        let Needs { me, cluster, consensus, endpoint, boot, mounts } = needs;
         let inner = Inner {
             me,
-            pools: Pools::new(cluster.clone(), me.node),
+            pools: Pools::new(cluster.clone(), me.node, mounts),
             cluster,
             consensus,
             endpoint,
@@ -147,6 +152,11 @@ impl Volumes {
         self.0.tasks.close();
         self.0.tasks.wait().await;
         self.0.keepers.close().await;
+        let this = self.clone();
+        // What hangs there does not keep the daemon.
+        if let Err(error) = tokio::task::spawn_blocking(move || this.0.pools.close()).await {
+            tracing::warn!(%error, "pools were not closed");
+        }
     }
 
     fn state(&self) -> Arc<ClusterState> {

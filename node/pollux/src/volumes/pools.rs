@@ -1,4 +1,5 @@
-//! This node's pools: directories that were marked as such when they were added.
+//! This node's pools: directories that were marked as such when they were added, or block devices with such a directory on them
+//! ([`super::device`]).
 //!
 //! The mark tells a pool from the empty directory that is there when its file system is not mounted, and from another node's.
 
@@ -12,6 +13,8 @@ use std::{
 use pollux_disk::{Pool, PoolError};
 use pollux_state::id::{NodeId, PoolId};
 use serde::{Deserialize, Serialize};
+
+use super::device::{DeviceFault, Devices};
 
 /// The mark, a file in the pool's directory.
 pub(super) const MARK: &str = ".pollux-pool";
@@ -30,6 +33,9 @@ pub(crate) enum PoolFault {
     /// It is no place for replicas.
     #[error(transparent)]
     Pool(#[from] PoolError),
+    /// It is a device that cannot be one.
+    #[error(transparent)]
+    Device(#[from] DeviceFault),
     /// There is no mark.
     #[error("{path} is not marked as pool {name}; is its file system mounted?")]
     Unmarked {
@@ -99,21 +105,35 @@ fn taken(path: &Path, Mark { cluster, node, name }: Mark) -> PoolFault {
 pub(super) struct Pools {
     cluster: String,
     node: NodeId,
-    open: Mutex<HashMap<PoolId, Pool>>,
+    devices: Devices,
+    open: Mutex<HashMap<PoolId, Opened>>,
+}
+
+struct Opened {
+    name: String,
+    pool: Pool,
 }
 
 impl Pools {
-    pub(super) fn new(cluster: String, node: NodeId) -> Self {
-        Self { cluster, node, open: Mutex::default() }
+    /// Block devices are mounted in directories of `mounts`.
+    pub(super) fn new(cluster: String, node: NodeId, mounts: PathBuf) -> Self {
+        Self { cluster, node, devices: Devices::new(mounts), open: Mutex::default() }
+    }
+
+    /// Makes `path` ready to be the pool `name`: a directory is, a device may have to be formatted. Returns the directory.
+    pub(super) fn prepare(&self, name: &str, path: &Path) -> Result<PathBuf, DeviceFault> {
+        self.devices.prepare(path)?;
+        self.devices.directory(name, path)
     }
 
     /// A pool of this node, opened if it is not.
     pub(super) fn get(&self, pool: &pollux_state::volume::Pool) -> Result<Pool, PoolFault> {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(pool) = open.get(&pool.id) {
-            return Ok(pool.clone());
+        if let Some(opened) = open.get(&pool.id) {
+            return Ok(opened.pool.clone());
         }
-        let path = Path::new(&pool.path);
+        let path = self.devices.directory(&pool.name, Path::new(&pool.path))?;
+        let path = path.as_path();
         let wanted = Mark { cluster: self.cluster.clone(), node: self.node, name: pool.name.clone() };
         match read(path)? {
             Some(mark) if mark == wanted => {}
@@ -121,13 +141,24 @@ impl Pools {
             None => return Err(PoolFault::Unmarked { path: path.to_owned(), name: pool.name.clone() }),
         }
         let opened = Pool::open(path)?;
-        open.insert(pool.id, opened.clone());
+        open.insert(pool.id, Opened { name: pool.name.clone(), pool: opened.clone() });
         Ok(opened)
     }
 
-    /// Forgets those that are gone.
+    /// Forgets those that are gone, and unmounts their devices.
     pub(super) fn retain(&self, known: impl Fn(PoolId) -> bool) {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner).retain(|id, _| known(*id));
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = open.len();
+        open.retain(|id, _| known(*id));
+        if open.len() < before {
+            self.devices.retain(|name| open.values().any(|opened| opened.name == name));
+        }
+    }
+
+    /// Forgets all, and unmounts their devices.
+    pub(super) fn close(&self) {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.devices.retain(|_| false);
     }
 }
 
@@ -138,7 +169,7 @@ mod tests {
     #[test]
     fn an_unmounted_pool_and_another_ones_are_told_apart_from_this_one() {
         let dir = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).expect("a directory");
-        let pools = |node| Pools::new("c1".into(), node);
+        let pools = |node| Pools::new("c1".into(), node, dir.path().join("none"));
         let pool = |name: &str| pollux_state::volume::Pool {
             id: PoolId(1),
             node: NodeId(1),

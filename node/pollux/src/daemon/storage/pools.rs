@@ -15,10 +15,10 @@ use super::super::{
     backend::{propose, refused},
     run::Daemon,
 };
-use crate::volumes::{PoolFault, PoolUsage};
+use crate::volumes::{DeviceFault, PoolFault, PoolUsage};
 
-/// How long a directory may take to be looked at and marked, in milliseconds.
-const LOOK_MS_MAX: u64 = 3_000;
+/// How long a directory may take to be looked at and marked, or a device to be formatted, in milliseconds.
+const LOOK_MS_MAX: u64 = 20_000;
 /// How long the log may take to be read beforehand, in milliseconds.
 const READ_MS_MAX: u64 = 2_000;
 
@@ -93,6 +93,14 @@ fn unusable(fault: &PoolFault) -> ApiError {
             .todo("make the directory on that node, mount its file system first if it has one of its own"),
         PoolFault::Pool(PoolError::NoHoles { .. }) => ApiError::conflict(message),
         PoolFault::Taken { .. } | PoolFault::Unmarked { .. } => ApiError::conflict(message),
+        PoolFault::Device(DeviceFault::Occupied { device, .. }) => {
+            let device = device.display();
+            ApiError::conflict(message).todo(format!(
+                "if nothing on it is needed any more, `wipefs --all {device}` on that node makes it empty"
+            ))
+        }
+        PoolFault::Device(DeviceFault::Tool { .. } | DeviceFault::Kernel { .. }) => ApiError::conflict(message)
+            .todo("look at that node's kernel log; `mkfs.ext4` and `blkid` come with e2fsprogs and util-linux"),
         PoolFault::Pool(PoolError::Kernel { .. }) | PoolFault::Io { .. } => ApiError::internal(message),
     }
 }

@@ -1,0 +1,257 @@
+//! Block devices as pools. Such a device is given a file system of its own, which nobody else fills, mounted where this daemon keeps it:
+//!
+//! ```text
+//!   /dev/disk/by-id/...  --mkfs, once-->  ext4, labelled `pollux`  --mount-->  DIR/pools/NAME
+//! ```
+//!
+//! A device is formatted only if nothing at all is recognised on it. One that was a pool before is mounted as it is; its mark says whose.
+//! What an earlier life left mounted is used. It is unmounted when the pool is removed and when the daemon ends.
+
+use std::{
+    fs, io,
+    os::unix::fs::{FileTypeExt as _, MetadataExt as _},
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+};
+
+use nix::{
+    errno::Errno,
+    mount::{MntFlags, MsFlags, mount, umount2},
+};
+
+/// What the file system is called on the device.
+const LABEL: &str = "pollux";
+/// Its kind: where the kernel has it, so have its tools.
+const KIND: &str = "ext4";
+/// As much of what a tool complains of is told, in bytes.
+const COMPLAINT_BYTES_MAX: usize = 300;
+
+/// Why a block device cannot be a pool.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum DeviceFault {
+    /// Something is on it.
+    #[error("{device} holds {what} already, and is left alone")]
+    Occupied {
+        /// Which device.
+        device: PathBuf,
+        /// What was recognised there.
+        what: String,
+    },
+    /// A program that is needed did not do its work.
+    #[error("`{program}` failed on {device}: {why}")]
+    Tool {
+        /// Which.
+        program: &'static str,
+        /// On which device.
+        device: PathBuf,
+        /// What it said, or why it could not be started.
+        why: String,
+    },
+    /// The kernel refused.
+    #[error("{what} {path}")]
+    Kernel {
+        /// What was to be done.
+        what: &'static str,
+        /// With what.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+/// Mounted devices of this node, by the name of the pool.
+#[derive(Debug, Clone)]
+pub(super) struct Devices {
+    base: PathBuf,
+}
+
+impl Devices {
+    /// They are mounted in directories of `base`.
+    pub(super) fn new(base: PathBuf) -> Self {
+        Self { base }
+    }
+
+    /// Where the pool's directory is: `path` itself, or where that device is mounted, from here on.
+    pub(super) fn directory(&self, name: &str, path: &Path) -> Result<PathBuf, DeviceFault> {
+        let Some(device) = number(path) else { return Ok(path.to_owned()) };
+        let at = self.base.join(name);
+        // Of a file system on a device, the files are on that device.
+        if fs::metadata(&at).is_ok_and(|seen| seen.dev() == device) {
+            return Ok(at);
+        }
+        fs::create_dir_all(&at).map_err(failed("making the directory", &at))?;
+        let flags = MsFlags::MS_NOATIME | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC | MsFlags::MS_NOSUID;
+        mount(Some(path), &at, Some(KIND), flags, None::<&str>)
+            .map_err(|error| failed("mounting the device", path)(error.into()))?;
+        Ok(at)
+    }
+
+    /// Makes a file system on a device on which nothing is. A directory, and a device with such a file system, are left as they are.
+    pub(super) fn prepare(&self, path: &Path) -> Result<(), DeviceFault> {
+        if number(path).is_none() {
+            return Ok(());
+        }
+        match recognised(path)? {
+            Some((kind, label)) if kind == KIND && label == LABEL => Ok(()),
+            Some((kind, label)) if label.is_empty() => Err(occupied(path, kind)),
+            Some((kind, label)) => Err(occupied(path, format!("{kind} ({label})"))),
+            None => {
+                let options = "lazy_itable_init=1,lazy_journal_init=1";
+                let mut format = Command::new("mkfs.ext4");
+                format.args(["-q", "-L", LABEL, "-m", "0", "-E", options]).arg(path);
+                let made = run("mkfs.ext4", path, &mut format)?;
+                if made.status.success() { Ok(()) } else { Err(complaint("mkfs.ext4", path, &made)) }
+            }
+        }
+    }
+
+    /// Unmounts what no pool of these names is on. What is still open there is so until it is closed.
+    pub(super) fn retain(&self, known: impl Fn(&str) -> bool) {
+        // Without any there is no directory.
+        let Ok(entries) = fs::read_dir(&self.base) else { return };
+        for at in entries.flatten().map(|entry| entry.path()) {
+            if at.file_name().and_then(|name| name.to_str()).is_some_and(&known) {
+                continue;
+            }
+            match umount2(&at, MntFlags::MNT_DETACH) {
+                // Nothing was mounted there.
+                Ok(()) | Err(Errno::EINVAL) => {}
+                Err(error) => tracing::warn!(path = %at.display(), %error, "a pool's device cannot be unmounted"),
+            }
+            if let Err(error) = fs::remove_dir(&at) {
+                tracing::debug!(path = %at.display(), %error, "a pool's mount point stays");
+            }
+        }
+    }
+}
+
+/// The device's number, if `path` is one.
+fn number(path: &Path) -> Option<u64> {
+    let seen = fs::metadata(path).ok()?;
+    seen.file_type().is_block_device().then(|| seen.rdev())
+}
+
+/// What is on a device: kind and label. Whatever has a signature that anybody knows counts, partition tables too.
+fn recognised(device: &Path) -> Result<Option<(String, String)>, DeviceFault> {
+    let probe = |tag: &str| {
+        let mut probe = Command::new("blkid");
+        probe.args(["-p", "-o", "value", "-s", tag]).arg(device);
+        run("blkid", device, &mut probe)
+    };
+    let found = |output: &Output| String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    for tag in ["TYPE", "PTTYPE"] {
+        let told = probe(tag)?;
+        match told.status.code() {
+            Some(0) if found(&told).is_empty() => {}
+            Some(0) if tag == "TYPE" => return Ok(Some((found(&told), found(&probe("LABEL")?)))),
+            Some(0) => return Ok(Some((format!("a partition table ({})", found(&told)), String::new()))),
+            // Nothing was recognised.
+            Some(2) => {}
+            // 8: what is there could be one thing or another.
+            Some(8) => return Ok(Some(("the traces of several file systems".into(), String::new()))),
+            Some(_) | None => return Err(complaint("blkid", device, &told)),
+        }
+    }
+    Ok(None)
+}
+
+fn run(program: &'static str, device: &Path, command: &mut Command) -> Result<Output, DeviceFault> {
+    // A fixed language: what it says is shown as it is.
+    let ran = command.env("LC_ALL", "C").stdin(Stdio::null()).output();
+    ran.map_err(|error| DeviceFault::Tool { program, device: device.to_owned(), why: error.to_string() })
+}
+
+fn complaint(program: &'static str, device: &Path, output: &Output) -> DeviceFault {
+    let text = String::from_utf8_lossy(&output.stderr);
+    let text = text.trim().get(..COMPLAINT_BYTES_MAX.min(text.trim().len())).unwrap_or("it said nothing readable");
+    let why = if text.is_empty() { output.status.to_string() } else { text.replace('\n', "; ") };
+    DeviceFault::Tool { program, device: device.to_owned(), why }
+}
+
+fn occupied(device: &Path, what: String) -> DeviceFault {
+    DeviceFault::Occupied { device: device.to_owned(), what }
+}
+
+fn failed(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> DeviceFault + use<> {
+    let path = path.to_owned();
+    move |source| DeviceFault::Kernel { what, path, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A loop device over a file, for as long as this is there.
+    struct Loop {
+        device: PathBuf,
+        _dir: tempfile::TempDir,
+    }
+
+    impl Loop {
+        fn new() -> Self {
+            let dir = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).expect("a directory");
+            let file = dir.path().join("disk");
+            fs::File::create(&file).and_then(|file| file.set_len(64 << 20)).expect("a file");
+            let told = Command::new("losetup").args(["--find", "--show"]).arg(&file).output().expect("losetup");
+            assert!(told.status.success(), "{}", String::from_utf8_lossy(&told.stderr));
+            Self { device: String::from_utf8_lossy(&told.stdout).trim().into(), _dir: dir }
+        }
+    }
+
+    impl Drop for Loop {
+        fn drop(&mut self) {
+            let _ = Command::new("losetup").arg("--detach").arg(&self.device).status();
+        }
+    }
+
+    #[test]
+    fn a_device_is_formatted_once_and_only_when_nothing_is_on_it() {
+        let (device, dir) = (Loop::new(), tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).expect("a directory"));
+        let devices = Devices::new(dir.path().join("pools"));
+        devices.prepare(&device.device).expect("it is empty");
+        let at = devices.directory("fast", &device.device).expect("it is mounted");
+        assert_eq!(at, dir.path().join("pools/fast"));
+        fs::write(at.join("kept"), "word").expect("it can be written to");
+
+        // Again, mounted or not: nothing is lost.
+        assert_eq!(devices.directory("fast", &device.device).expect("it is mounted"), at);
+        devices.retain(|_| false);
+        assert!(!at.exists(), "nothing is left of the mount");
+        devices.prepare(&device.device).expect("it is one of ours");
+        let again = devices.directory("other", &device.device).expect("it is mounted");
+        assert_eq!(fs::read_to_string(again.join("kept")).expect("it is there"), "word");
+        devices.retain(|name| name == "other");
+        assert!(again.join("kept").exists(), "what is known stays");
+        devices.retain(|_| false);
+    }
+
+    #[test]
+    fn a_device_with_anything_on_it_is_left_alone() {
+        let dir = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).expect("a directory");
+        let devices = Devices::new(dir.path().join("pools"));
+        let device = Loop::new();
+        let made = Command::new("mkfs.ext4").args(["-q", "-L", "photos"]).arg(&device.device).status();
+        assert!(made.expect("mkfs").success());
+        let refused = devices.prepare(&device.device).expect_err("somebody's photos");
+        assert!(refused.to_string().contains("holds ext4 (photos) already"), "{refused}");
+
+        let device = Loop::new();
+        let mut table = [0_u8; 512];
+        // A partition of Linux's kind from sector 1 on: what an old table looks like at least.
+        table[446 + 4] = 0x83;
+        table[446 + 8..446 + 16].copy_from_slice(&[1, 0, 0, 0, 100, 0, 0, 0]);
+        table[510..].copy_from_slice(&[0x55, 0xaa]);
+        fs::write(&device.device, table).expect("it can be written to");
+        let refused = devices.prepare(&device.device).expect_err("a partition table");
+        assert!(refused.to_string().contains("a partition table (dos)"), "{refused}");
+    }
+
+    #[test]
+    fn a_directory_is_what_it_was() {
+        let dir = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).expect("a directory");
+        let devices = Devices::new(dir.path().join("pools"));
+        devices.prepare(dir.path()).expect("nothing to do");
+        assert_eq!(devices.directory("fast", dir.path()).expect("itself"), dir.path());
+        assert!(!dir.path().join("pools").exists(), "nothing was made");
+    }
+}
