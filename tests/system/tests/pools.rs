@@ -27,9 +27,10 @@ impl Drop for Loop {
     }
 }
 
-fn is_mounted(device: &str) -> bool {
-    let mounts = fs::read_to_string("/proc/self/mounts").expect("the kernel tells what is mounted");
-    mounts.lines().any(|line| line.split(' ').next() == Some(device))
+/// Whether the daemon of n1 sees the device mounted. What it mounts is seen by no other process: a lab's hosts have namespaces.
+fn is_mounted(world: &World, device: &str) -> bool {
+    let mounts = fs::read_to_string(format!("/proc/{}/mounts", world.daemon("n1")));
+    mounts.expect("the kernel tells what is mounted").lines().any(|line| line.split(' ').next() == Some(device))
 }
 
 #[test]
@@ -53,22 +54,21 @@ fn a_block_device_is_a_pool_across_the_deaths_of_its_daemon() {
     };
     let volume = ready();
     let data = state.join(format!("pools/fast/volume-{}-replica-{}/data", volume.id, volume.replicas[0].id));
-    assert_eq!(fs::metadata(&data).expect("the replica is on the device").len(), 16 << 20);
+    let seen = || PathBuf::from(format!("/proc/{}/root{}", world.daemon("n1"), data.display()));
+    assert_eq!(fs::metadata(seen()).expect("the replica is on the device").len(), 16 << 20);
+    assert!(is_mounted(&world, &device.0) && !data.exists());
 
-    // What a killed daemon leaves mounted its next life uses; what an orderly end unmounts it mounts.
-    world.kill("n1");
-    world.start_again("n1");
-    ready();
-    world.stop("n1");
-    assert!(!is_mounted(&device.0));
-    world.start_again("n1");
-    ready();
-    assert!(data.exists());
+    for end in [World::kill as fn(&World, &str), World::stop] {
+        end(&world, "n1");
+        world.start_again("n1");
+        ready();
+        until("the replica to be there again", SETTLE, || if seen().exists() { Ok(()) } else { Err("no".into()) });
+    }
 
     let _: Volume = world.pollux("n1", &["volume", "delete", "data", "--yes"]).json();
-    until("the replica to be gone", SETTLE, || if data.exists() { Err("it is there".into()) } else { Ok(()) });
+    until("the replica to be gone", SETTLE, || if seen().exists() { Err("it is there".into()) } else { Ok(()) });
     let _: Pool = world.pollux("n1", &["pool", "remove", "n1:fast"]).json();
     until("the device to be unmounted", SETTLE, || {
-        if is_mounted(&device.0) { Err("it is mounted".into()) } else { Ok(()) }
+        if is_mounted(&world, &device.0) { Err("it is mounted".into()) } else { Ok(()) }
     });
 }

@@ -320,7 +320,7 @@ mod tests {
         let mut shown = Advance::default();
         let first = news("mirroring", 0, 0, 1000);
         assert!(shown.take(&first), "a phase begins");
-        assert_eq!(shown.text(&first), "mirroring volumes  0 B copied, 3.91 MiB left");
+        assert_eq!(shown.text(&first), "mirroring volumes  0 B copied, 3.9 MiB left");
         assert!(!shown.take(&news("mirroring", 0, 900 * PAGE_BYTES, 100)));
         assert_eq!(shown.thousandths, 900);
         assert!(shown.take(&news("comparing", 0, 1000 * PAGE_BYTES, 0)));

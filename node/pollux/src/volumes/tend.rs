@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use pollux_disk::{CreateError, EngineKind};
 use pollux_state::{
     ClusterState, Command, Outcome,
-    id::{ReplicaId, VolumeId},
+    id::{PoolId, ReplicaId, VolumeId},
 };
 use pollux_volume::Place;
 
@@ -30,11 +30,13 @@ impl Volumes {
         let mut applied = self.0.consensus.watch();
         // Of what was told, so that the log is not told again.
         let mut told: BTreeSet<(ReplicaId, String)> = BTreeSet::new();
-        let mut seen: Option<Vec<(ReplicaId, u64, bool)>> = None;
+        let mut seen = None;
         loop {
             let state = applied.borrow_and_update().state.clone();
             let wanted = self.wanted(&state);
-            let now: Vec<_> = wanted.iter().map(|it| (it.replica, it.size, it.made)).collect();
+            let ours = state.pools.values().filter(|pool| pool.node == self.0.me.node);
+            let replicas = wanted.iter().map(|it| (it.replica, it.size, it.made));
+            let now = (ours.map(|pool| pool.id).collect::<Vec<PoolId>>(), replicas.collect::<Vec<_>>());
             // Most decisions are about something else.
             let mut whole = true;
             if seen.as_ref() != Some(&now) {

@@ -271,7 +271,7 @@ mod tests {
         insta::assert_snapshot!(disks(&all), @r"
         VOLUME   THERE    WHAT
         root     n2:fast  is there
-        data     n2:fast  3.00 GiB copied first, then gone from n1:fast
+        data     n2:fast  3.0 GiB copied first, then gone from n1:fast
         archive  -        is used from where it is
         ");
     }
