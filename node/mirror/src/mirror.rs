@@ -117,6 +117,8 @@ pub struct Mirror {
     flushed_at: Option<Millis>,
     /// What is on stable storage on every replica of the set: changes that ended before this.
     stable: u64,
+    /// A flush has reached every replica of the set since this mirror began: of what was before, nobody knew.
+    flushed: bool,
     changed_at: Millis,
     /// It went wrong.
     flush_failed: bool,
@@ -232,6 +234,7 @@ impl Mirror {
             flush_covered: None,
             flushed_at: None,
             stable: 0,
+            flushed: false,
             changed_at: 0,
             flush_failed: false,
             begun: false,

@@ -205,6 +205,8 @@ impl Mirror {
                     open.concerns.insert(replica);
                 }
             }
+            // Whom it would reach has nothing to put on stable storage.
+            Kind::Flush if self.is_flushed() => open.concerns.clear(),
             Kind::Flush => {
                 for replica in self.flushing() {
                     self.ask(replica, Purpose::Request(id), Some(id), Part::Flush, 0..0, fx);
@@ -336,7 +338,7 @@ impl Mirror {
         open.answer = Some(answer.clone());
         fx.push(Effect::Answer { request: id, answer });
         if let Some(covers) = covers {
-            self.stable = self.stable.max(covers);
+            self.is_stable(covers);
             // The guest's own flush makes room as well as the mirror's.
             let keep = self.keep();
             if self.heat.len() > keep && self.may_tell_settled() {
@@ -406,6 +408,19 @@ impl Mirror {
         self.peers.iter().filter(|(_, peer)| asks(peer)).map(|(id, _)| *id).collect()
     }
 
+    /// A flush that began at `covers` has reached every replica of the set.
+    fn is_stable(&mut self, covers: u64) {
+        self.stable = self.stable.max(covers);
+        self.flushed = true;
+    }
+
+    /// Nothing has changed since the last flush that reached every replica of the set began, and nothing is about to.
+    fn is_flushed(&self) -> bool {
+        let changes = self.in_flight.values().any(|open| open.request.kind.changes());
+        let lacks = self.peers.iter().any(|(id, peer)| self.members.contains(id) && !peer.lacks.is_empty());
+        self.flushed && self.stable == self.heat.now() && !changes && !lacks && self.copies.is_empty()
+    }
+
     pub(super) fn own_flush(&mut self, keep: usize, fx: &mut Vec<Effect>) {
         self.flushed_at = Some(self.now);
         let covers = self.heat.now();
@@ -431,7 +446,7 @@ impl Mirror {
             return;
         }
         self.flush_covered = Some((covers, keep));
-        self.stable = self.stable.max(covers);
+        self.is_stable(covers);
         self.settle(covers, keep, fx);
     }
 

@@ -152,6 +152,43 @@ fn a_host_that_was_started_anew_has_lost_what_was_not_flushed() {
 }
 
 #[test]
+fn a_flush_asks_nobody_when_everything_was_flushed_since_the_last_change() {
+    let mut world = World::new(&[R1, R2], &[]);
+    let asks = |world: &World| {
+        world.is_asked(R1, |part| *part == Part::Flush) || world.is_asked(R2, |part| *part == Part::Flush)
+    };
+    let flush = |world: &mut World| world.request(Kind::Flush, 0..0);
+    let first = flush(&mut world);
+    assert!(asks(&world) && !world.answers.contains_key(&first), "what was before is not known");
+    world.does(R1, &Ok(()));
+    world.does(R2, &Ok(()));
+    let again = flush(&mut world);
+    assert!(!asks(&world) && world.answers[&again] == Ok(()));
+
+    // A change that is on its way, one that one replica has, one that both have: each is flushed.
+    world.write(0..4_096);
+    let early = flush(&mut world);
+    assert!(asks(&world) && !world.answers.contains_key(&early));
+    world.does(R1, &Ok(()));
+    world.does(R2, &Ok(()));
+    let late = flush(&mut world);
+    assert!(asks(&world) && !world.answers.contains_key(&late), "the flush before began before the change had ended");
+    world.does(R1, &Ok(()));
+    world.does(R2, &Ok(()));
+    let again = flush(&mut world);
+    assert!(!asks(&world) && world.answers[&again] == Ok(()));
+
+    // One that failed has reached nobody for certain.
+    world.write(0..4_096);
+    world.does(R1, &Ok(()));
+    world.does(R2, &Ok(()));
+    flush(&mut world);
+    world.does(R1, &broken());
+    flush(&mut world);
+    assert!(asks(&world));
+}
+
+#[test]
 fn a_newer_generation_ends_it() {
     let mut world = World::new(&[R1, R2], &[]);
     let write = world.write(0..4_096);

@@ -249,6 +249,7 @@ impl Actor {
                     self.apply(event).await;
                 }
             }
+            Input::Mail(Mail::Pausing(at)) => self.stopwatch.pauses(at),
             Input::Mail(Mail::Guest(guest)) => {
                 guest.remember(&self.log.borrow());
                 self.guest.send_replace(Some(guest.clone()));
@@ -272,7 +273,12 @@ impl Actor {
         let op = match &mail {
             Mail::Control { greeting, .. } => greeting.op,
             Mail::Pages { greeting, .. } => greeting.op,
-            Mail::Event(_) | Mail::Session { .. } | Mail::Machine { .. } | Mail::Guest(_) | Mail::GuestGone => return,
+            Mail::Event(_)
+            | Mail::Session { .. }
+            | Mail::Machine { .. }
+            | Mail::Pausing(_)
+            | Mail::Guest(_)
+            | Mail::GuestGone => return,
         };
         let admitted = self.incoming.as_ref().is_some_and(|incoming| incoming.is_for(op));
         let decided = self.core.view().vm.as_ref().is_some_and(|seen| seen.moving(op));

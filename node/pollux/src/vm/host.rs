@@ -92,6 +92,9 @@ pub trait Guest: Send + Sync + 'static {
     /// Opens the gate for frames of `generation`, then lets the guest run.
     async fn resume(&self, generation: Generation) -> Result<(), ResumeError>;
 
+    /// What makes the pause that comes next shorter, while the guest runs.
+    async fn before_pause(&self) {}
+
     /// Pauses the guest, lets every frame that it sent before leave, closes the gate. However slow, it is not a failure.
     async fn pause(&self) -> Result<(), GuestError>;
 

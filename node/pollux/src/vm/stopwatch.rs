@@ -10,7 +10,7 @@ use tokio::time::Instant;
 /// One VM's, on one end of its move. Every mark is of the move under way: what begins anew overwrites it.
 #[derive(Debug, Default)]
 pub(super) struct Stopwatch {
-    /// The pause was asked for.
+    /// The guest was told to stand still.
     paused: Option<Instant>,
     /// Everything has arrived, after a pause of so many milliseconds at the source.
     received: Option<(Instant, u32)>,
@@ -26,12 +26,16 @@ impl Stopwatch {
     pub(super) fn begins(&mut self, effect: &Effect) {
         let now = Some(Instant::now());
         match effect {
-            Effect::Pause => (self.paused, self.parts) = (now, PauseParts::default()),
             Effect::Load => self.loading = now,
             Effect::Propose { command: Command::Switchover { .. }, .. } => self.asked = now,
             Effect::CommitToRun { .. } => self.resuming = now,
             _ => {}
         }
+    }
+
+    /// The guest is paused from here on.
+    pub(super) fn pauses(&mut self, at: Instant) {
+        (self.paused, self.parts) = (Some(at), PauseParts::default());
     }
 
     /// An event is about to be applied. `switched`: as of it, the switchover is known to be committed.

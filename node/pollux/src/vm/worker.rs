@@ -10,7 +10,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use pollux_state::id::Generation;
 use pollux_vm::{Event, Ticket};
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{Instrument, Span};
 
@@ -133,6 +133,10 @@ impl Bench {
             | Job::Load(_)) => {
                 let Some(guest) = self.guest.clone() else { return };
                 let doom = self.doom.clone();
+                if matches!(job, Job::Pause) {
+                    doom.run_until_cancelled(guest.before_pause()).await;
+                    self.tell(Mail::Pausing(Instant::now())).await;
+                }
                 tokio::select! {
                     biased;
                     () = doom.cancelled() => {}

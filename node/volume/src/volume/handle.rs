@@ -9,7 +9,7 @@ use std::{
 
 use futures::StreamExt as _;
 use pollux_disk::Disk as _;
-use pollux_mirror::{Event, Seal};
+use pollux_mirror::{Event, Kind, Request, RequestId, Seal};
 use pollux_wire::id::ReplicaId;
 use serde::{Deserialize, Serialize};
 use tokio::{
@@ -47,6 +47,8 @@ pub(super) enum Wish {
     CopyRate(Option<u64>),
     /// Read from these first.
     Prefer(Vec<ReplicaId>),
+    /// Put everything on stable storage.
+    Flush { done: oneshot::Sender<bool> },
     /// Compare what the replicas hold.
     Compare { range: Range<u64>, authority: ReplicaId, repair: bool, found: watch::Sender<Comparison> },
 }
@@ -123,6 +125,13 @@ impl VolumeHandle {
 }
 
 impl VolumeHandle {
+    /// Puts what was written so far on stable storage, as if the guest had asked for it. `false`: it was not, or the volume is not
+    /// in use any more.
+    pub async fn flush(&self) -> bool {
+        let (done, flushed) = oneshot::channel();
+        self.wishes.send(Wish::Flush { done }).await.is_ok() && flushed.await.unwrap_or(false)
+    }
+
     /// Reads from these first, the nearest in front.
     pub async fn prefer(&self, replicas: Vec<ReplicaId>) {
         // One that has ended reads nothing.
@@ -135,6 +144,12 @@ impl Volume {
         match wish {
             Wish::CopyRate(most) => self.copying.most = most,
             Wish::Prefer(prefer) => self.apply(Event::Prefer(prefer)),
+            Wish::Flush { done } => {
+                self.last_request += 1;
+                let id = RequestId(self.last_request);
+                self.flushes.insert(id, done);
+                self.todo.push_back(Event::Request(Request { id, kind: Kind::Flush, range: 0..0 }));
+            }
             Wish::HandOver { until, said } => {
                 self.handing_over = Some((until, said));
                 self.try_to_seal();

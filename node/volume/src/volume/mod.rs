@@ -67,6 +67,8 @@ pub struct Volume {
     comparing: Option<(u64, watch::Sender<Comparison>)>,
 
     open: BTreeMap<RequestId, Open>,
+    /// Flushes that its owner wished for.
+    flushes: BTreeMap<RequestId, oneshot::Sender<bool>>,
     last_request: u64,
     /// Of parts that read: for which request, if for any.
     reads: BTreeMap<Tag, Option<RequestId>>,
@@ -182,6 +184,11 @@ impl Volume {
     }
 
     fn answer(&mut self, request: RequestId, answer: Answer) {
+        if let Some(done) = self.flushes.remove(&request) {
+            // Whoever does not wait any more does without.
+            let _ = done.send(answer.is_ok());
+            return;
+        }
         let Some(Open { tag, operation, read }) = self.open.remove(&request) else { return };
         let result = match answer {
             Ok(()) if matches!(operation, Operation::Read { .. }) => Ok(Outcome::Read(read)),

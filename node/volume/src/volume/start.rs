@@ -181,6 +181,7 @@ impl Volume {
             copying: Copying::new(),
             comparing: None,
             open: BTreeMap::new(),
+            flushes: BTreeMap::new(),
             last_request: 0,
             reads: BTreeMap::new(),
             read: BTreeMap::new(),

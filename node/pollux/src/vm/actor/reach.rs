@@ -9,7 +9,10 @@ use pollux_vm::{
     event::Progress,
     message::{Greeting, StreamGreeting},
 };
-use tokio::sync::{mpsc, watch};
+use tokio::{
+    sync::{mpsc, watch},
+    time::Instant,
+};
 
 use super::super::host::{Guest, Log};
 
@@ -21,6 +24,8 @@ pub(in crate::vm) enum Mail {
     Session { number: u64, event: Event },
     /// For the core, of what was done to one machine: dropped when that is not the current one any more.
     Machine { number: u64, event: Event },
+    /// The worker tells the guest to stand still at this moment.
+    Pausing(Instant),
     /// The worker made this machine.
     Guest(Arc<dyn Guest>),
     /// The worker ended it.

@@ -138,6 +138,14 @@ impl Drives {
         Ok(())
     }
 
+    /// Puts on stable storage what the guest has written so far, as far as that can be done within `most`.
+    pub(super) async fn flush(&self, most: Duration) {
+        let volumes = locked(&self.volumes).clone();
+        let all = futures::future::join_all(volumes.iter().map(VolumeHandle::flush));
+        // What is left is for QEMU to flush, and for the guest to wait for.
+        let _ = tokio::time::timeout(most, all).await;
+    }
+
     /// The guest stands still and may go on elsewhere: what has to be known of its volumes there, packed in front of its device state.
     pub(super) async fn hand_over(&self, state: Bytes) -> Result<Bytes, GuestError> {
         let volumes = locked(&self.volumes).clone();

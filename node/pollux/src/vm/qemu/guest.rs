@@ -34,6 +34,8 @@ use super::{
 
 /// A killed QEMU is gone within this, in milliseconds; one that the kernel cannot end is waited for, and said so as often.
 const END_MS: u64 = 10_000;
+/// How long the guest's disks may take to be flushed before it is paused. What is not by then is flushed in the pause.
+const FLUSH_BEFORE_PAUSE_MAX: Duration = Duration::from_millis(1_000);
 /// The console of a QEMU that is gone has been read to its end within this, in milliseconds. One that has not counts as one
 /// that said something.
 const CONSOLE_END_MS: u64 = 2_000;
@@ -252,6 +254,10 @@ impl Guest for QemuGuest {
                 Err(ResumeError::Unknown(why))
             }
         }
+    }
+
+    async fn before_pause(&self) {
+        self.drives.flush(FLUSH_BEFORE_PAUSE_MAX).await;
     }
 
     async fn pause(&self) -> Result<(), GuestError> {
