@@ -26,6 +26,8 @@ const BASE: u64 = 1 << 20;
 const WRITES_PER_FLUSH: u64 = 16;
 /// Blocks at most: a gigabyte.
 const BLOCKS_MAX: usize = 262_144;
+/// Of so many writes, the last ones, it is remembered how long they took.
+const REMEMBERED_MAX: usize = 65_536;
 
 /// Direct I/O needs memory at a multiple of this.
 #[repr(C, align(4096))]
@@ -52,6 +54,9 @@ struct State {
     /// The first thing that was not as it must be.
     wrong: Option<String>,
     longest: Duration,
+    /// How long writes took, without the flushes after them, in microseconds; beyond [`REMEMBERED_MAX`] in the place of the oldest.
+    took_us: Vec<u32>,
+    timed: usize,
 }
 
 impl DiskWork {
@@ -74,6 +79,8 @@ impl DiskWork {
         }
         state.running = rate > 0;
         state.longest = Duration::ZERO;
+        state.took_us.clear();
+        state.timed = 0;
         let (turn, shared) = (state.turn, Arc::clone(&self.state));
         drop(state);
         if rate > 0 {
@@ -93,8 +100,9 @@ impl DiskWork {
         }
         let State { writes, reads, flushes, errors, longest, .. } = &*state;
         Ok(format!(
-            "OK writes {writes} reads {reads} flushes {flushes} errors {errors} longest_ms {}",
-            longest.as_millis()
+            "OK writes {writes} reads {reads} flushes {flushes} errors {errors} longest_ms {} p99_us {}",
+            longest.as_millis(),
+            percentile_99(&state.took_us)
         ))
     }
 
@@ -143,6 +151,13 @@ impl DiskWork {
         // No code panics with the lock held, so what is behind a poisoned one is whole.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// What 99 in a hundred do not exceed; 0 of none.
+fn percentile_99(took_us: &[u32]) -> u32 {
+    let mut sorted = took_us.to_vec();
+    sorted.sort_unstable();
+    sorted.get(sorted.len() * 99 / 100).copied().unwrap_or(0)
 }
 
 fn open(device: &str) -> Result<File, String> {
@@ -239,7 +254,10 @@ fn step(state: &mut State, file: &File, block: usize, round: u64) {
         return;
     }
     let number = state.held[block] + 1;
-    let wrote = file.write_all_at(&content(block, number).0, place(block));
+    let content = content(block, number);
+    let began = Instant::now();
+    let wrote = file.write_all_at(&content.0, place(block));
+    remember(state, began.elapsed());
     let done = wrote.and_then(|()| if round.is_multiple_of(WRITES_PER_FLUSH) { flush(state, file) } else { Ok(()) });
     match done {
         Ok(()) => {
@@ -251,6 +269,16 @@ fn step(state: &mut State, file: &File, block: usize, round: u64) {
             state.wrong.get_or_insert(format!("writing block {block}: {error}"));
         }
     }
+}
+
+fn remember(state: &mut State, took: Duration) {
+    let took_us = u32::try_from(took.as_micros()).unwrap_or(u32::MAX);
+    let at = state.timed % REMEMBERED_MAX;
+    match state.took_us.get_mut(at) {
+        Some(oldest) => *oldest = took_us,
+        None => state.took_us.push(took_us),
+    }
+    state.timed += 1;
 }
 
 fn flush(state: &mut State, file: &File) -> io::Result<()> {
@@ -268,6 +296,18 @@ mod tests {
         assert_ne!(content(3, 7).0, content(3, 8).0);
         assert_ne!(content(3, 7).0, content(4, 7).0);
         assert_eq!(content(3, 7).0[8], 7);
+    }
+
+    #[test]
+    fn the_last_writes_are_remembered_and_one_in_a_hundred_is_slower() {
+        let mut state = State::default();
+        assert_eq!(percentile_99(&state.took_us), 0);
+        for ms in 1..=100 {
+            remember(&mut state, Duration::from_millis(ms));
+        }
+        assert_eq!(percentile_99(&state.took_us), 100_000);
+        (0..REMEMBERED_MAX).for_each(|_| remember(&mut state, Duration::from_micros(7)));
+        assert_eq!((percentile_99(&state.took_us), state.took_us.len()), (7, REMEMBERED_MAX));
     }
 
     #[test]

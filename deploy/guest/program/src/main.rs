@@ -17,7 +17,7 @@
 //! | `DIRTY <MiB> <MB/s>` | `OK <pages>` | makes the buffer that large and rewrites its pages at that rate; a rate of 0 stops |
 //! | `CHECK` | `OK <pages>` | reads the whole buffer and compares every word with what must be there |
 //! | `DISK /dev/vdX <blocks> <per second>` | `OK <blocks>` | writes, flushes and reads back the disk's first blocks; a rate of 0 stops |
-//! | `DISK` | `OK writes <n> reads <n> flushes <n> errors <n> longest_ms <n>` | what came of it since the rate was set |
+//! | `DISK` | `OK writes <n> reads <n> flushes <n> errors <n> longest_ms <n> p99_us <n>` | what came of it; the longest of all, and of the writes what 99 in a hundred did not exceed, since the rate was set |
 //! | `DISKCHECK` | `OK <blocks>` | reads all of them and compares every word with what must be there |
 //! | `DISKFLUSH` | `OK <sum>` | puts all on stable storage and tells the sum of the blocks' numbers, which never falls |
 //! | `DISKADOPT /dev/vdX <blocks>` | `OK <sum>` | after a boot: every block is whole, and what is there is what must be there |
