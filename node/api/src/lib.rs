@@ -69,7 +69,7 @@ pub use migration::{
     BLACKOUT_MS_DEFAULT, DiskMoveView, ForecastView, MigrateVm, Obstacle, Preflight, PreflightView, Storage, TargetView,
 };
 pub use node::{Health, Lost, NodeRole, NodeView, Refused, RemoveNode, RemovedView};
-pub use operation::{OperationKind, OperationResult, OperationView, PauseView, ProgressView, ReportView};
+pub use operation::{CopyView, OperationKind, OperationResult, OperationView, PauseView, ProgressView, ReportView};
 pub use placement::{LATELY_MAX, PlaceView, WhyView};
 pub use pool::{AddPool, PoolState, PoolView};
 pub use transfer::{ExportVolume, IMPORT_BYTES_MAX_DEFAULT, ImageFormat, ImportVolume, TransferKind, TransferView};

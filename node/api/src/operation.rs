@@ -64,6 +64,20 @@ pub struct OperationView {
     pub report: Option<ReportView>,
     /// How far it is, as the source says; `null` when the source cannot be asked or has not begun.
     pub progress: Option<ProgressView>,
+    /// What it cost: of a volume's move that is done.
+    #[serde(default)]
+    pub copy: Option<CopyView>,
+}
+
+/// What the move of a volume's replica cost.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CopyView {
+    /// Bytes that were copied, holes not counted; what was written meanwhile is in it.
+    pub copied_bytes: u64,
+    /// From begin to the moment when the new replica held everything, in milliseconds.
+    pub copy_ms: u64,
+    /// What the comparison after that took, in milliseconds.
+    pub compare_ms: u64,
 }
 
 /// How far a move is.

@@ -327,6 +327,7 @@ impl Backend for Fake {
             reason: None,
             report: None,
             progress: None,
+            copy: None,
         };
         self.change(|held| held.operation = Some(operation.clone()));
         Ok(operation)

@@ -8,7 +8,7 @@ use pollux_state::{
     event::Event,
     id::{NodeId, VmId},
     node::Node,
-    operation::{MoveReport, Operation, OperationKind, OperationResult},
+    operation::{CopyReport, MoveReport, Operation, OperationKind, OperationResult},
     vm::{self, Vm},
     volume::{Stage, Volume},
 };
@@ -197,6 +197,7 @@ impl Sight<'_> {
             reason,
             report,
             progress,
+            copy: copy_view(operation),
         }
     }
 
@@ -258,6 +259,12 @@ fn eta_s(progress: &Progress) -> Option<u64> {
     let page = pollux_vm::pages::PAGE_BYTES as u64;
     let gains = progress.bytes_per_s.checked_sub(progress.dirty_pages_per_s.saturating_mul(page))?;
     progress.pending_pages.saturating_mul(page).checked_div(gains)
+}
+
+fn copy_view(operation: &Operation) -> Option<pollux_api::CopyView> {
+    let Some((_, OperationResult::VolumeMoved(report))) = operation.ended else { return None };
+    let CopyReport { copied_bytes, copy_ms, compare_ms } = report;
+    Some(pollux_api::CopyView { copied_bytes, copy_ms, compare_ms })
 }
 
 fn report_view(report: &MoveReport) -> pollux_api::ReportView {

@@ -203,6 +203,7 @@ impl Storage for Fake {
             reason: None,
             report: None,
             progress: None,
+            copy: None,
         };
         self.change(|held| held.operation = Some(operation.clone()));
         Ok(operation)

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use clap::Args;
-use pollux_api::{ErrorKind, MoveVolume, OperationResult, OperationView, VolumeView};
+use pollux_api::{CopyView, ErrorKind, MoveVolume, OperationResult, OperationView, VolumeView};
 
 use super::super::{
     Context,
@@ -77,9 +77,10 @@ pub(super) async fn run(context: &Context, verb: Move) -> Result<(), Failure> {
         let (from, to) = (&end.from, &end.to);
         match end.ended {
             Some(at) => format!(
-                "volume {} is in {to} and not in {from} any more, after {}\n",
+                "volume {} is in {to} and not in {from} any more, after {}{}\n",
                 end.vm,
-                span(at.saturating_sub(end.started))
+                span(at.saturating_sub(end.started)),
+                cost(end)
             ),
             None if keep_ms > 0 => format!(
                 "volume {} is in {to}, compared; {from} is kept equal for {}, and `pollux op cancel {}` undoes the move until then\n",
@@ -90,6 +91,14 @@ pub(super) async fn run(context: &Context, verb: Move) -> Result<(), Failure> {
             None => format!("volume {} moves from {from} to {to}: `pollux op show {}`\n", end.vm, short(&end.id)),
         }
     })
+}
+
+fn cost(end: &OperationView) -> String {
+    let told = |it: &CopyView| {
+        let (copied, copying, comparing) = (bytes(it.copied_bytes), span(it.copy_ms), span(it.compare_ms));
+        format!(": {copied} copied in {copying}, compared in {comparing}")
+    };
+    end.copy.as_ref().map(told).unwrap_or_default()
 }
 
 /// Until it has ended, or nothing is left to do but to keep the old replica.
