@@ -1,12 +1,14 @@
 //! What every benchmark prints for machines.
 
+use std::borrow::Cow;
+
 use serde::Serialize;
 
 /// One row of `--json`; every bench of the project prints this shape.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Row {
     /// What was done.
-    pub case: &'static str,
+    pub case: Cow<'static, str>,
     /// What was measured of it, with its unit.
     pub metric: &'static str,
     /// The median with Pollux.
@@ -22,9 +24,15 @@ pub struct Row {
 impl Row {
     /// Of two medians.
     #[must_use]
-    pub fn of(case: &'static str, metric: &'static str, pollux: f64, peer: f64, peer_name: &'static str) -> Self {
+    pub fn of(
+        case: impl Into<Cow<'static, str>>,
+        metric: &'static str,
+        pollux: f64,
+        peer: f64,
+        peer_name: &'static str,
+    ) -> Self {
         let ratio = rounded(pollux / peer);
-        Self { case, metric, pollux: rounded(pollux), peer: rounded(peer), peer_name, ratio }
+        Self { case: case.into(), metric, pollux: rounded(pollux), peer: rounded(peer), peer_name, ratio }
     }
 }
 
