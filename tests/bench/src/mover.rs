@@ -1,9 +1,10 @@
 //! The systems that move the guest.
 
 mod certificates;
-mod command;
+pub(crate) mod command;
 mod peer;
 mod pollux;
+pub(crate) mod qemu;
 
 use anyhow::Result;
 use clap::ValueEnum;
@@ -14,9 +15,9 @@ use crate::{case::Case, stage::Stage};
 /// Longest time a move may stand still, for every system, in milliseconds. Pollux's default.
 const BUDGET_MS: u32 = 300;
 /// What the guest's machine is, for every system. Pollux's defaults.
-const MACHINE: &str = "pc-q35-7.2";
-const CPU: &str = "qemu64";
-const VCPUS: &str = "1";
+pub(crate) const MACHINE: &str = "pc-q35-7.2";
+pub(crate) const CPU: &str = "qemu64";
+pub(crate) const VCPUS: &str = "1";
 
 /// A system that moves guests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -174,3 +174,10 @@ impl Stage {
         Ok(output.stdout)
     }
 }
+
+/// The address of a node on the network between the nodes.
+pub(crate) fn node_address(host: &Host) -> Result<String> {
+    let told = Stage::on(host, &["ip", "-brief", "-4", "address", "show", "cluster0"])?;
+    let address = told.split_whitespace().nth(2).and_then(|network| network.split('/').next());
+    Ok(address.with_context(|| format!("{} has no address: {told:?}", host.name()))?.to_owned())
+}

@@ -7,20 +7,17 @@
 use std::path::Path;
 
 use super::{CPU, MACHINE, VCPUS};
-use crate::{
-    case::Case,
-    stage::{MAC, Programs, Stage},
-};
+use crate::stage::{MAC, Programs, Stage};
 
 /// What the machine is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Role {
+pub(crate) enum Role {
     Source,
     Target,
 }
 
 impl Role {
-    pub(super) fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Source => "source",
             Self::Target => "target",
@@ -28,17 +25,23 @@ impl Role {
     }
 }
 
-/// The program and its arguments. With `credentials` it can encrypt a migration, under the name `tls`.
-pub(super) fn line(
-    programs: &Programs,
-    case: Case,
-    role: Role,
-    tap: &str,
-    qmp: &Path,
-    console: &Path,
-    credentials: Option<&Path>,
-) -> Vec<String> {
-    let memory_mib = case.memory_mib();
+/// A machine.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Machine<'a> {
+    pub(crate) memory_mib: u32,
+    pub(crate) role: Role,
+    /// With these it can encrypt a migration, under the name `tls`.
+    pub(crate) credentials: Option<&'a Path>,
+    /// A raw file that is its disk, by the name [`DISK`].
+    pub(crate) disk: Option<&'a Path>,
+}
+
+/// The disk's name, for QMP.
+pub(crate) const DISK: &str = "disk0";
+
+/// The program and its arguments.
+pub(super) fn line(programs: &Programs, machine: &Machine<'_>, tap: &str, qmp: &Path, console: &Path) -> Vec<String> {
+    let Machine { memory_mib, role, credentials, disk } = *machine;
     let mut line = vec![programs.qemu.to_string_lossy().into_owned()];
     let mut with = |flag: &str, value: String| line.extend([flag.to_owned(), value]);
     with("-name", "guest=bench".into());
@@ -62,6 +65,12 @@ pub(super) fn line(
     with("-serial", "chardev:console".into());
     with("-netdev", format!("tap,id=net0,ifname={tap},script=no,downscript=no,vhost=off"));
     with("-device", format!("virtio-net-pci,id=nic0,netdev=net0,mac={MAC},addr=0x8,romfile="));
+    if let Some(disk) = disk {
+        let file = disk.display();
+        with("-blockdev", format!("driver=file,node-name=file0,filename={file},discard=unmap"));
+        with("-blockdev", format!("driver=raw,node-name={DISK},file=file0,discard=unmap"));
+        with("-device", format!("virtio-blk-pci,id=vd0,drive={DISK},addr=0x10,werror=stop,rerror=stop"));
+    }
     with("-kernel", programs.kernel.to_string_lossy().into_owned());
     with("-initrd", programs.initrd.to_string_lossy().into_owned());
     with("-append", Stage::append());
