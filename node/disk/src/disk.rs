@@ -131,6 +131,15 @@ impl Piece {
             Self::Zeroes(bytes) => *bytes,
         }
     }
+
+    /// How much of it is a hole, in bytes.
+    #[must_use]
+    pub fn hole_bytes(&self) -> u64 {
+        match self {
+            Self::Data(_) => 0,
+            Self::Zeroes(bytes) => u64::from(*bytes),
+        }
+    }
 }
 
 /// A range that is alike.

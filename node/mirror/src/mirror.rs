@@ -322,6 +322,12 @@ impl Mirror {
         self.peers.get(&replica).is_some_and(|peer| peer.standing == Standing::Member)
     }
 
+    /// Something is being copied or compared at this moment.
+    #[must_use]
+    pub fn copies_now(&self) -> bool {
+        !self.copies.is_empty() || self.is_comparing_a_piece()
+    }
+
     /// What has become possible, until nothing is left.
     fn go_on(&mut self, fx: &mut Vec<Effect>) {
         if self.over {

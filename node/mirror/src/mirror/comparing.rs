@@ -62,6 +62,11 @@ impl Mirror {
         }
     }
 
+    /// A piece is being compared.
+    pub(super) fn is_comparing_a_piece(&self) -> bool {
+        self.comparing.as_ref().is_some_and(|comparing| comparing.round.is_some())
+    }
+
     fn leave_piece(&mut self, round: &Round) {
         self.freed = true;
         self.ranges.leave(&round.range, false);

@@ -9,7 +9,8 @@ use pollux_mirror::Event;
 use pollux_wire::id::ReplicaId;
 use tokio::sync::watch;
 
-use super::{Volume, VolumeHandle, handle::Wish};
+use super::{Volume, VolumeHandle, copies, handle::Wish};
+use crate::digest;
 
 /// Places that are remembered.
 const PLACES_MAX: usize = 32;
@@ -65,6 +66,14 @@ impl Volume {
         let Some((end, found)) = &self.comparing else { return };
         let over = range.end >= *end;
         let bytes = range.end - range.start;
+        let digest = self.digest.take();
+        // All told the same, so what was heard last is what they all hold.
+        if outcome.as_ref().is_ok_and(BTreeSet::is_empty)
+            && let (Ok(length), Some(digest)) = (u32::try_from(bytes), digest)
+            && digest == digest::of_zeroes(length)
+        {
+            self.todo.push_back(Event::Credit(copies::back_for_a_hole(bytes)));
+        }
         found.send_modify(|seen| {
             (seen.reached, seen.over) = (range.end, over);
             match outcome {

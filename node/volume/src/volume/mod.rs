@@ -25,7 +25,9 @@ use std::{
 };
 
 use pollux_disk::{Completion, Disk, DiskError, Extent, Operation, Outcome, Piece};
-use pollux_mirror::{Answer, Change, Effect, Event, Failure, Kind, Millis, Mirror, Part, Request, RequestId, Tag};
+use pollux_mirror::{
+    Answer, Change, Digest, Effect, Event, Failure, Kind, Millis, Mirror, Part, Request, RequestId, Tag,
+};
 use pollux_wire::id::{Generation, ReplicaId};
 use rustix::io::Errno;
 use tokio::{
@@ -65,6 +67,8 @@ pub struct Volume {
     copying: Copying,
     /// Until where replicas are compared, and who is told of it.
     comparing: Option<(u64, watch::Sender<Comparison>)>,
+    /// What was heard last of what they hold.
+    digest: Option<Digest>,
 
     open: BTreeMap<RequestId, Open>,
     /// Flushes that its owner wished for.
@@ -207,9 +211,11 @@ impl Volume {
 
     fn part_done(&mut self, Done { tag, outcome }: Done) {
         if let Some(digest) = outcome.as_ref().ok().and_then(|pieces| digest::read(pieces)) {
+            self.digest = Some(digest);
             return self.apply(Event::Digest { tag, digest });
         }
         let of = self.reads.remove(&tag);
+        let mut hole_bytes = 0;
         let outcome = match (outcome, of) {
             (Ok(pieces), Some(Some(request))) => {
                 if let Some(open) = self.open.get_mut(&request) {
@@ -218,6 +224,7 @@ impl Volume {
                 Ok(())
             }
             (Ok(pieces), Some(None)) => {
+                hole_bytes = pieces.iter().map(Piece::hole_bytes).sum();
                 self.read.insert(tag, pieces);
                 Ok(())
             }
@@ -227,6 +234,9 @@ impl Volume {
         self.apply(Event::Done { tag, outcome });
         // What is to be copied is asked for at once, or never.
         self.read.remove(&tag);
+        if hole_bytes > 0 {
+            self.apply(Event::Credit(copies::back_for_a_hole(hole_bytes)));
+        }
     }
 
     /// One round of everything that may have come. Whether anything had.
@@ -262,7 +272,8 @@ impl Volume {
         self.peers.tick(&self.mirror, now);
         self.try_to_seal();
         self.publish();
-        let busy = !self.open.is_empty() || self.peers.any_outside(&self.mirror);
+        let copies = self.comparing.is_some() || self.peers.any_outside(&self.mirror);
+        let busy = !self.open.is_empty() || copies;
         let next = Duration::from_millis(if busy { TICK_MS } else { IDLE_TICK_MS });
         if self.handing_over.is_none() {
             self.tick.as_mut().reset(Instant::now() + next);
@@ -314,6 +325,7 @@ impl Disk for Volume {
 
     fn poll(&mut self, cx: &mut Context<'_>, done: &mut Vec<Completion>) -> Poll<()> {
         while self.turn(cx) {}
+        self.copying.is_under_way(self.mirror.copies_now());
         if self.done.is_empty() {
             return Poll::Pending;
         }

@@ -180,6 +180,7 @@ impl Volume {
             status,
             copying: Copying::new(),
             comparing: None,
+            digest: None,
             open: BTreeMap::new(),
             flushes: BTreeMap::new(),
             last_request: 0,
