@@ -79,7 +79,10 @@ impl Advance {
         let mut text = self.word().to_owned();
         if self.is_of_volumes() {
             let left = news.pages_left.saturating_mul(PAGE_BYTES);
-            text.push_str(&format!(" volumes  {} copied, {} left", bytes(self.sent_bytes), bytes(left)));
+            text.push_str(" volumes");
+            if self.sent_bytes > 0 || left > 0 {
+                text.push_str(&format!("  {} copied, {} left", bytes(self.sent_bytes), bytes(left)));
+            }
             return text;
         }
         text.push_str(&format!("  round {}", self.round.max(1)));
