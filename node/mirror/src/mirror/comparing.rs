@@ -175,14 +175,18 @@ impl Mirror {
         let differs = digests.iter().filter(|(_, digest)| **digest != counts).map(|(id, _)| *id);
         let differs: BTreeSet<ReplicaId> = differs.collect();
         // Without the one whose content counts it is not known who is wrong.
-        let repairs = repair && digests.contains_key(&authority);
-        for id in differs.iter().filter(|_| repairs) {
-            if let Some(peer) = self.peers.get_mut(id) {
-                peer.lacks.insert(&range);
+        if repair && digests.contains_key(&authority) {
+            // All of them first: none that differs is what another one is copied from.
+            for id in &differs {
+                if let Some(peer) = self.peers.get_mut(id) {
+                    peer.lacks.insert(&range);
+                }
             }
             // It is active there from the first copy on, and settles when it was flushed.
-            self.heat.inherit(&Extents::touching(&range));
-            self.copy_at_once(*id, &range, fx);
+            if !differs.is_empty() {
+                self.heat.inherit(&Extents::touching(&range));
+            }
+            differs.iter().for_each(|id| self.copy_at_once(*id, &range, fx));
         }
         self.compared(range, Ok(differs), fx);
     }

@@ -120,6 +120,20 @@ fn what_differs_is_copied_from_the_one_whose_content_counts() {
 }
 
 #[test]
+fn none_that_differs_is_what_another_one_is_copied_from() {
+    for counts in [R1, R2, R3] {
+        let mut world = World::new(&[R1, R2, R3], &[]);
+        world.compares(0..COPY, counts, true);
+        for id in [R1, R2, R3] {
+            world.holds(id, if id == counts { 1 } else { 2 });
+        }
+        let read_from: BTreeSet<ReplicaId> =
+            world.asked.iter().filter(|(_, _, part, _)| *part == Part::Read).map(|(id, ..)| *id).collect();
+        assert_eq!(read_from, [counts].into(), "{:?}", world.asked);
+    }
+}
+
+#[test]
 fn without_the_one_whose_content_counts_nothing_is_repaired() {
     let mut world = World::new(&[R1, R2], &[]);
     world.compares(0..COPY, R3, true);
