@@ -31,6 +31,7 @@
 //! | `POST /v1/volumes/NAME/grow` [`GrowVolume`], `.../attach` [`AttachVolume`], `.../detach` | [`VolumeView`] |
 //! | `POST /v1/volumes/NAME/import` [`ImportVolume`], `.../export` [`ExportVolume`] | [`TransferView`] |
 //! | `GET /v1/transfers/ID` (waits) | [`TransferView`] |
+//! | `POST /v1/volumes/NAME/verify` [`VerifyVolume`], `GET /v1/verifications/NODE/ID` (waits) | [`VerificationView`] |
 //! | `POST /v1/volumes/NAME/move` [`MoveVolume`] | [`OperationView`] |
 //! | `POST /v1/volumes/NAME/replicas` [`AddReplica`], `DELETE /v1/volumes/NAME/replicas/NODE:POOL` | [`VolumeView`] |
 //! | `GET /v1/operations`, `GET /v1/operations/ID` (waits) | [`OperationView`] |
@@ -58,6 +59,7 @@ mod placement;
 mod pool;
 pub mod request;
 mod transfer;
+mod verification;
 mod vm;
 mod volume;
 
@@ -73,6 +75,7 @@ pub use operation::{CopyView, OperationKind, OperationResult, OperationView, Pau
 pub use placement::{LATELY_MAX, PlaceView, WhyView};
 pub use pool::{AddPool, PoolState, PoolView};
 pub use transfer::{ExportVolume, IMPORT_BYTES_MAX_DEFAULT, ImageFormat, ImportVolume, TransferKind, TransferView};
+pub use verification::{ByteRange, VerificationResult, VerificationView, VerifiedReplica, VerifyVolume};
 pub use vm::{Desired, NicView, Phase, ReleaseVm, Runtime, StartVm, StopVm, TakeBack, VmLog, VmView};
 pub use volume::{
     AddReplica, AttachVolume, CreateVolume, DeleteVolume, DiskView, GrowVolume, MoveVolume, ReplicaState, ReplicaView,

@@ -32,6 +32,6 @@ pub use refusal::Refusal;
 pub use session::{BYTES_IN_FLIGHT_MAX, OPEN_MAX, REQUESTS_IN_FLIGHT_MAX, Remote, RemoteError, SessionEnd, serve};
 pub use side::{Ask, Broken, Done, Side};
 pub use volume::{
-    Comparison, Handover, Plan, Reached, ReplicaState, Set, SetChange, StartError, Volume, VolumeHandle, VolumeStatus,
-    Ways,
+    Comparison, Difference, Handover, Plan, Reached, ReplicaState, Set, SetChange, StartError, Volume, VolumeHandle,
+    VolumeStatus, Ways,
 };

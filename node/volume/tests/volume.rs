@@ -3,6 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    os::unix::fs::FileExt as _,
     path::Path,
     sync::{Arc, Mutex},
     time::{Duration, Instant},
@@ -332,6 +333,45 @@ async fn a_volume_that_is_handed_over_copies_nothing_and_nobody_leaves_its_set()
     drop((volume, next));
     assert_eq!(world.bytes_of(R1), world.bytes_of(R2));
     assert_eq!(world.bytes_of(R1)[..4096], vec![3; 4096]);
+}
+
+#[tokio::test]
+async fn what_a_disk_made_of_a_replica_is_found_repaired_and_found_to_be_equal() {
+    let world = World::new();
+    let (mut volume, handle) = world.start().await;
+    write(&mut volume, 0, 1, 65_536).await.unwrap();
+    perform(&mut volume, Operation::Flush).await.unwrap();
+    let compared = beside(&mut volume, handle.compare_fully(0..SIZE, (R1, false), 3, |_| ())).await.expect("in use");
+    assert_eq!((compared.reached, compared.differs.len(), compared.left_out_bytes()), (SIZE, 0, 0));
+
+    std::fs::File::options().write(true).open(world.data(R2)).unwrap().write_all_at(&[9; 16], 32_768).unwrap();
+    let found = beside(&mut volume, handle.compare_fully(0..SIZE, (R1, false), 3, |_| ())).await.expect("in use");
+    assert_eq!(found.differs.keys().collect::<Vec<_>>(), [&R2]);
+    assert!(found.differs[&R2].places[0].contains(&32_768), "{found:?}");
+    let mut told = 0;
+    beside(&mut volume, handle.compare_fully(0..SIZE, (R1, true), 3, |_| told += 1)).await.expect("in use");
+    assert!(told > 1, "it is told how far it is");
+    let found = beside(&mut volume, handle.compare_fully(0..SIZE, (R1, false), 3, |_| ())).await.expect("in use");
+    assert!(found.differs.is_empty(), "{found:?}");
+    drop(volume);
+    assert_eq!(world.bytes_of(R1), world.bytes_of(R2));
+}
+
+#[tokio::test]
+async fn who_waits_for_a_comparison_is_told_when_nobody_goes_on_with_it() {
+    let world = World::new();
+    let (mut volume, handle) = world.start().await;
+    write(&mut volume, 0, 1, 65_536).await.unwrap();
+    // Begun before the guest stands still.
+    let seen = beside(&mut volume, handle.compare(0..SIZE, R1, false)).await.expect("in use");
+    beside(&mut volume, handle.hand_over()).await.expect("in use");
+    assert!(seen.has_changed().is_err() && !seen.borrow().over);
+    // And while it does.
+    let refused = beside(&mut volume, handle.compare_fully(0..SIZE, (R1, false), 3, |_| ()));
+    assert_eq!(tokio::time::timeout(PATIENCE, refused).await.expect("it is told"), None);
+    assert!(beside(&mut volume, handle.take_back()).await);
+    let compared = beside(&mut volume, handle.compare_fully(0..SIZE, (R1, false), 3, |_| ())).await;
+    assert!(compared.is_some_and(|found| found.differs.is_empty()), "the guest goes on here after all");
 }
 
 #[tokio::test]

@@ -24,6 +24,8 @@ pub mod exit {
     pub const CANCELLED: i32 = 8;
     /// Waited in vain.
     pub const TIMED_OUT: i32 = 9;
+    /// Compared, and replicas differ.
+    pub const DIFFERS: i32 = 10;
 }
 
 /// How one run of `pollux` ended.

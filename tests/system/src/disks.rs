@@ -1,6 +1,6 @@
 //! Pools and volumes in a story, and the guest's work on its disk.
 
-use std::{collections::BTreeSet, fs, path::PathBuf, time::Duration};
+use std::{collections::BTreeSet, fs, os::unix::fs::FileExt as _, path::PathBuf, time::Duration};
 
 use serde::Deserialize;
 
@@ -40,12 +40,51 @@ pub struct Volume {
 pub struct Replica {
     /// Its number.
     pub id: u64,
+    /// Its pool, as `NODE:POOL`.
+    pub place: String,
     /// Where.
     pub node: String,
     /// It is in the in-sync set.
     pub in_sync: bool,
     /// What it lacks, as far as anybody knows.
     pub lacks_bytes: Option<u64>,
+}
+
+/// What `volume verify` found.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Verification {
+    /// The node that compared.
+    pub node: String,
+    /// `equal`, `different` or `incomplete`.
+    pub result: String,
+    /// Bytes of the volume that were compared.
+    pub compared_bytes: u64,
+    /// Each replica.
+    pub replicas: Vec<Verified>,
+}
+
+/// A replica that was compared.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Verified {
+    /// Its pool, as `NODE:POOL`.
+    pub place: String,
+    /// It was in sync.
+    pub compared: bool,
+    /// Bytes of the pieces in which it differs.
+    pub differs_bytes: u64,
+    /// Bytes of those that were repaired.
+    pub repaired_bytes: u64,
+    /// Where.
+    pub places: Vec<Place>,
+}
+
+/// A range of bytes.
+#[derive(Clone, Copy, Debug, Deserialize)]
+pub struct Place {
+    /// The first.
+    pub start: u64,
+    /// The one behind the last.
+    pub end: u64,
 }
 
 /// What the guest did to its disk.
@@ -141,6 +180,28 @@ impl World {
         });
     }
 
+    /// The file with what is in a replica.
+    #[must_use]
+    pub fn data_of(&self, volume: &Volume, replica: &Replica) -> PathBuf {
+        let directory = format!("volume-{}-replica-{}", volume.id, replica.id);
+        self.pool(&replica.node).join(directory).join("data")
+    }
+
+    /// The disk under a node's replica of a volume makes something else of the eight bytes at `offset`, behind everybody's back.
+    ///
+    /// # Panics
+    /// If there is no such replica.
+    #[track_caller]
+    pub fn rots(&self, via: &str, name: &str, (node, offset): (&str, u64)) {
+        let volume = self.volume(via, name);
+        let replica = volume.replicas.iter().find(|it| it.node == node).expect("a replica there");
+        let path = self.data_of(&volume, replica);
+        let file = fs::File::options().read(true).write(true).open(&path).expect("its file can be opened");
+        let mut bytes = [0; 8];
+        file.read_exact_at(&mut bytes, offset).expect("its file can be read");
+        file.write_all_at(&bytes.map(|byte| !byte), offset).expect("its file can be written");
+    }
+
     /// Compares the replicas of a volume that nobody uses, byte for byte.
     ///
     /// # Panics
@@ -149,8 +210,7 @@ impl World {
     pub fn replicas_are_equal(&self, via: &str, name: &str) {
         let volume = self.volume(via, name);
         let content = |replica: &Replica| {
-            let directory = format!("volume-{}-replica-{}", volume.id, replica.id);
-            let path = self.pool(&replica.node).join(directory).join("data");
+            let path = self.data_of(&volume, replica);
             fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
         };
         let (first, others) = volume.replicas.split_first().expect("a volume has replicas");

@@ -15,7 +15,7 @@ use pollux_api::{
     ApiError, ClusterView, CreateVm, Desired, DiskView, EventView, EventsView, Health, MigrateVm, NicView, NodeRole,
     NodeView, Obstacle, OperationKind, OperationResult, OperationView, Phase, PoolView, Preflight, PreflightView,
     ReleaseVm, RemoveNode, RemovedView, Runtime, StartVm, StopVm, TakeBack, TargetView, TokenRequest, TokenView,
-    TransferView, VmLog, VmView, VolumeView, WhyView,
+    TransferView, VerificationView, VmLog, VmView, VolumeView, WhyView,
     console::{Heard, News, Start},
 };
 use pollux_state::limits::NIC_MTU_DEFAULT;
@@ -40,6 +40,8 @@ pub(crate) struct Held {
     pub(crate) volumes: BTreeMap<String, VolumeView>,
     /// The one import or export there can be.
     pub(crate) transfer: Option<TransferView>,
+    /// The one comparison there can be.
+    pub(crate) verification: Option<VerificationView>,
     pub(crate) operation: Option<OperationView>,
     pub(crate) log: Vec<u8>,
     pub(crate) events: Vec<EventView>,

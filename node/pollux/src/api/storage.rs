@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 use pollux_api::{
     AddPool, AddReplica, ApiError, AttachVolume, CreateVolume, DeleteVolume, ExportVolume, GrowVolume, ImportVolume,
-    MoveVolume, OperationView, PoolView, TransferView, VolumeView,
+    MoveVolume, OperationView, PoolView, TransferView, VerificationView, VerifyVolume, VolumeView,
 };
 
 /// The part of the daemon that knows of pools and volumes, as the API server sees it. The rules are [`super::Backend`]'s.
@@ -56,4 +56,10 @@ pub trait Storage: Send + Sync + 'static {
 
     /// How far an import or an export of this node is.
     async fn transfer(&self, id: u64) -> Result<TransferView, ApiError>;
+
+    /// Begin to compare the replicas of a volume, on the node that writes to it.
+    async fn verify_volume(&self, name: &str, request: VerifyVolume) -> Result<VerificationView, ApiError>;
+
+    /// How far a comparison is that a node does.
+    async fn verification(&self, node: &str, id: &str) -> Result<VerificationView, ApiError>;
 }

@@ -18,11 +18,12 @@ pub(crate) enum Exit {
     Failed = 7,
     Cancelled = 8,
     TimedOut = 9,
+    Differs = 10,
     Interrupted = 130,
 }
 
 impl Exit {
-    const ALL: [Self; 11] = [
+    const ALL: [Self; 12] = [
         Self::Ok,
         Self::Internal,
         Self::Usage,
@@ -33,6 +34,7 @@ impl Exit {
         Self::Failed,
         Self::Cancelled,
         Self::TimedOut,
+        Self::Differs,
         Self::Interrupted,
     ];
 
@@ -55,6 +57,7 @@ impl Exit {
             Self::Failed => "the operation ran and failed; everything is as it was before it",
             Self::Cancelled => "the operation was cancelled; everything is as it was before it",
             Self::TimedOut => "waited in vain: the request stands and may still come true",
+            Self::Differs => "compared, and replicas differ: what was found is on standard output",
             Self::Interrupted => "interrupted with Ctrl-C: what was asked for goes on",
         }
     }
@@ -150,6 +153,7 @@ mod tests {
             7  the operation ran and failed; everything is as it was before it
             8  the operation was cancelled; everything is as it was before it
             9  waited in vain: the request stands and may still come true
+           10  compared, and replicas differ: what was found is on standard output
           130  interrupted with Ctrl-C: what was asked for goes on
         ");
     }

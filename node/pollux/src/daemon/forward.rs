@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use pollux_api::{ApiError, Obstacle, Refused};
+use pollux_api::{ApiError, Obstacle, Refused, VerificationView};
 use pollux_link::{CallError, Class, Fault, To};
 use pollux_state::{
     ClusterState,
@@ -51,6 +51,10 @@ pub(super) enum Question {
     Volume(VolumeId),
     /// Make this directory your pool: the proposal's id, the pool's name, the path.
     AddPool(OpId, String, String),
+    /// Compare the replicas of this volume: the comparison's id, and whether what differs is to be repaired.
+    Verify(OpId, VolumeId, bool),
+    /// How far is that comparison of yours?
+    Verification(OpId),
 }
 
 /// What a node does with a VM. The API's own JSON travels inside, so that both change together.
@@ -85,6 +89,8 @@ async fn reply(daemon: &Daemon, question: Question) -> Result<Bytes, String> {
         Question::Pools => json(&storage::usage_here(daemon).await),
         Question::Volume(volume) => json(&storage::live_here(daemon, volume)),
         Question::AddPool(op, name, path) => json(&storage::add_pool_here(daemon, op, (name, path)).await),
+        Question::Verify(op, volume, repair) => json(&storage::verify_here(daemon, op, (volume, repair))),
+        Question::Verification(op) => json(&storage::verification_here(daemon, op)),
     };
     answer.map(Bytes::from)
 }
@@ -179,6 +185,38 @@ pub(super) async fn add_pool(
     serde_json::from_slice(&answer).map_err(|error| ApiError::internal(format!("{of} answers oddly: {error}")))?
 }
 
+/// Has `node` compare the replicas of a volume.
+pub(super) async fn verify(
+    daemon: &Daemon,
+    state: &ClusterState,
+    node: NodeId,
+    (volume, repair): (VolumeId, bool),
+) -> Result<VerificationView, ApiError> {
+    let of = state.name_of(node).map_or_else(|| node.to_string(), str::to_owned);
+    let question = Question::Verify(daemon.minter().mint(), volume, repair);
+    let answer = put(daemon, state, node, question).await;
+    let answer = answer.map_err(|silence| match silence {
+        Silence::NotAsked(why) => ApiError::unavailable(format!("the daemon of {of} cannot be asked: {why}")).todo(
+            "only the node that writes to a volume can compare its replicas; `pollux node list` tells which are alive",
+        ),
+        Silence::Unknown(why) => {
+            ApiError::unknown(format!("{of} was asked to compare the replicas, and did not answer: {why}"))
+                .todo("ask again: if it does so already, it says so")
+        }
+    })?;
+    serde_json::from_slice(&answer).map_err(|error| ApiError::internal(format!("{of} answers oddly: {error}")))?
+}
+
+/// Asks `node` how far a comparison of its own is: `None`, it does not answer; `Some(None)`, it knows of none.
+pub(super) async fn verification(
+    daemon: &Daemon,
+    state: &ClusterState,
+    node: NodeId,
+    op: OpId,
+) -> Option<Option<VerificationView>> {
+    serde_json::from_slice(&ask(daemon, state, node, Question::Verification(op)).await?).ok()
+}
+
 /// There is no answer.
 enum Silence {
     /// It surely was not asked.
@@ -199,9 +237,13 @@ async fn ask(daemon: &Daemon, state: &ClusterState, node: NodeId, question: Ques
 /// The one place that knows whether a question goes over the link or is answered here.
 async fn put(daemon: &Daemon, state: &ClusterState, node: NodeId, question: Question) -> Result<Bytes, Silence> {
     let deadline = Duration::from_millis(match question {
-        Question::Doing(_) | Question::Log(..) | Question::Refused | Question::Pools | Question::Volume(_) => {
-            ANSWER_MS_MAX
-        }
+        Question::Doing(_)
+        | Question::Log(..)
+        | Question::Refused
+        | Question::Pools
+        | Question::Volume(_)
+        | Question::Verify(..)
+        | Question::Verification(_) => ANSWER_MS_MAX,
         Question::CanRun(_) => CHECK_MS_MAX,
         Question::Sample(..) => SAMPLE_MS_MAX,
         Question::AddPool(..) => ADD_POOL_MS_MAX,

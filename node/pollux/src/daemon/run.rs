@@ -28,7 +28,7 @@ use super::{
     dir::{self, Dir, DirError, NodeFile},
     facts, measure, removal,
     service::Reception,
-    storage::Transfers,
+    storage::{Transfers, Verifications},
 };
 use crate::{
     api,
@@ -140,6 +140,7 @@ pub(super) struct Daemon {
     pub(super) metrics: PrometheusHandle,
     pub(super) image_tool: Tool,
     pub(super) transfers: Transfers,
+    pub(super) verifications: Verifications,
     minter: Minter,
     vms: OnceLock<Vms>,
     volumes: OnceLock<Volumes>,
@@ -216,6 +217,7 @@ pub async fn run(config: RunConfig) -> Result<(), RunError> {
             limits: ToolLimits::default(),
         },
         transfers: Transfers::default(),
+        verifications: Verifications::default(),
         minter: Minter::random(),
         vms: OnceLock::new(),
         volumes: OnceLock::new(),

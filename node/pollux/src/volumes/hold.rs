@@ -8,7 +8,7 @@ use pollux_state::{
     id::{Generation, VolumeId},
     volume::Purpose,
 };
-use pollux_volume::Volume;
+use pollux_volume::{Volume, VolumeHandle};
 
 use super::Volumes;
 
@@ -21,12 +21,18 @@ pub(crate) struct Held {
     id: VolumeId,
     generation: Generation,
     disk: Volume,
+    handle: VolumeHandle,
 }
 
 impl Held {
     /// What to read and write.
     pub(crate) fn disk(&mut self) -> &mut Volume {
         &mut self.disk
+    }
+
+    /// What else can be wanted of it while it is polled.
+    pub(crate) fn handle(&self) -> VolumeHandle {
+        self.handle.clone()
     }
 
     /// Under which right.
@@ -36,7 +42,7 @@ impl Held {
 
     /// Gives it up. `done`: the work is; an import that is not leaves half a disk, which no VM gets.
     pub(crate) async fn release(self, done: bool) -> Result<(), String> {
-        let Self { volumes, id, generation, mut disk } = self;
+        let Self { volumes, id, generation, mut disk, handle: _ } = self;
         // That all replicas are equal is written down, if they are: the next user has nothing to copy.
         disk.finish(Duration::from_millis(FINISH_MS_MAX)).await;
         // First what writes, then the right to.
@@ -63,7 +69,7 @@ impl Volumes {
         let state = known.await.map_err(|_| "the daemon ends".to_owned())?.state.clone();
         let it = state.volumes.get(&id).filter(|it| it.generation == generation).ok_or_else(gone)?;
         match self.begin(&state, it, None, Limits::default()).await {
-            Ok((disk, _)) => Ok(Held { volumes: self.clone(), id, generation, disk }),
+            Ok((disk, handle)) => Ok(Held { volumes: self.clone(), id, generation, disk, handle }),
             Err(error) => {
                 self.propose(Command::DropVolume { volume: id, expect: generation, done: false }).await;
                 Err(error.to_string())

@@ -19,7 +19,9 @@ mod hold;
 mod pools;
 mod steward;
 mod tend;
+mod turns;
 mod usage;
+mod verify;
 mod ways;
 
 use std::{
@@ -41,7 +43,7 @@ use pollux_volume::{Handover, Keepers, Plan, Set, StartError, Volume, VolumeHand
 use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use self::{pools::Pools, ways::WaysOf};
+use self::{pools::Pools, turns::Turns, ways::WaysOf};
 use crate::vm::{
     Minter,
     host::{Disks, GuestError},
@@ -50,6 +52,7 @@ use crate::vm::{
 pub(crate) use device::DeviceFault;
 pub(crate) use pools::PoolFault;
 pub use usage::{PoolUsage, Space};
+pub(crate) use verify::{Unverified, Verified, VerifyStep};
 
 /// A replica that is behind another one for so long leaves the in-sync set, in milliseconds: so long the guest's writes may stand
 /// still when a host dies. Shorter than disks take to sync on a bad day, which costs no more than copying what was missed.
@@ -74,6 +77,8 @@ struct Inner {
     in_use: Mutex<HashMap<VolumeId, VolumeHandle>>,
     /// Those that are held here because something is to be copied.
     cared: Mutex<BTreeSet<VolumeId>>,
+    /// Who compares their replicas.
+    turns: Turns,
     tasks: TaskTracker,
     cancel: CancellationToken,
 }
@@ -122,6 +127,7 @@ impl Volumes {
             minter: Minter::random(),
             in_use: Mutex::default(),
             cared: Mutex::default(),
+            turns: Turns::default(),
             tasks: TaskTracker::new(),
             cancel: CancellationToken::new(),
         };
@@ -142,8 +148,13 @@ impl Volumes {
     /// How a volume is that is in use here.
     #[must_use]
     pub fn status(&self, volume: VolumeId) -> Option<VolumeStatus> {
+        self.handle(volume).map(|handle| handle.status().borrow().clone())
+    }
+
+    /// A volume that is in use here.
+    fn handle(&self, volume: VolumeId) -> Option<VolumeHandle> {
         let in_use = self.0.in_use.lock().unwrap_or_else(PoisonError::into_inner);
-        in_use.get(&volume).filter(|handle| handle.is_in_use()).map(|handle| handle.status().borrow().clone())
+        in_use.get(&volume).filter(|handle| handle.is_in_use()).cloned()
     }
 
     /// Closes every replica, and waits for it. After the VMs have ended.

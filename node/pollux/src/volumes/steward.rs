@@ -20,13 +20,11 @@ use pollux_state::{
 };
 use pollux_volume::VolumeHandle;
 
-use super::{Volumes, news};
+use super::{Volumes, news, turns::Comparer, verify::ROUNDS_MAX};
 use crate::vm::wall_ms;
 
 /// What could not be done is tried again after this, in milliseconds.
 const AGAIN_MS: u64 = 2_000;
-/// With pieces that are written all the time everything is compared again so often, at once; then after a pause.
-const COMPARISONS_MAX: u32 = 10;
 
 /// Until when the old replica of a move is kept, if that is known. That of a VM's move is, until the VM is there.
 pub(super) fn kept_until(state: &ClusterState, volume: &Volume) -> Option<(VolumeMove, UnixMs)> {
@@ -116,50 +114,46 @@ impl Volumes {
 
     /// Compares the replicas, and tells the log what came of it. `false`: nothing did.
     async fn compare(&self, state: &Arc<ClusterState>, it: &Volume, moving: VolumeMove, handle: &VolumeHandle) -> bool {
+        // Whoever compares them now finds what this would; it waits rather than make that one begin anew.
+        let _turn = self.0.turns.take(it.id, Comparer::Move).await;
+        if self
+            .state()
+            .volumes
+            .get(&it.id)
+            .is_none_or(|now| (now.generation, now.version) != (it.generation, it.version))
+        {
+            return false;
+        }
         let begun = wall_ms();
         let accepted = state.operations.get(&moving.op).map_or(begun, |operation| operation.started);
         let copied = handle.status().borrow().replicas.iter().find(|it| it.id == moving.to).map_or(0, |it| it.copied);
-        for _ in 0..COMPARISONS_MAX {
-            let Some(mut seen) = handle.compare(0..it.size, it.authority, false).await else { return false };
-            let over = loop {
-                if seen.borrow().over {
-                    break true;
-                }
-                // Nobody goes on with it: the volume is not in use any more, or another comparison took its place.
-                if seen.changed().await.is_err() {
-                    break seen.borrow().over;
-                }
-            };
-            let found = seen.borrow().clone();
-            if !over {
-                return false;
-            }
-            let comparison = if !found.differs.is_empty() {
-                let differs: Vec<String> = found.differs.keys().map(|id| state.place_of_replica(it, *id)).collect();
-                let first = found.places.first().map_or(0, |place| place.start);
-                Comparison::Different(format!(
-                    "{} does not hold what {} holds, from byte {first} on",
-                    differs.join(", "),
-                    state.place_of_replica(it, it.authority)
-                ))
-            } else if found.left_out > 0 {
-                tracing::info!(volume = it.name, bytes = found.left_out, "not everything could be compared; once more");
-                continue;
-            } else {
-                Comparison::Equal(CopyReport {
-                    copied_bytes: copied,
-                    copy_ms: begun.saturating_sub(accepted),
-                    compare_ms: wall_ms().saturating_sub(begun),
-                })
-            };
-            let (volume, op, generation, version) = (it.id, moving.op, it.generation, it.version);
-            let command = Command::Compared { volume, op, generation, version, comparison };
-            if let pollux_state::Outcome::Refused(why) = self.propose(command).await {
-                tracing::info!(volume = it.name, %why, "what came of a comparison was refused by the log");
-            }
-            return true;
+        let found = handle.compare_fully(0..it.size, (it.authority, false), ROUNDS_MAX, |_| ()).await;
+        let Some(found) = found else { return false };
+        let first = found.differs.values().filter_map(|difference| difference.places.first()).map(|it| it.start).min();
+        let comparison = if let Some(first) = first {
+            let differs: Vec<String> = found.differs.keys().map(|id| state.place_of_replica(it, *id)).collect();
+            Comparison::Different(format!(
+                "{} does not hold what {} holds, from byte {first} on",
+                differs.join(", "),
+                state.place_of_replica(it, it.authority)
+            ))
+        } else if !found.left_out.is_empty() {
+            let bytes = found.left_out_bytes();
+            tracing::info!(volume = it.name, bytes, "not everything could be compared; it is tried again");
+            return false;
+        } else {
+            Comparison::Equal(CopyReport {
+                copied_bytes: copied,
+                copy_ms: begun.saturating_sub(accepted),
+                compare_ms: wall_ms().saturating_sub(begun),
+            })
+        };
+        let (volume, op, generation, version) = (it.id, moving.op, it.generation, it.version);
+        let command = Command::Compared { volume, op, generation, version, comparison };
+        if let pollux_state::Outcome::Refused(why) = self.propose(command).await {
+            tracing::info!(volume = it.name, %why, "what came of a comparison was refused by the log");
         }
-        false
+        true
     }
 
     /// Holds volumes of which nobody has the right to write for as long as something is to be copied or compared.

@@ -166,6 +166,7 @@ impl Volume {
             return true;
         }
         self.apply(Event::Finish);
+        self.comparing = None;
         let mut nothing = Vec::new();
         let done = std::future::poll_fn(|cx| {
             // What ends now was answered to nobody.

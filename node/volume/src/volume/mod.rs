@@ -46,7 +46,7 @@ use crate::{
     side::{Ask, Done},
 };
 
-pub use comparing::Comparison;
+pub use comparing::{Comparison, Difference};
 pub use handle::{Handover, ReplicaState, VolumeHandle, VolumeStatus};
 pub use start::{Plan, Reached, Set, SetChange, StartError, Ways};
 
@@ -172,6 +172,8 @@ impl Volume {
                 tracing::error!(volume = self.name, why, "the volume cannot be used from here any more");
                 self.over = Some(why);
                 self.settled = Some(false);
+                // Whoever waits for what was being compared is told by its end.
+                self.comparing = None;
             }
         }
     }
@@ -258,6 +260,14 @@ impl Volume {
         moved
     }
 
+    /// Time is heard of soon. Only ever sooner: a guest that asks often must not put that off.
+    fn tick_soon(&mut self) {
+        let soon = Instant::now() + Duration::from_millis(TICK_MS);
+        if self.tick.deadline() > soon {
+            self.tick.as_mut().reset(soon);
+        }
+    }
+
     fn take_time(&mut self, cx: &mut Context<'_>) -> bool {
         if self.tick.as_mut().poll(cx).is_pending() {
             return false;
@@ -272,6 +282,7 @@ impl Volume {
         self.peers.tick(&self.mirror, now);
         self.try_to_seal();
         self.publish();
+        // What is copied or compared is paid for by time, in many small parts rather than in few large ones.
         let copies = self.comparing.is_some() || self.peers.any_outside(&self.mirror);
         let busy = !self.open.is_empty() || copies;
         let next = Duration::from_millis(if busy { TICK_MS } else { IDLE_TICK_MS });
@@ -312,11 +323,8 @@ impl Disk for Volume {
                 return self.done.push(Completion { tag, result });
             }
         };
-        // It may have to wait, which is noticed by time. Only ever sooner: a guest that asks often must not put that off.
-        let soon = Instant::now() + Duration::from_millis(TICK_MS);
-        if self.tick.deadline() > soon {
-            self.tick.as_mut().reset(soon);
-        }
+        // It may have to wait, which is noticed by time.
+        self.tick_soon();
         self.last_request += 1;
         let id = RequestId(self.last_request);
         self.open.insert(id, Open { tag, operation, read: Vec::new() });

@@ -6,7 +6,7 @@ use axum::body::Bytes;
 use hyper::Method;
 use pollux_api::{
     AddPool, AddReplica, ApiError, AttachVolume, CreateVolume, DeleteVolume, ExportVolume, GrowVolume, ImportVolume,
-    MoveVolume, OperationView, PoolView, TransferView, VolumeView, request::segment,
+    MoveVolume, OperationView, PoolView, TransferView, VerificationView, VerifyVolume, VolumeView, request::segment,
 };
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -157,6 +157,27 @@ impl Client {
         wait: Duration,
     ) -> Result<Tagged<TransferView>, ApiError> {
         self.get_after(&format!("/v1/transfers/{id}"), seen, wait).await
+    }
+
+    /// Begin to compare the replicas of a volume.
+    ///
+    /// # Errors
+    /// As [`Self::cluster`].
+    pub async fn verify_volume(&self, name: &str, request: &VerifyVolume) -> Result<VerificationView, ApiError> {
+        self.post(&of(name, "/verify"), request).await
+    }
+
+    /// A comparison, once it differs from `seen` or `wait` is over, whichever comes first.
+    ///
+    /// # Errors
+    /// As [`Self::cluster`].
+    pub async fn verification_after(
+        &self,
+        (node, id): (&str, &str),
+        seen: Option<&Tagged<VerificationView>>,
+        wait: Duration,
+    ) -> Result<Tagged<VerificationView>, ApiError> {
+        self.get_after(&format!("/v1/verifications/{}/{}", segment(node), segment(id)), seen, wait).await
     }
 
     async fn delete<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T, ApiError> {

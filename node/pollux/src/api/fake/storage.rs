@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use pollux_api::{
     AddPool, AddReplica, ApiError, AttachVolume, CreateVolume, DeleteVolume, ExportVolume, GrowVolume, ImportVolume,
     MoveVolume, OperationKind, OperationView, PoolState, PoolView, ReplicaState, ReplicaView, TransferKind,
-    TransferView, VolumeHealth, VolumeView,
+    TransferView, VerificationView, VerifiedReplica, VerifyVolume, VolumeHealth, VolumeView,
 };
 
 use super::{Fake, Held};
@@ -94,6 +94,34 @@ fn transfer(kind: TransferKind, volume: &str, path: &str) -> TransferView {
         total_bytes: 1 << 30,
         written_bytes: 0,
         started: 0,
+        error: None,
+    }
+}
+
+/// A comparison of these replicas that has just begun.
+pub(crate) fn verification(volume: &VolumeView, repair: bool) -> VerificationView {
+    let replica = |it: &ReplicaView| VerifiedReplica {
+        id: it.id,
+        place: it.place.clone(),
+        authority: it.authority,
+        compared: it.in_sync,
+        differs_bytes: 0,
+        repaired_bytes: 0,
+        places: Vec::new(),
+    };
+    VerificationView {
+        id: super::OPERATION.into(),
+        node: "n1".into(),
+        volume: volume.name.clone(),
+        repair,
+        phase: "comparing".into(),
+        compared_bytes: 0,
+        total_bytes: volume.size_bytes,
+        left_out_bytes: 0,
+        replicas: volume.replicas.iter().map(replica).collect(),
+        result: None,
+        started: 0,
+        ended: None,
         error: None,
     }
 }
@@ -242,6 +270,18 @@ impl Storage for Fake {
     async fn transfer(&self, id: u64) -> Result<TransferView, ApiError> {
         let found = self.held().transfer.clone().filter(|transfer| transfer.id == id);
         found.ok_or_else(|| ApiError::not_found("this daemon knows no such transfer"))
+    }
+
+    async fn verify_volume(&self, name: &str, request: VerifyVolume) -> Result<VerificationView, ApiError> {
+        self.may_change().await?;
+        let begun = verification(&self.volume(name).await?, request.repair);
+        self.change(|held| held.verification = Some(begun.clone()));
+        Ok(begun)
+    }
+
+    async fn verification(&self, node: &str, id: &str) -> Result<VerificationView, ApiError> {
+        let found = self.held().verification.clone().filter(|it| it.node == node && it.id == id);
+        found.ok_or_else(|| ApiError::not_found("that daemon knows no such comparison"))
     }
 
     async fn remove_replica(&self, name: &str, place: &str) -> Result<VolumeView, ApiError> {

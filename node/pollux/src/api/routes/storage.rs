@@ -8,7 +8,7 @@ use axum::{
 };
 use pollux_api::{
     AddPool, AddReplica, ApiError, AttachVolume, CreateVolume, DeleteVolume, ExportVolume, GrowVolume, ImportVolume,
-    MoveVolume,
+    MoveVolume, VerifyVolume,
 };
 
 use super::{Answer, Body, Context, Waiting, json, query_of, read, write};
@@ -26,6 +26,8 @@ pub(super) fn routes() -> Router<Context> {
         .route("/v1/volumes/{name}/import", post(import_volume))
         .route("/v1/volumes/{name}/export", post(export_volume))
         .route("/v1/transfers/{id}", get(transfer))
+        .route("/v1/volumes/{name}/verify", post(verify_volume))
+        .route("/v1/verifications/{node}/{id}", get(verification))
         .route("/v1/volumes/{name}/replicas", post(add_replica))
         .route("/v1/volumes/{name}/replicas/{place}", delete(remove_replica))
 }
@@ -125,6 +127,25 @@ async fn transfer(
     };
     let id = id.parse::<u64>().map_err(|_| none())?;
     context.unless_same(&headers, &query, || context.backend.transfer(id)).await
+}
+
+async fn verify_volume(
+    State(context): State<Context>,
+    Path(name): Path<String>,
+    Body(request): Body<VerifyVolume>,
+) -> Answer {
+    json(StatusCode::ACCEPTED, &write(context.backend.verify_volume(&name, request)).await?)
+}
+
+/// That node's own: no quorum is asked.
+async fn verification(
+    State(context): State<Context>,
+    Path((node, id)): Path<(String, String)>,
+    headers: HeaderMap,
+    query: Waiting,
+) -> Answer {
+    let query = query_of(query)?;
+    context.unless_same(&headers, &query, || context.backend.verification(&node, &id)).await
 }
 
 async fn move_volume(

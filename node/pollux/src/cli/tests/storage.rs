@@ -1,6 +1,6 @@
 //! Pools and volumes: from the command line to the daemon's answer.
 
-use pollux_api::{ApiError, ReplicaState, VolumeHealth};
+use pollux_api::{ApiError, ReplicaState, VerificationResult, VolumeHealth};
 
 use super::*;
 
@@ -65,6 +65,35 @@ async fn an_import_is_followed_to_its_end() {
 }
 
 #[tokio::test]
+async fn a_comparison_is_followed_to_its_end_and_its_exit_code_says_what_came_of_it() {
+    for (result, error, exit) in [
+        (Some(VerificationResult::Equal), None, None),
+        (Some(VerificationResult::Different), None, Some(Exit::Differs)),
+        (Some(VerificationResult::Incomplete), None, Some(Exit::Failed)),
+        (None, Some("the right to write has gone over to n2"), Some(Exit::Failed)),
+    ] {
+        let served = with_data().await;
+        let (verified, ()) = tokio::join!(pollux(&served, "volume verify data --repair -o json"), async {
+            served.fake.somebody_waits().await;
+            served.fake.change(|held| {
+                let view = held.verification.as_mut().unwrap();
+                assert!(view.repair);
+                view.replicas[1].differs_bytes = u64::from(result == Some(VerificationResult::Different)) * 4096;
+                (view.phase, view.ended, view.result) = ("ended".into(), Some(1), result);
+                view.error = error.map(ApiError::conflict);
+            });
+        });
+        assert_eq!(verified.as_ref().err().map(|failure| failure.exit), exit, "{verified:?}");
+        if let (Err(failure), Some(error)) = (verified, error) {
+            assert!(failure.message.contains(error) && failure.message.contains("were not compared"), "{failure}");
+        }
+    }
+    let served = with_data().await;
+    served.fake.change(|held| held.refuse = Some(ApiError::conflict("the move of volume data is comparing")));
+    assert_eq!(pollux(&served, "volume verify data").await.unwrap_err().exit, Exit::Conflict);
+}
+
+#[tokio::test]
 async fn nobody_deletes_a_volume_by_mistake() {
     let served = with_data().await;
     let failure = pollux(&served, "volume delete data").await.unwrap_err();
@@ -111,6 +140,7 @@ async fn a_typo_gets_a_suggestion() {
         ("volume show daat", "did you mean data? `pollux volume list` shows all"),
         ("volume grow daat --size 20G", "did you mean data? `pollux volume list` shows all"),
         ("volume detach daat", "did you mean data? `pollux volume list` shows all"),
+        ("volume verify daat", "did you mean data? `pollux volume list` shows all"),
         ("volume delete daat", "did you mean data? `pollux volume list` shows all"),
         ("volume replica remove daat n1:fast", "did you mean data? `pollux volume list` shows all"),
         ("volume create x --size 1G --pool n1:fsat", "did you mean n1:fast? `pollux pool list` shows all"),

@@ -3,6 +3,7 @@
 mod moving;
 mod size;
 mod transfer;
+mod verify;
 mod view;
 mod wait;
 
@@ -75,6 +76,9 @@ pub(crate) enum Volume {
     /// Move a replica to another pool, also of another node, while the VM runs.
     #[command(after_help = moving::EXAMPLES)]
     Move(moving::Move),
+    /// Compare what the replicas of a volume hold, while its VM runs or not.
+    #[command(after_help = verify::EXAMPLES)]
+    Verify(verify::Verify),
     /// Replicas of a volume: add one, remove one.
     #[command(subcommand, arg_required_else_help = true)]
     Replica(Replica),
@@ -181,6 +185,7 @@ pub(crate) async fn run(context: &Context, verb: Volume) -> Result<(), Failure> 
             told(context, &name, detached, |volume| format!("volume {} belongs to no VM now\n", volume.name)).await
         }
         Volume::Move(verb) => moving::run(context, verb).await,
+        Volume::Verify(verb) => verify::run(context, verb).await,
         Volume::Replica(Replica::Add(Place { name, pool })) => {
             let added = client.add_replica(&name, &AddReplica { pool: pool.clone() }).await;
             told_of_place(context, (&name, &pool), added, |volume| {

@@ -9,6 +9,7 @@ mod measure;
 mod pools;
 mod problems;
 mod transfers;
+mod verifying;
 mod views;
 
 use std::{
@@ -19,7 +20,7 @@ use std::{
 use async_trait::async_trait;
 use pollux_api::{
     AddPool, AddReplica, ApiError, AttachVolume, CreateVolume, DeleteVolume, ExportVolume, GrowVolume, ImportVolume,
-    MoveVolume, OperationView, PoolView, ProgressView, TransferView, VolumeView,
+    MoveVolume, OperationView, PoolView, ProgressView, TransferView, VerificationView, VerifyVolume, VolumeView,
 };
 use pollux_state::{
     ClusterState, Command,
@@ -39,6 +40,7 @@ pub(super) use measure::look as measure;
 pub(super) use pools::{add_here as add_pool_here, usage_here};
 pub(super) use problems::{of as problems_of, of_volume as problem_of};
 pub(super) use transfers::Transfers;
+pub(super) use verifying::{Verifications, begin_here as verify_here, look_here as verification_here};
 
 /// The nodes that the leader counts as down; none when it cannot be asked.
 pub(super) type Down = BTreeSet<NodeId>;
@@ -187,6 +189,14 @@ impl Storage for Api {
             ApiError::not_found(format!("this daemon knows no transfer {id}"))
                 .todo("it may have been started again since; what it was doing then was ended")
         })
+    }
+
+    async fn verify_volume(&self, name: &str, request: VerifyVolume) -> Result<VerificationView, ApiError> {
+        self.verify(name, request.repair).await
+    }
+
+    async fn verification(&self, node: &str, id: &str) -> Result<VerificationView, ApiError> {
+        self.look_at_verification(node, id).await
     }
 }
 
