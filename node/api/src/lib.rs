@@ -78,8 +78,8 @@ pub use transfer::{ExportVolume, IMPORT_BYTES_MAX_DEFAULT, ImageFormat, ImportVo
 pub use verification::{ByteRange, VerificationResult, VerificationView, VerifiedReplica, VerifyVolume};
 pub use vm::{Desired, NicView, Phase, ReleaseVm, Runtime, StartVm, StopVm, TakeBack, VmLog, VmView};
 pub use volume::{
-    AddReplica, AttachVolume, CreateVolume, DeleteVolume, DiskView, GrowVolume, MoveVolume, ReplicaState, ReplicaView,
-    VolumeHealth, VolumeMoveView, VolumeView, WriterView,
+    AddReplica, AttachVolume, ComparedView, CreateVolume, DeleteVolume, DifferingReplica, DiskView, GrowVolume,
+    MoveVolume, ReplicaState, ReplicaView, VolumeHealth, VolumeMoveView, VolumeView, WriterView,
 };
 
 /// Largest request body in bytes.

@@ -114,8 +114,37 @@ pub struct VolumeView {
     pub open_requests: Option<u64>,
     /// Why the guest's last request failed, until one succeeds.
     pub trouble: Option<String>,
+    /// What its replicas were found to hold when they were compared last; `null`: no node that answers knows.
+    #[serde(default)]
+    pub compared: Option<ComparedView>,
     /// When it was created.
     pub created: u64,
+}
+
+/// The last comparison of a volume's replicas.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ComparedView {
+    /// When it ended, or found something.
+    pub at: u64,
+    /// `verify`, as somebody asked, or `scrub`, by itself.
+    pub by: String,
+    /// All was compared; otherwise it goes on, and something was found already.
+    pub whole: bool,
+    /// Bytes that could not be compared.
+    pub left_out_bytes: u64,
+    /// Replicas that differ from the one whose content counts.
+    pub differs: Vec<DifferingReplica>,
+}
+
+/// A replica that was found to differ.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DifferingReplica {
+    /// Its pool, as `NODE:POOL`.
+    pub place: String,
+    /// Bytes of the pieces in which it does.
+    pub bytes: u64,
+    /// Where the first of them begins, in bytes.
+    pub first: u64,
 }
 
 /// A volume to be.

@@ -4,6 +4,7 @@ use std::{
     io::{self, Read},
     net::SocketAddr,
     path::PathBuf,
+    time::Duration,
 };
 
 use clap::{Args, Subcommand};
@@ -14,6 +15,7 @@ use crate::{
     api::DEFAULT_DIR,
     daemon::{self, JoinRefused, JoinReport, RunConfig, RunError},
     vm::qemu::Users,
+    volumes::ScrubSettings,
 };
 
 use super::{
@@ -81,6 +83,12 @@ pub(crate) struct Run {
     /// has them.
     #[arg(long, value_name = "ADDRESS:PORT", env = "POLLUX_METRICS")]
     pub(crate) metrics: Option<SocketAddr>,
+    /// How fast each volume in use here is compared in the background, per second.
+    #[arg(long, env = "POLLUX_SCRUB_RATE", value_name = "RATE", default_value = "8MB", value_parser = rate)]
+    pub(crate) scrub_rate: u64,
+    /// How long after one such comparison of a volume the next begins; `0s`: there is none.
+    #[arg(long, env = "POLLUX_SCRUB_EVERY", value_name = "TIME", default_value = "7d", value_parser = humantime::parse_duration)]
+    pub(crate) scrub_every: Duration,
     /// User numbers that VMs run as, one each; nobody else may use them.
     #[arg(long, env = "POLLUX_GUEST_USERS", value_name = "FIRST-LAST", default_value = "1879048192-1880096767")]
     pub(crate) guest_users: Users,
@@ -151,8 +159,9 @@ fn group_name(text: &str) -> Result<String, String> {
 
 /// Be the daemon, until a signal ends it.
 pub(crate) async fn run(socket: PathBuf, verb: Run) -> Result<(), Failure> {
-    let Run { dir, qemu, bulk_bandwidth, metrics, guest_users: users, cgroup, log_format: _ } = verb;
-    let config = RunConfig { dir, socket, qemu, bulk_bandwidth, metrics, users, cgroup };
+    let Run { dir, qemu, bulk_bandwidth, metrics, scrub_rate, scrub_every, guest_users, cgroup, log_format: _ } = verb;
+    let scrub = ScrubSettings { bytes_per_s: scrub_rate, every: scrub_every };
+    let config = RunConfig { dir, socket, qemu, bulk_bandwidth, metrics, users: guest_users, cgroup, scrub };
     daemon::run(config).await.map_err(|error| {
         let exit = match error {
             RunError::NoNode(_) => Exit::NotFound,

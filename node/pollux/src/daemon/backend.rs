@@ -152,7 +152,9 @@ impl Backend for Api {
         let mut nodes: Vec<NodeView> = state.nodes.values().map(|node| sight.node(node)).collect();
         nodes.sort_by(|a, b| a.name.cmp(&b.name));
         let mut problems = super::problems::of(&state, &status, &nodes, quorum);
-        problems.extend(storage::problems_of(&state, &down_in(health.as_ref())));
+        let down = down_in(health.as_ref());
+        problems.extend(storage::problems_of(&state, &down));
+        problems.extend(storage::differences_of(&state, &self.comparisons(&state, &down).await));
         Ok(ClusterView {
             id: self.0.identity.cluster().to_string(),
             healthy: problems.is_empty(),

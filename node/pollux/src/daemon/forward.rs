@@ -21,7 +21,10 @@ use super::{
     storage::{self, Live},
     views,
 };
-use crate::{vm::host::Log, volumes::PoolUsage};
+use crate::{
+    vm::host::Log,
+    volumes::{Compared, PoolUsage, Volumes},
+};
 
 /// How long another daemon may take to answer, in milliseconds. A user waits for it.
 const ANSWER_MS_MAX: u64 = 1_000;
@@ -55,6 +58,8 @@ pub(super) enum Question {
     Verify(OpId, VolumeId, bool),
     /// How far is that comparison of yours?
     Verification(OpId),
+    /// What did you find when you compared volumes?
+    Compared,
 }
 
 /// What a node does with a VM. The API's own JSON travels inside, so that both change together.
@@ -91,6 +96,7 @@ async fn reply(daemon: &Daemon, question: Question) -> Result<Bytes, String> {
         Question::AddPool(op, name, path) => json(&storage::add_pool_here(daemon, op, (name, path)).await),
         Question::Verify(op, volume, repair) => json(&storage::verify_here(daemon, op, (volume, repair))),
         Question::Verification(op) => json(&storage::verification_here(daemon, op)),
+        Question::Compared => json(&daemon.volumes().map(Volumes::compared).unwrap_or_default()),
     };
     answer.map(Bytes::from)
 }
@@ -217,6 +223,11 @@ pub(super) async fn verification(
     serde_json::from_slice(&ask(daemon, state, node, Question::Verification(op)).await?).ok()
 }
 
+/// Asks `node` what it found when it compared volumes.
+pub(super) async fn compared(daemon: &Daemon, state: &ClusterState, node: NodeId) -> Option<Vec<(VolumeId, Compared)>> {
+    serde_json::from_slice(&ask(daemon, state, node, Question::Compared).await?).ok()
+}
+
 /// There is no answer.
 enum Silence {
     /// It surely was not asked.
@@ -243,7 +254,8 @@ async fn put(daemon: &Daemon, state: &ClusterState, node: NodeId, question: Ques
         | Question::Pools
         | Question::Volume(_)
         | Question::Verify(..)
-        | Question::Verification(_) => ANSWER_MS_MAX,
+        | Question::Verification(_)
+        | Question::Compared => ANSWER_MS_MAX,
         Question::CanRun(_) => CHECK_MS_MAX,
         Question::Sample(..) => SAMPLE_MS_MAX,
         Question::AddPool(..) => ADD_POOL_MS_MAX,

@@ -38,7 +38,7 @@ use crate::{
         qemu::{QemuHost, Users},
         wall_ms,
     },
-    volumes::{self, Volumes},
+    volumes::{self, ScrubSettings, Volumes},
 };
 
 /// One attempt to have the incarnation committed, or to read the log, in milliseconds; the next follows.
@@ -67,6 +67,8 @@ pub struct RunConfig {
     pub users: Users,
     /// The control group in which VMs get theirs; its own one for every daemon. `None`: one named after the node.
     pub cgroup: Option<String>,
+    /// How fast and how often volumes in use are compared in the background.
+    pub scrub: ScrubSettings,
 }
 
 /// The daemon could not start, or not go on.
@@ -230,7 +232,7 @@ pub async fn run(config: RunConfig) -> Result<(), RunError> {
     let serving = api::server::serve(api.clone(), &config.socket, api_stop.clone());
     let looking_after = async {
         let bulk = Budget::new(config.bulk_bandwidth);
-        look_after(&daemon, &dir, &node, bulk).await?;
+        look_after(&daemon, &dir, &node, (bulk, config.scrub)).await?;
         stop.cancelled().await;
         Ok(())
     };
@@ -290,7 +292,12 @@ pub async fn run(config: RunConfig) -> Result<(), RunError> {
 }
 
 /// Has this life of the daemon committed, then looks after the node's VMs.
-async fn look_after(daemon: &Arc<Daemon>, dir: &Dir, node: &NodeFile, bulk: Budget) -> Result<(), RunError> {
+async fn look_after(
+    daemon: &Arc<Daemon>,
+    dir: &Dir,
+    node: &NodeFile,
+    (bulk, scrub): (Budget, ScrubSettings),
+) -> Result<(), RunError> {
     pollux_qemu::sweep_throttles();
     if dir.founding().exists() {
         found(daemon, dir).await?;
@@ -309,6 +316,7 @@ async fn look_after(daemon: &Arc<Daemon>, dir: &Dir, node: &NodeFile, bulk: Budg
         endpoint: daemon.endpoint.clone(),
         boot: boot.clone(),
         mounts: dir.pools(),
+        scrub,
     };
     let volumes = Volumes::start(needs);
     daemon.host.use_disks(Arc::new(volumes.clone()));

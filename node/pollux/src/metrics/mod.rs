@@ -83,6 +83,8 @@ metrics! {
     VOLUME_LACKS = Gauge "pollux_volume_lacking_bytes" ["volume"] "Bytes that its other replicas lack, all together.";
     VOLUME_OPEN = Gauge "pollux_volume_open_requests" ["volume"] "Requests of its guest without an answer.";
     VOLUME_TROUBLED = Gauge "pollux_volume_troubled" ["volume"] "1 if its guest's last request failed.";
+    VOLUME_DIFFERS = Gauge "pollux_volume_differing_bytes" ["volume"] "Bytes in which its replicas were found to differ when this node compared them last.";
+    VOLUME_COMPARED = Gauge "pollux_volume_compared_timestamp_seconds" ["volume"] "When this node found that last, in seconds since 1970; 0: never since its daemon began.";
     POOL_SIZE = Gauge "pollux_pool_size_bytes" ["pool"] "Size of a pool of this node.";
     POOL_FREE = Gauge "pollux_pool_free_bytes" ["pool"] "Bytes that can still be written there.";
     POOL_USED = Gauge "pollux_pool_used_bytes" ["pool"] "Bytes that replicas take of it.";

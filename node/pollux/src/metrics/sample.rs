@@ -218,6 +218,7 @@ pub(super) mod tests {
                 lacks: 4096,
                 open: 3,
                 troubled: false,
+                compared: (65_536, 1_700_000_000_000),
             }],
             pools: vec![
                 PoolSample { name: "fast".into(), space: Some((100, 60, 10)) },

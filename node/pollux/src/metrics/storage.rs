@@ -4,8 +4,8 @@
 use std::{collections::BTreeMap, fmt::Write as _};
 
 use super::{
-    ALL, POOL_FREE, POOL_READY, POOL_SIZE, POOL_USED, VOLUME_IN_SYNC, VOLUME_LACKS, VOLUME_OPEN, VOLUME_REPLICAS,
-    VOLUME_SIZE, VOLUME_TROUBLED, VOLUMES,
+    ALL, POOL_FREE, POOL_READY, POOL_SIZE, POOL_USED, VOLUME_COMPARED, VOLUME_DIFFERS, VOLUME_IN_SYNC, VOLUME_LACKS,
+    VOLUME_OPEN, VOLUME_REPLICAS, VOLUME_SIZE, VOLUME_TROUBLED, VOLUMES,
 };
 
 /// What a volume's health can be, in the API's words.
@@ -21,6 +21,8 @@ pub(crate) struct VolumeSample {
     pub(crate) lacks: u64,
     pub(crate) open: u64,
     pub(crate) troubled: bool,
+    /// Bytes, and when in milliseconds.
+    pub(crate) compared: (u64, u64),
 }
 
 /// A pool of this node: size, free, used; `None`: it cannot be used.
@@ -44,13 +46,15 @@ pub(super) fn set_healths(found: &BTreeMap<&'static str, u64>) {
 /// In the text form of Prometheus. Names of volumes and pools have no letter that would have to be escaped.
 pub(super) fn text(volumes: &[VolumeSample], pools: &[PoolSample]) -> String {
     let mut text = String::new();
-    let of_volume: [Figure<VolumeSample>; 6] = [
+    let of_volume: [Figure<VolumeSample>; 8] = [
         (VOLUME_SIZE, |volume| Some(volume.size)),
         (VOLUME_IN_SYNC, |volume| Some(volume.in_sync)),
         (VOLUME_REPLICAS, |volume| Some(volume.replicas)),
         (VOLUME_LACKS, |volume| Some(volume.lacks)),
         (VOLUME_OPEN, |volume| Some(volume.open)),
         (VOLUME_TROUBLED, |volume| Some(u64::from(volume.troubled))),
+        (VOLUME_DIFFERS, |volume| Some(volume.compared.0)),
+        (VOLUME_COMPARED, |volume| Some(volume.compared.1 / 1_000)),
     ];
     for (name, value) in of_volume {
         family(&mut text, name, "volume", volumes.iter().filter_map(|volume| Some((&volume.name, value(volume)?))));

@@ -17,6 +17,7 @@ mod device;
 mod door;
 mod hold;
 mod pools;
+mod scrub;
 mod steward;
 mod tend;
 mod turns;
@@ -43,7 +44,7 @@ use pollux_volume::{Handover, Keepers, Plan, Set, StartError, Volume, VolumeHand
 use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use self::{pools::Pools, turns::Turns, ways::WaysOf};
+use self::{pools::Pools, scrub::Scrubs, turns::Turns, ways::WaysOf};
 use crate::vm::{
     Minter,
     host::{Disks, GuestError},
@@ -51,6 +52,10 @@ use crate::vm::{
 
 pub(crate) use device::DeviceFault;
 pub(crate) use pools::PoolFault;
+pub(crate) use scrub::Compared;
+#[cfg(test)]
+pub(crate) use scrub::Differing;
+pub use scrub::ScrubSettings;
 pub use usage::{PoolUsage, Space};
 pub(crate) use verify::{Unverified, Verified, VerifyStep};
 
@@ -79,6 +84,8 @@ struct Inner {
     cared: Mutex<BTreeSet<VolumeId>>,
     /// Who compares their replicas.
     turns: Turns,
+    /// What came of it, and the slow comparison in the background.
+    scrubs: Scrubs,
     tasks: TaskTracker,
     cancel: CancellationToken,
 }
@@ -97,6 +104,8 @@ pub struct Needs {
     pub boot: String,
     /// Where block devices are mounted that are pools.
     pub mounts: PathBuf,
+    /// How volumes are scrubbed.
+    pub scrub: ScrubSettings,
 }
 
 /// How a replica is called in its pool.
@@ -116,7 +125,7 @@ impl Volumes {
     /// Starts tending this node's pools. The state that this node has applied must be current.
     #[must_use]
     pub fn start(needs: Needs) -> Self {
-        let Needs { me, cluster, consensus, endpoint, boot, mounts } = needs;
+        let Needs { me, cluster, consensus, endpoint, boot, mounts, scrub } = needs;
         let inner = Inner {
             me,
             pools: Pools::new(cluster.clone(), me.node, mounts),
@@ -128,6 +137,7 @@ impl Volumes {
             in_use: Mutex::default(),
             cared: Mutex::default(),
             turns: Turns::default(),
+            scrubs: Scrubs::new(scrub),
             tasks: TaskTracker::new(),
             cancel: CancellationToken::new(),
         };
@@ -208,6 +218,7 @@ impl Volumes {
         in_use.insert(id, handle.clone());
         drop(in_use);
         self.spawn(self.clone().steward(id, generation, handle.clone()));
+        self.spawn(self.clone().scrub(id, generation, handle.clone()));
         Ok((started, handle))
     }
 

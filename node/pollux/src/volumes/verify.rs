@@ -150,6 +150,7 @@ impl Volumes {
                 None => self.verify_held(id, repair, &told).await?,
             };
             if let Some(verified) = verified {
+                self.0.scrubs.verified(id, verified.again.as_ref().unwrap_or(&verified.found));
                 return Ok(verified);
             }
             if !news(&mut applied, Some(Duration::from_millis(AGAIN_MS))).await {

@@ -57,8 +57,8 @@ impl Comparison {
         }
     }
 
-    /// What was found of a part of it later.
-    fn absorb(&mut self, later: Self) {
+    /// What was found of another part, or of a part of it later.
+    pub fn absorb(&mut self, later: Self) {
         for range in &later.left_out {
             append(&mut self.left_out, range, LEFT_OUT_MAX, true);
         }

@@ -79,6 +79,7 @@ pub(crate) fn volume(name: &str, pools: &[&str]) -> VolumeView {
         moving: None,
         open_requests: None,
         trouble: None,
+        compared: None,
         created: 0,
     }
 }

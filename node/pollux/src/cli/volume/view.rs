@@ -1,6 +1,6 @@
 //! Volumes as tables.
 
-use pollux_api::{ReplicaState, ReplicaView, VolumeHealth, VolumeView};
+use pollux_api::{ComparedView, ReplicaState, ReplicaView, VolumeHealth, VolumeView};
 
 use super::super::{
     follow::short,
@@ -74,6 +74,9 @@ pub(super) fn single(volume: &VolumeView, now: u64) -> String {
         let (id, moving) = (short(&moving.operation), moving);
         rows.push(("move", format!("{} -> {}, {} (operation {id})", moving.from, moving.to, moving.phase)));
     }
+    if let Some(compared) = &volume.compared {
+        rows.push(("compared", told(compared, now)));
+    }
     rows.push(("created", format!("{} ({} ago)", moment(volume.created), age(now, volume.created))));
     let mut text = list(rows);
     text.push('\n');
@@ -93,6 +96,22 @@ pub(super) fn single(volume: &VolumeView, now: u64) -> String {
     text
 }
 
+/// What came of the last comparison.
+fn told(compared: &ComparedView, now: u64) -> String {
+    let differs: Vec<String> = compared
+        .differs
+        .iter()
+        .map(|it| format!("{} ({} from byte {})", it.place, bytes(it.bytes), it.first))
+        .collect();
+    let left_out = match compared.left_out_bytes {
+        0 => String::new(),
+        left_out => format!(", {} left out", bytes(left_out)),
+    };
+    let found = if differs.is_empty() { "equal".to_owned() } else { format!("DIFFERENT: {}", differs.join(", ")) };
+    let part = if compared.whole { "" } else { ", and goes on" };
+    format!("{found}{left_out} (by {}{part}, {} ago)", compared.by, age(now, compared.at))
+}
+
 fn state(replica: &ReplicaView) -> &'static str {
     match replica.state {
         ReplicaState::Making => "being made",
@@ -109,7 +128,7 @@ fn state(replica: &ReplicaView) -> &'static str {
 mod tests {
     use super::*;
     use crate::api::fake::storage::{replica, volume};
-    use pollux_api::{VolumeMoveView, WriterView};
+    use pollux_api::{DifferingReplica, VolumeMoveView, WriterView};
 
     const NOW: u64 = 1_700_000_090_000;
 
@@ -148,6 +167,20 @@ mod tests {
         data  degraded  10.0 GiB  web  n1      1 of 2   n1:fast n2:fast  copying
         root  ready     10.0 GiB  -    -       2 of 2   n1:fast n2:fast  -
         ");
+    }
+
+    #[test]
+    fn the_last_comparison_is_told_with_what_differs() {
+        let at = NOW - 60_000;
+        let equal = ComparedView { at, by: "verify".into(), whole: true, left_out_bytes: 0, differs: Vec::new() };
+        assert_eq!(told(&equal, NOW), "equal (by verify, 1m00s ago)");
+        let other = DifferingReplica { place: "n2:fast".into(), bytes: 65_536, first: 4_096 };
+        let found =
+            ComparedView { by: "scrub".into(), whole: false, left_out_bytes: 4_096, differs: vec![other], ..equal };
+        assert_eq!(
+            told(&found, NOW),
+            "DIFFERENT: n2:fast (64.0 KiB from byte 4096), 4.0 KiB left out (by scrub, and goes on, 1m00s ago)"
+        );
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! What Prometheus is told of pools and volumes.
 
+use std::collections::BTreeMap;
+
 use pollux_api::{ReplicaState, VolumeHealth, VolumeView};
 use pollux_state::ClusterState;
 
@@ -7,10 +9,12 @@ use super::{Down, live_here, usage_here, views};
 use crate::{
     daemon::run::Daemon,
     metrics::{HEALTHS, PoolSample, Sample, VolumeSample},
+    volumes::Volumes,
 };
 
 /// Adds what this node's pools have, how the volumes are that it uses, and how many of the cluster's are whole.
 pub(in crate::daemon) async fn look(daemon: &Daemon, state: &ClusterState, sample: &mut Sample) {
+    let compared: BTreeMap<_, _> = daemon.volumes().map(Volumes::compared).unwrap_or_default().into_iter().collect();
     for volume in state.volumes.values() {
         let live = live_here(daemon, volume.id);
         let view = views::volume(state, volume, &Down::new(), live.as_ref());
@@ -18,7 +22,9 @@ pub(in crate::daemon) async fn look(daemon: &Daemon, state: &ClusterState, sampl
             *sample.healths.entry(word).or_default() += 1;
         }
         if live.is_some() {
-            sample.volumes.push(of_volume(view));
+            let found = compared.get(&volume.id);
+            let differs = found.map_or(0, |it| it.differs.iter().map(|it| it.bytes).sum());
+            sample.volumes.push(of_volume(view, (differs, found.map_or(0, |it| it.at))));
         }
     }
     for usage in usage_here(daemon).await {
@@ -28,7 +34,7 @@ pub(in crate::daemon) async fn look(daemon: &Daemon, state: &ClusterState, sampl
     }
 }
 
-fn of_volume(view: VolumeView) -> VolumeSample {
+fn of_volume(view: VolumeView, compared: (u64, u64)) -> VolumeSample {
     let in_sync = view.replicas.iter().filter(|replica| replica.state == ReplicaState::Insync);
     VolumeSample {
         in_sync: in_sync.count() as u64,
@@ -36,6 +42,7 @@ fn of_volume(view: VolumeView) -> VolumeSample {
         lacks: view.replicas.iter().filter_map(|replica| replica.lacks_bytes).fold(0, u64::saturating_add),
         open: view.open_requests.unwrap_or_default(),
         troubled: view.trouble.is_some(),
+        compared,
         size: view.size_bytes,
         name: view.name,
     }

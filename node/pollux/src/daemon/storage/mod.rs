@@ -4,6 +4,7 @@
 //! pool's free space of the pool's node ([`pools`]), how replicas are of the node that uses the volume ([`live`]).
 
 mod along;
+mod comparisons;
 mod live;
 mod measure;
 mod pools;
@@ -35,6 +36,7 @@ use super::{
 use crate::api::{Backend as _, Storage};
 
 pub(super) use along::{Plan, Wish, plan};
+pub(super) use comparisons::problems_of as differences_of;
 pub(super) use live::{Live, here as live_here};
 pub(super) use measure::look as measure;
 pub(super) use pools::{add_here as add_pool_here, usage_here};
@@ -90,7 +92,11 @@ impl Storage for Api {
 
     async fn volume(&self, name: &str) -> Result<VolumeView, ApiError> {
         let (state, down) = (self.applied(), self.down().await);
-        Ok(self.volume_view(&state, volume_named(&state, name)?, &down).await)
+        let volume = volume_named(&state, name)?;
+        let mut view = self.volume_view(&state, volume, &down).await;
+        let compared = self.comparisons(&state, &down).await;
+        view.compared = compared.get(&volume.id).map(|compared| comparisons::view(&state, volume, compared));
+        Ok(view)
     }
 
     async fn create_volume(&self, request: CreateVolume) -> Result<VolumeView, ApiError> {

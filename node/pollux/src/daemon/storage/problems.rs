@@ -95,7 +95,7 @@ impl Fault {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::collections::{BTreeMap, BTreeSet};
 
     use pollux_state::{
@@ -106,7 +106,7 @@ mod tests {
     use super::*;
 
     /// A volume with replicas 1 and 2 in pools of n1 and n2, both in sync.
-    fn data() -> (ClusterState, Volume) {
+    pub(in super::super) fn data() -> (ClusterState, Volume) {
         let mut state = ClusterState::default();
         for id in [1, 2] {
             let (node, name, path) = (NodeId(id), "fast".to_owned(), "/srv/fast".to_owned());

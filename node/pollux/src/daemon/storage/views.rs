@@ -86,6 +86,7 @@ pub(super) fn volume(state: &ClusterState, volume: &Volume, down: &Down, live: O
         }),
         open_requests: live.map(|live| live.open),
         trouble: live.and_then(|live| live.trouble.clone()),
+        compared: None,
         created: volume.created,
     }
 }
