@@ -33,6 +33,16 @@ pub struct Volume {
     pub generation: u64,
     /// Its copies.
     pub replicas: Vec<Replica>,
+    /// A replica on its way elsewhere.
+    #[serde(rename = "move")]
+    pub moving: Option<Moving>,
+}
+
+/// A replica that takes another's place.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Moving {
+    /// `copying`, `comparing` or `kept`.
+    pub phase: String,
 }
 
 /// One copy of it.
@@ -117,6 +127,28 @@ impl World {
         self.host(node).dir().expect("a node has a directory").join("pool")
     }
 
+    /// Where a pool is, by `NODE:POOL`.
+    ///
+    /// # Panics
+    /// If there is no such node.
+    #[track_caller]
+    #[must_use]
+    pub fn pool_at(&self, place: &str) -> PathBuf {
+        let (node, name) = place.split_once(':').expect("a node and a pool");
+        if name == POOL { self.pool(node) } else { self.pool(node).with_file_name(format!("pool-{name}")) }
+    }
+
+    /// Gives a node one pool more.
+    ///
+    /// # Panics
+    /// If that is refused.
+    #[track_caller]
+    pub fn have_pool(&self, node: &str, name: &str) {
+        let path = self.pool_at(&format!("{node}:{name}"));
+        fs::create_dir(&path).expect("a directory can be made");
+        let _: serde_json::Value = self.pollux(node, &["pool", "add", name, &path.to_string_lossy()]).json();
+    }
+
     /// Gives every node a pool.
     ///
     /// # Panics
@@ -124,9 +156,7 @@ impl World {
     #[track_caller]
     pub fn have_pools(&self) {
         for node in self.nodes() {
-            let path = self.pool(node);
-            fs::create_dir(&path).expect("a directory can be made");
-            let _: serde_json::Value = self.pollux(node, &["pool", "add", POOL, &path.to_string_lossy()]).json();
+            self.have_pool(node, POOL);
         }
     }
 
@@ -184,7 +214,7 @@ impl World {
     #[must_use]
     pub fn data_of(&self, volume: &Volume, replica: &Replica) -> PathBuf {
         let directory = format!("volume-{}-replica-{}", volume.id, replica.id);
-        self.pool(&replica.node).join(directory).join("data")
+        self.pool_at(&replica.place).join(directory).join("data")
     }
 
     /// The disk under a node's replica of a volume makes something else of the eight bytes at `offset`, behind everybody's back.

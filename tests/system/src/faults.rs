@@ -393,10 +393,20 @@ impl Hold {
     #[track_caller]
     #[must_use]
     pub fn make(world: &World, node: &str, place: Place) -> Self {
+        Self::named(world, node, place.name())
+    }
+
+    /// The same at a place by its name.
+    ///
+    /// # Panics
+    /// If the node has no directory.
+    #[track_caller]
+    #[must_use]
+    pub fn named(world: &World, node: &str, place: &str) -> Self {
         let host = world.host(node);
         let dir = host.dir().expect("a node has a directory").join("holds");
         fs::create_dir_all(&dir).expect("a directory can be made");
-        let (file, reached) = (dir.join(place.name()), dir.join(format!("{}.reached", place.name())));
+        let (file, reached) = (dir.join(place), dir.join(format!("{place}.reached")));
         // One of an earlier cell, if there is any.
         let _ = fs::remove_file(&reached);
         fs::write(&file, "").expect("a file can be made");

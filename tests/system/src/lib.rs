@@ -9,7 +9,8 @@
 //!   moment.
 //! - [`console`] is a guest's serial console at which a test sits.
 //! - [`client`] talks to the guest from where clients are, and [`watching`] keeps the ledger and counts who emits.
-//! - [`faults`] is the table of every place in a move and everything that can be done to it there.
+//! - [`faults`] is the table of every place in a move and everything that can be done to it there, [`volume_faults`] the same of a
+//!   move of a volume's replica, and [`disks`] what else there is to pools and volumes.
 //! - [`census`] counts processes and interfaces on the nodes, which no daemon has a say in.
 //! - [`waiting`] is the only way to wait: for a condition, with a deadline.
 //!
@@ -26,6 +27,7 @@ pub mod following;
 pub mod image;
 mod sweeper;
 pub mod views;
+pub mod volume_faults;
 pub mod waiting;
 pub mod watching;
 mod world;

@@ -1,4 +1,4 @@
-//! Places in a move at which a test can hold this daemon, so that a fault meets it in just that moment.
+//! Places in a move, of a VM or of a volume's replica, at which a test can hold this daemon, so that a fault meets it in just that moment.
 //!
 //! Only in a build with the feature `holds`, which no released program has. A test makes a file named after the place in
 //! `holds/` of the daemon's directory; a move that comes there makes `PLACE.reached` beside it and goes on when the file is
@@ -24,6 +24,14 @@ pub enum Place {
     Run,
     /// The guest runs at the target, which is about to say so.
     Arrived,
+    /// Who writes to a volume is about to call a replica that is not in sync.
+    VolumeReach,
+    /// A replica has everything, and who writes is about to say so.
+    VolumeJoin,
+    /// The replicas are about to be compared, before the old one goes.
+    VolumeCompare,
+    /// The old replica has left the set, and is about to be forgotten.
+    VolumeEnd,
 }
 
 #[cfg(feature = "holds")]
@@ -53,6 +61,10 @@ mod held {
                 Self::Load => "load",
                 Self::Run => "run",
                 Self::Arrived => "arrived",
+                Self::VolumeReach => "volume-reach",
+                Self::VolumeJoin => "volume-join",
+                Self::VolumeCompare => "volume-compare",
+                Self::VolumeEnd => "volume-end",
             }
         }
     }

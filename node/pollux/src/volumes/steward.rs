@@ -21,7 +21,7 @@ use pollux_state::{
 use pollux_volume::VolumeHandle;
 
 use super::{Volumes, news, turns::Comparer, verify::ROUNDS_MAX};
-use crate::vm::wall_ms;
+use crate::vm::{hold, wall_ms};
 
 /// What could not be done is tried again after this, in milliseconds.
 const AGAIN_MS: u64 = 2_000;
@@ -94,6 +94,7 @@ impl Volumes {
                     again = left;
                     // First the mirror lets it go, so that nobody misses it.
                     if !going.is_empty() && !it.set.contains(&moving.from) {
+                        hold::at(hold::Place::VolumeEnd).await;
                         let command = Command::EndVolumeMove { volume: id, op: moving.op, version: it.version };
                         if let pollux_state::Outcome::Refused(why) = self.propose(command).await {
                             tracing::info!(volume = it.name, %why, "the end of a move was refused by the log");
@@ -124,6 +125,7 @@ impl Volumes {
         {
             return false;
         }
+        hold::at(hold::Place::VolumeCompare).await;
         let begun = wall_ms();
         let accepted = state.operations.get(&moving.op).map_or(begun, |operation| operation.started);
         let copied = handle.status().borrow().replicas.iter().find(|it| it.id == moving.to).map_or(0, |it| it.copied);

@@ -12,7 +12,7 @@ use pollux_state::{
 use pollux_volume::{Claim, Opened, Reached, Remote, SetChange, Side, Ways};
 
 use super::Volumes;
-use crate::vm::wall_ms;
+use crate::vm::{hold, wall_ms};
 
 /// How long a session may take to begin, in milliseconds: what an older one has under way is waited for.
 const OPEN_MS_MAX: u64 = 5_000;
@@ -49,6 +49,9 @@ impl Ways for WaysOf {
         };
         let volumes = self.volumes.clone();
         Box::pin(async move {
+            if matches!(command, Command::JoinSet { .. }) {
+                hold::at(hold::Place::VolumeJoin).await;
+            }
             if let Outcome::Refused(why) = volumes.propose(command).await {
                 // What made it void is, or will be, seen in the set; or the right has gone elsewhere.
                 tracing::info!(%volume, %why, "a change of the in-sync set was refused by the log");
@@ -62,6 +65,9 @@ impl Volumes {
         let state = self.state();
         let node = state.volumes.get(&claim.volume).and_then(|it| state.node_of_replica(it, claim.replica));
         let node = node.ok_or_else(|| format!("{} is gone", claim.replica))?;
+        if state.volumes.get(&claim.volume).is_some_and(|it| !it.set.contains(&claim.replica)) {
+            hold::at(hold::Place::VolumeReach).await;
+        }
         if node == self.0.me.node {
             let place = self.place(&state, &claim)?;
             let opened = self.0.keepers.open(&claim, &place).await;
