@@ -12,7 +12,7 @@ use std::{
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use pollux_disk::{Disk, DiskError, EngineKind, Operation, Outcome, Piece, Pool, Tag, perform};
-use pollux_mirror::Limits;
+use pollux_mirror::{Failure, Limits, Part};
 use pollux_volume::{
     Broken, Claim, Done, Handover, Keepers, Place, Plan, Reached, Set, SetChange, Side, StartError, Volume,
     VolumeHandle, Ways,
@@ -28,7 +28,7 @@ const R2: ReplicaId = ReplicaId(2);
 const R3: ReplicaId = ReplicaId(3);
 const ME: Owner = Owner { node: NodeId(1), incarnation: Incarnation(1) };
 
-/// Two replicas in two pools, and a log that decides at once. The way to a replica can be cut.
+/// Two replicas in two pools, and a log that decides at once. The way to a replica can be cut, and its pool be full.
 struct World {
     dir: tempfile::TempDir,
     inner: Arc<Inner>,
@@ -38,6 +38,9 @@ struct Inner {
     keepers: Keepers,
     places: BTreeMap<ReplicaId, Place>,
     cut: watch::Sender<BTreeSet<ReplicaId>>,
+    full: watch::Sender<BTreeSet<ReplicaId>>,
+    /// How often a way was opened.
+    opened: Mutex<BTreeMap<ReplicaId, u32>>,
     set: watch::Sender<Set>,
     said: Mutex<Vec<SetChange>>,
     generation: Mutex<Generation>,
@@ -45,17 +48,23 @@ struct Inner {
 
 struct ToReplicas(Arc<Inner>, Generation);
 
-/// A side whose way can be cut.
+/// A side whose way can be cut, and that can find no room.
 struct Cuttable {
     side: Box<dyn Side>,
     id: ReplicaId,
     cut: watch::Receiver<BTreeSet<ReplicaId>>,
+    full: watch::Receiver<BTreeSet<ReplicaId>>,
+    refused: Vec<Done>,
     told: bool,
 }
 
 impl Side for Cuttable {
     fn submit(&mut self, ask: pollux_volume::Ask) {
-        self.side.submit(ask);
+        if self.full.borrow().contains(&self.id) && matches!(ask.part, Part::Change { .. } | Part::Copy { .. }) {
+            self.refused.push(Done { tag: ask.tag, outcome: Err(Failure::NoSpace) });
+        } else {
+            self.side.submit(ask);
+        }
     }
 
     fn poll(&mut self, cx: &mut std::task::Context<'_>, done: &mut Vec<Done>) -> std::task::Poll<Result<(), Broken>> {
@@ -64,6 +73,10 @@ impl Side for Cuttable {
                 return std::task::Poll::Pending;
             }
             return std::task::Poll::Ready(Err(Broken { why: "the way was cut".into() }));
+        }
+        if !self.refused.is_empty() {
+            done.append(&mut self.refused);
+            return std::task::Poll::Ready(Ok(()));
         }
         self.side.poll(cx, done)
     }
@@ -78,8 +91,10 @@ impl Ways for ToReplicas {
             }
             let claim = Claim::new(VolumeId(1), replica, generation, ME, SIZE);
             let opened = inner.keepers.open(&claim, &inner.places[&replica]).await.map_err(|it| it.to_string())?;
-            let cut = inner.cut.subscribe();
-            let side = Cuttable { side: Box::new(opened.side), id: replica, cut, told: false };
+            *inner.opened.lock().unwrap().entry(replica).or_default() += 1;
+            let (cut, full) = (inner.cut.subscribe(), inner.full.subscribe());
+            let side =
+                Cuttable { side: Box::new(opened.side), id: replica, cut, full, refused: Vec::new(), told: false };
             Ok(Reached { side: Box::new(side), report: opened.report, boot: opened.boot })
         })
     }
@@ -121,6 +136,8 @@ impl World {
             keepers: Keepers::new("boot".into()),
             places,
             cut: watch::Sender::default(),
+            full: watch::Sender::default(),
+            opened: Mutex::default(),
             set: watch::Sender::new(set),
             said: Mutex::default(),
             generation: Mutex::new(Generation(0)),
@@ -151,6 +168,14 @@ impl World {
 
     fn cut(&self, replicas: impl IntoIterator<Item = ReplicaId>) {
         self.inner.cut.send_replace(replicas.into_iter().collect());
+    }
+
+    fn fill(&self, replicas: impl IntoIterator<Item = ReplicaId>) {
+        self.inner.full.send_replace(replicas.into_iter().collect());
+    }
+
+    fn opened(&self, replica: ReplicaId) -> u32 {
+        self.inner.opened.lock().unwrap().get(&replica).copied().unwrap_or_default()
     }
 
     fn members(&self) -> BTreeSet<ReplicaId> {
@@ -240,6 +265,48 @@ async fn a_replica_out_of_reach_leaves_by_an_entry_and_comes_back_with_what_it_m
     drop(volume);
     assert_eq!(world.bytes_of(R1), world.bytes_of(R2));
     assert!(world.allocated(R2) - before < 8 << 20, "only what differs is copied");
+}
+
+#[tokio::test]
+async fn a_replica_whose_pool_is_full_leaves_is_tried_again_now_and_then_and_comes_back() {
+    let world = World::new();
+    let (mut volume, handle) = world.start().await;
+    write(&mut volume, 0, 1, 4096).await.unwrap();
+    world.fill([R2]);
+    write(&mut volume, 8 << 20, 2, 65_536).await.unwrap();
+    assert_eq!(world.members(), [R1].into(), "the guest goes on with the other");
+
+    // It can be reached all the time, and fails each time.
+    let (before, since) = (world.opened(R2), Instant::now());
+    idle(&mut volume, "a while", || since.elapsed() > Duration::from_secs(2)).await;
+    let tries = world.opened(R2) - before;
+    assert!((1..=6).contains(&tries), "it was tried {tries} times in two seconds");
+    let why = |id| handle.status().borrow().replicas.iter().find(|it| it.id == id).and_then(|it| it.why.clone());
+    assert_eq!(why(R2).as_deref(), Some("the pool is full"));
+
+    world.fill([]);
+    idle(&mut volume, "R2 in the set again", || world.members() == [R1, R2].into()).await;
+    drop(volume);
+    assert_eq!(world.bytes_of(R1), world.bytes_of(R2));
+}
+
+#[tokio::test]
+async fn without_room_in_the_last_pool_a_request_fails_as_that_and_is_answered_when_there_is_some() {
+    let world = World::new();
+    let (mut volume, handle) = world.start().await;
+    world.fill([R1, R2]);
+    let refused = write(&mut volume, 8 << 20, 2, 65_536).await;
+    assert!(matches!(refused, Err(DiskError::NoSpace { offset: 0x0080_0000, bytes: 65_536 })), "{refused:?}");
+    assert_eq!(world.members().len(), 1, "the last one stays");
+    idle(&mut volume, "it to be told", || handle.status().borrow().trouble.as_deref() == Some("the pool is full"))
+        .await;
+
+    world.fill([]);
+    write(&mut volume, 8 << 20, 2, 65_536).await.unwrap();
+    idle(&mut volume, "both in the set", || world.members() == [R1, R2].into()).await;
+    assert_eq!(handle.status().borrow().trouble, None);
+    drop(volume);
+    assert_eq!(world.bytes_of(R1), world.bytes_of(R2));
 }
 
 #[tokio::test]

@@ -22,7 +22,8 @@ use super::{
 };
 use crate::side::{Ask, Done, Side};
 
-/// A replica that could not be reached is tried again after this, in milliseconds, and after twice as long each time.
+/// A replica that could not be reached, or not be caught up, is tried again after this, in milliseconds, and after twice as long each
+/// time until it has everything.
 const AGAIN_MS: Millis = 250;
 /// But at least so often, in milliseconds.
 const AGAIN_MS_MAX: Millis = 5_000;
@@ -147,6 +148,9 @@ impl Peers {
             return;
         }
         for (id, peer) in &mut self.all {
+            if peer.side.is_some() && mirror.is_sound(*id) {
+                peer.pause = 0;
+            }
             let of_use = mirror.is_outside(*id) || mirror.is_sound(*id);
             if of_use && peer.side.is_none() && peer.opening.is_none() && peer.again_at <= now {
                 peer.opening = Some(self.ways.open(*id));
@@ -171,16 +175,12 @@ impl Peers {
             let Some(opening) = &mut peer.opening else { continue };
             let Poll::Ready(opened) = opening.as_mut().poll(cx) else { continue };
             peer.opening = None;
+            // One that can be reached may still fail at once, as one does whose pool is full.
+            peer.pause = (peer.pause * 2).clamp(AGAIN_MS, AGAIN_MS_MAX);
+            peer.again_at = now + peer.pause;
             match opened {
-                Ok(reached) => {
-                    peer.pause = 0;
-                    return Some((*id, reached));
-                }
-                Err(why) => {
-                    peer.pause = (peer.pause * 2).clamp(AGAIN_MS, AGAIN_MS_MAX);
-                    peer.again_at = now + peer.pause;
-                    peer.why = Some(why);
-                }
+                Ok(reached) => return Some((*id, reached)),
+                Err(why) => peer.why = Some(why),
             }
         }
         None
