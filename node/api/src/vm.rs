@@ -87,6 +87,9 @@ pub struct VmView {
     pub generation: u64,
     /// What the owning node is doing with it.
     pub runtime: Runtime,
+    /// Why the guest stands still although it may run: a request of a disk failed, is kept, and is issued again by itself.
+    #[serde(default)]
+    pub trouble: Option<String>,
     /// Guest memory in MiB.
     pub memory_mib: u64,
     /// Processors.

@@ -246,6 +246,7 @@ impl Backend for Fake {
             home: request.node.unwrap_or_else(|| "n1".into()),
             generation: 0,
             runtime: Runtime::None,
+            trouble: None,
             memory_mib: request.memory_mib,
             vcpus: request.vcpus,
             nics: nics.collect(),

@@ -1,7 +1,7 @@
 //! What the API's verbs do: read the applied state, or put a command to the log.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -92,14 +92,23 @@ impl Api {
     async fn doing(&self, state: &ClusterState, vm: &Vm) -> Doing {
         match vm.phase.owner() {
             Some(owner) => forward::doing(&self.0, state, owner.node, vm.id).await.unwrap_or_default(),
-            None => Doing { runtime: Some(Runtime::None), progress: None },
+            None => Doing { runtime: Some(Runtime::None), ..Doing::default() },
         }
     }
 
+    /// VMs that stand still although they may run, as their nodes tell.
+    async fn standing_still(&self, state: &ClusterState, down: &storage::Down) -> Vec<Problem> {
+        let owners = state.vms.values().filter(|vm| !vm.spec.disks.is_empty()).filter_map(|vm| vm.phase.owner());
+        let nodes: BTreeSet<NodeId> = owners.map(|owner| owner.node).filter(|node| !down.contains(node)).collect();
+        let asked = nodes.iter().map(|node| forward::troubles(&self.0, state, *node));
+        let told = futures::future::join_all(asked).await;
+        super::problems::of_standstill(state, told.into_iter().flatten())
+    }
+
     async fn vm_view(&self, state: &ClusterState, vm: &Vm) -> VmView {
-        let runtime = self.doing(state, vm).await.runtime.unwrap_or(Runtime::Unknown);
+        let doing = self.doing(state, vm).await;
         let status = self.consensus().status();
-        Sight { state, consensus: &status, health: None }.vm(vm, runtime)
+        Sight { state, consensus: &status, health: None }.vm(vm, doing)
     }
 
     pub(super) async fn named_vm(&self, name: &str) -> Result<VmView, ApiError> {
@@ -155,6 +164,7 @@ impl Backend for Api {
         let down = down_in(health.as_ref());
         problems.extend(storage::problems_of(&state, &down));
         problems.extend(storage::differences_of(&state, &self.comparisons(&state, &down).await));
+        problems.extend(self.standing_still(&state, &down).await);
         Ok(ClusterView {
             id: self.0.identity.cluster().to_string(),
             healthy: problems.is_empty(),

@@ -1,7 +1,7 @@
 //! What one daemon asks another on behalf of a user: only the owner of a VM knows what its QEMU is doing, and only a pool's node what
 //! is in it.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use bytes::Bytes;
 use pollux_api::{ApiError, Obstacle, Refused, VerificationView};
@@ -60,6 +60,8 @@ pub(super) enum Question {
     Verification(OpId),
     /// What did you find when you compared volumes?
     Compared,
+    /// Which guests of yours stand still although they may run, and why?
+    Troubles,
 }
 
 /// What a node does with a VM. The API's own JSON travels inside, so that both change together.
@@ -67,6 +69,8 @@ pub(super) enum Question {
 pub(super) struct Doing {
     pub(super) runtime: Option<pollux_api::Runtime>,
     pub(super) progress: Option<pollux_api::ProgressView>,
+    /// Why the guest stands still although it may run.
+    pub(super) trouble: Option<String>,
 }
 
 /// Answers another daemon.
@@ -97,6 +101,7 @@ async fn reply(daemon: &Daemon, question: Question) -> Result<Bytes, String> {
         Question::Verify(op, volume, repair) => json(&storage::verify_here(daemon, op, (volume, repair))),
         Question::Verification(op) => json(&storage::verification_here(daemon, op)),
         Question::Compared => json(&daemon.volumes().map(Volumes::compared).unwrap_or_default()),
+        Question::Troubles => json(&troubles_here(daemon)),
     };
     answer.map(Bytes::from)
 }
@@ -104,10 +109,25 @@ async fn reply(daemon: &Daemon, question: Question) -> Result<Bytes, String> {
 fn doing_here(daemon: &Daemon, vm: VmId) -> Doing {
     let status = daemon.vms().and_then(|vms| vms.status(vm));
     let progress = status.as_ref().and_then(|status| status.progress);
+    let trouble = trouble_here(daemon, vm);
     Doing {
-        runtime: Some(views::runtime(status.as_ref())),
+        runtime: Some(views::runtime(status.as_ref(), trouble.is_some())),
         progress: progress.map(|(progress, since)| views::progress_view(&progress, since)),
+        trouble,
     }
+}
+
+fn troubles_here(daemon: &Daemon) -> BTreeMap<VmId, String> {
+    let state = daemon.consensus.watch().borrow().state.clone();
+    state.vms.keys().filter_map(|vm| Some((*vm, trouble_here(daemon, *vm)?))).collect()
+}
+
+/// Why a guest of this node stands still although it may run, if it does.
+pub(super) fn trouble_here(daemon: &Daemon, vm: VmId) -> Option<String> {
+    let state = daemon.consensus.watch().borrow().state.clone();
+    let name = |id: VolumeId| state.volumes.get(&id).map_or_else(|| id.to_string(), |it| format!("volume {}", it.name));
+    let troubles = daemon.vms()?.troubles(vm).into_iter().map(|(volume, why)| format!("{}: {why}", name(volume)));
+    troubles.reduce(|all, one| format!("{all}; {one}"))
 }
 
 /// What a move of a VM of this node to another would meet.
@@ -121,6 +141,12 @@ async fn sample_here(daemon: &Daemon, vm: VmId, to: NodeId) -> Result<Sample, St
 /// Asks `node`, which may be this one; `None` when it does not answer in time.
 pub(super) async fn doing(daemon: &Daemon, state: &ClusterState, node: NodeId, vm: VmId) -> Option<Doing> {
     serde_json::from_slice(&ask(daemon, state, node, Question::Doing(vm)).await?).ok()
+}
+
+/// Asks `node` which of its guests stand still although they may run, and why.
+pub(super) async fn troubles(daemon: &Daemon, state: &ClusterState, node: NodeId) -> BTreeMap<VmId, String> {
+    let told = ask(daemon, state, node, Question::Troubles).await;
+    told.and_then(|told| serde_json::from_slice(&told).ok()).unwrap_or_default()
 }
 
 /// Asks `node` what a guest wrote to its console from place `from` on.
@@ -255,7 +281,8 @@ async fn put(daemon: &Daemon, state: &ClusterState, node: NodeId, question: Ques
         | Question::Volume(_)
         | Question::Verify(..)
         | Question::Verification(_)
-        | Question::Compared => ANSWER_MS_MAX,
+        | Question::Compared
+        | Question::Troubles => ANSWER_MS_MAX,
         Question::CanRun(_) => CHECK_MS_MAX,
         Question::Sample(..) => SAMPLE_MS_MAX,
         Question::AddPool(..) => ADD_POOL_MS_MAX,

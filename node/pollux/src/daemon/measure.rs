@@ -7,7 +7,7 @@ use pollux_link::Class;
 use pollux_raft::Role;
 use pollux_state::vm::{Desired, Phase, StopCause, Vm};
 
-use super::{run::Daemon, storage, views};
+use super::{forward, run::Daemon, storage, views};
 use crate::metrics::{self, KnownMoves, PHASES, RUNTIMES, Raft, Sample};
 
 /// How often what was recorded is summed up although nobody asks, in milliseconds.
@@ -80,7 +80,8 @@ async fn look(daemon: &Daemon) -> Sample {
         sample.failing += u64::from(start_failed && vm.desired == Desired::Running);
         if vm.phase.owner().is_some_and(|owner| owner.node == me) {
             let status = daemon.vms().and_then(|vms| vms.status(vm.id));
-            if let Some(word) = runtime(views::runtime(status.as_ref())) {
+            let waits = forward::trouble_here(daemon, vm.id).is_some();
+            if let Some(word) = runtime(views::runtime(status.as_ref(), waits)) {
                 *sample.runtimes.entry(word).or_default() += 1;
             }
             sample.progress.extend(status.and_then(|status| status.progress).map(|(progress, _)| progress));

@@ -6,7 +6,7 @@ use pollux_api::{Health, NodeRole, NodeView, Problem};
 use pollux_raft::Status;
 use pollux_state::{
     ClusterState,
-    id::NodeId,
+    id::{NodeId, VmId},
     vm::{Desired, Phase, StopCause},
 };
 
@@ -105,6 +105,20 @@ pub(super) fn of(state: &ClusterState, status: &Status, nodes: &[NodeView], quor
         problems.push(problem("no node holds the cluster's CA key: no host can join", todo));
     }
     problems
+}
+
+/// Guests that stand still although they may run, each with why.
+pub(super) fn of_standstill(state: &ClusterState, told: impl Iterator<Item = (VmId, String)>) -> Vec<Problem> {
+    let named = told.filter_map(|(vm, why)| Some((state.vms.get(&vm)?.spec.name.as_str(), why)));
+    let told = |(name, why): (&str, String)| {
+        let what =
+            format!("VM {name} stands still, for a disk does not take what it writes or does not give it: {why}");
+        problem(
+            what,
+            "mend what it names (`pollux pool list` tells what is free); nothing is lost, and it goes on by itself",
+        )
+    };
+    named.map(told).collect()
 }
 
 /// How many voters may be lost before the rest is no majority; `None`: it is none already, or nobody says who lives.

@@ -14,6 +14,7 @@ use pollux_state::{
 };
 use pollux_vm::event::{MovePhase, Progress};
 
+use super::forward::Doing;
 use crate::vm::Status;
 
 /// What a view is made from.
@@ -64,7 +65,7 @@ impl Sight<'_> {
         self.state.vms.get(&vm).map_or_else(|| vm.to_string(), |vm| vm.spec.name.clone())
     }
 
-    pub(super) fn vm(&self, vm: &Vm, runtime: pollux_api::Runtime) -> pollux_api::VmView {
+    pub(super) fn vm(&self, vm: &Vm, doing: Doing) -> pollux_api::VmView {
         let spec = &vm.spec;
         let peer = match &vm.phase {
             vm::Phase::Moving { to, .. } => Some(to.node),
@@ -88,7 +89,8 @@ impl Sight<'_> {
             peer: peer.map(|node| self.node_name(node)),
             home: self.node_name(vm.home),
             generation: vm.generation.0,
-            runtime,
+            runtime: doing.runtime.unwrap_or(pollux_api::Runtime::Unknown),
+            trouble: doing.trouble,
             memory_mib: spec.memory_mib,
             vcpus: spec.vcpus,
             nics: spec
@@ -213,12 +215,13 @@ impl Sight<'_> {
     }
 }
 
-/// What the owning node's actor is doing, in the API's words.
-pub(super) fn runtime(status: Option<&Status>) -> pollux_api::Runtime {
+/// What the owning node's actor is doing, in the API's words. `waits`: a guest that may run stands still for its disk.
+pub(super) fn runtime(status: Option<&Status>, waits: bool) -> pollux_api::Runtime {
     match status.map(|status| (status.doing, status.progress.is_some())) {
         None | Some(("idle", _)) => pollux_api::Runtime::None,
         Some(("starting", _)) => pollux_api::Runtime::Starting,
         Some(("running", true)) => pollux_api::Runtime::Sending,
+        Some(("running", false)) if waits => pollux_api::Runtime::Paused,
         Some(("running", false)) => pollux_api::Runtime::Running,
         Some(("fenced", _)) => pollux_api::Runtime::Fenced,
         Some(("handing over", _)) => pollux_api::Runtime::Saving,

@@ -145,9 +145,9 @@ pub trait Guest: Send + Sync + 'static {
     /// Ends the machine. When this returns, no process, tap, socket or memory of it is left. Can be called twice.
     async fn end(&self);
 
-    /// Why it stands still although it may run, if it does: for people.
-    fn trouble(&self) -> Option<String> {
-        None
+    /// The volumes for which it stands still although it may run, each with why, for people.
+    fn troubles(&self) -> Vec<(VolumeId, String)> {
+        Vec::new()
     }
 
     /// What the guest wrote to its serial console.

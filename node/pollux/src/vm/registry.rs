@@ -9,7 +9,7 @@ use std::{
 use pollux_link::{Peer, RecvStream, SendStream, To};
 use pollux_state::{
     ClusterState,
-    id::{NodeId, VmId},
+    id::{NodeId, VmId, VolumeId},
 };
 use pollux_vm::{
     convergence::Sample,
@@ -70,6 +70,13 @@ impl Vms {
     #[must_use]
     pub fn status(&self, vm: VmId) -> Option<Status> {
         self.actors().get(&vm).map(|handle| handle.status.borrow().clone())
+    }
+
+    /// The volumes for which the guest of `vm` stands still here although it may run, each with why.
+    #[must_use]
+    pub fn troubles(&self, vm: VmId) -> Vec<(VolumeId, String)> {
+        let guest = self.actors().get(&vm).and_then(|handle| handle.guest.borrow().clone());
+        guest.map(|guest| guest.troubles()).unwrap_or_default()
     }
 
     /// What the guest of `vm` wrote to its console.

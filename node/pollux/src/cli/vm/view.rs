@@ -57,7 +57,7 @@ pub(crate) fn many(vms: &[VmView], now: u64) -> String {
                 vm.disks.len().to_string(),
                 vm.generation.to_string(),
                 age(now, vm.since),
-                vm.stop_cause.clone().unwrap_or_default(),
+                vm.stop_cause.clone().or_else(|| vm.trouble.clone()).unwrap_or_default(),
             ]
         }),
     )
@@ -81,6 +81,9 @@ pub(crate) fn single(vm: &VmView, now: u64) -> String {
     ];
     if let Some(cause) = &vm.stop_cause {
         rows.push(("why", cause.clone()));
+    }
+    if let Some(trouble) = &vm.trouble {
+        rows.push(("waits", format!("{trouble}; nothing is lost, and it goes on by itself once that is mended")));
     }
     if let Some(operation) = &vm.operation {
         rows.push(("operation", operation.clone()));
@@ -129,6 +132,7 @@ pub(crate) mod tests {
             home: "n1".into(),
             generation: 3,
             runtime: Runtime::Running,
+            trouble: None,
             memory_mib: 256,
             vcpus: 1,
             nics: vec![NicView { mac: "52:54:00:00:00:01".into(), bridge: "br0".into(), mtu: 1500 }],
@@ -210,6 +214,19 @@ pub(crate) mod tests {
         let mut wide = web();
         wide.nics[0].mtu = 9000;
         assert!(single(&wide, NOW).contains("52:54:00:00:00:01 on br0, MTU 9000\n"));
+    }
+
+    #[test]
+    fn a_guest_that_waits_for_its_disk_says_so_and_why() {
+        let vm = VmView { runtime: Runtime::Paused, trouble: Some("volume data: the pool is full".into()), ..web() };
+        let text = single(&vm, NOW);
+        assert!(
+            text.contains("state         paused, for") && text.contains("waits         volume data: the pool is full;"),
+            "{text}"
+        );
+        let row = many(&[vm], NOW);
+        assert!(row.contains(" paused ") && row.contains("volume data: the pool is full"), "{row}");
+        assert!(!single(&web(), NOW).contains("waits"), "one that runs waits for nothing");
     }
 
     #[test]

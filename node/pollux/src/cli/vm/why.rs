@@ -39,6 +39,9 @@ fn text(why: &WhyView, now: u64) -> String {
     if let Some(cause) = &vm.stop_cause {
         rows.push(("stopped", cause.clone()));
     }
+    if let Some(trouble) = &vm.trouble {
+        rows.push(("stands still", trouble.clone()));
+    }
     if vm.failed_starts > 0 {
         rows.push(("starts", format!("{} in a row came to nothing; it is tried again by itself", vm.failed_starts)));
     }

@@ -182,16 +182,20 @@ impl Drives {
         self.drives.iter().map(|(_, drive)| drive.changes()).sum()
     }
 
-    /// What is wrong with the disks, for people.
-    pub(super) fn trouble(&self) -> Option<String> {
+    /// Which volumes do not do what they are asked, and why, for people.
+    pub(super) fn troubles(&self) -> Vec<(VolumeId, String)> {
         let volumes = locked(&self.volumes);
         let troubles = volumes.iter().zip(&self.drives).filter_map(|(handle, (volume, _))| {
             let status = handle.status();
             let status = status.borrow();
-            let why = status.over.map(str::to_owned).or_else(|| status.trouble.clone())?;
-            Some(format!("{volume}: {why}"))
+            Some((*volume, status.over.map(str::to_owned).or_else(|| status.trouble.clone())?))
         });
-        troubles.reduce(|all, one| format!("{all}; {one}"))
+        troubles.collect()
+    }
+
+    /// Which volume the guest's disk number `at` is.
+    pub(super) fn volume(&self, at: usize) -> Option<VolumeId> {
+        self.drives.get(at).map(|(volume, _)| *volume)
     }
 
     /// Ends them; when this returns no volume is in use by this machine.

@@ -12,7 +12,7 @@ use futures::stream::{FuturesUnordered, StreamExt};
 use pollux_memory::GuestMemory;
 use pollux_net::{FenceError, PortHandle};
 use pollux_qemu::{Group, Machine, MachineEvent, QmpError};
-use pollux_state::id::Generation;
+use pollux_state::id::{Generation, VolumeId};
 use pollux_vm::{
     Ticket,
     pages::{PAGE_BYTES, PageSet},
@@ -41,8 +41,12 @@ const FLUSH_BEFORE_PAUSE_MAX: Duration = Duration::from_millis(1_000);
 const CONSOLE_END_MS: u64 = 2_000;
 /// What a disk refused is asked of it again after this, in milliseconds.
 const AGAIN_MS: u64 = 1_000;
-/// A guest whose disk has not failed for so long, in milliseconds, has no trouble with it: longer than a request may be held.
-const TROUBLE_MS: u64 = 45_000;
+/// A guest whose disk has not failed again for so long after that, in milliseconds, has been answered, or waits for a volume that says so
+/// itself.
+const TROUBLE_MS: u64 = 2_000;
+
+/// A request that failed: when, of which disk, and what QEMU said of it.
+type Failed = (Instant, usize, String);
 
 /// A guest in QEMU.
 pub(super) struct QemuGuest {
@@ -52,7 +56,7 @@ pub(super) struct QemuGuest {
     pub(super) ports: RwLock<Vec<NicPort>>,
     drives: Drives,
     /// The request of a disk that failed last, until the guest has run again for a while.
-    failed: StdMutex<Option<(Instant, String)>>,
+    failed: StdMutex<Option<Failed>>,
     tracker: Arc<Mutex<Tracked>>,
     /// Whether the guest may be typed to: it runs behind an open gate. What is typed is written under this lock, so that nothing
     /// is after a pause has begun.
@@ -114,7 +118,7 @@ impl QemuGuest {
             let event = match said {
                 MachineEvent::DiskFailed { disk, reason } => {
                     tracing::warn!(vm = self.machine.name(), disk, reason, "a disk failed, and the guest waits for it");
-                    *self.failed() = Some((Instant::now(), format!("disk {disk} failed ({reason})")));
+                    *self.failed() = Some((Instant::now(), disk, reason));
                     again_at = Some(Instant::now() + Duration::from_millis(AGAIN_MS));
                     continue;
                 }
@@ -140,7 +144,7 @@ impl QemuGuest {
         }
     }
 
-    fn failed(&self) -> MutexGuard<'_, Option<(Instant, String)>> {
+    fn failed(&self) -> MutexGuard<'_, Option<Failed>> {
         self.failed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -383,10 +387,17 @@ impl Guest for QemuGuest {
         }
     }
 
-    fn trouble(&self) -> Option<String> {
-        let lately = |(at, _): &(Instant, String)| at.elapsed() < Duration::from_millis(TROUBLE_MS);
-        let failed = self.failed().clone().filter(lately).map(|(_, what)| what);
-        self.drives.trouble().or(failed)
+    fn troubles(&self) -> Vec<(VolumeId, String)> {
+        let mut troubles = self.drives.troubles();
+        let lately = |(at, ..): &Failed| at.elapsed() < Duration::from_millis(AGAIN_MS + TROUBLE_MS);
+        // The volume knows better than QEMU why.
+        if troubles.is_empty()
+            && let Some((_, disk, reason)) = self.failed().clone().filter(lately)
+            && let Some(volume) = self.drives.volume(disk)
+        {
+            troubles.push((volume, reason));
+        }
+        troubles
     }
 
     fn log(&self) -> Log {
