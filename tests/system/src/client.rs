@@ -1,6 +1,10 @@
 //! A client outside the guest, in the namespace where clients are.
 
-use std::{io, net::Ipv4Addr, net::SocketAddr, time::Duration};
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    time::Duration,
+};
 
 use pollux_lab::Host;
 use pollux_probe::guest::{Guest, Hello, Ran};
@@ -42,7 +46,12 @@ impl Client {
     /// If it does not within the time a boot takes.
     #[track_caller]
     pub fn hello(&self) -> Hello {
-        let hello = self.within(|| Guest::wait(self.address, BOOT));
+        self.hello_within(BOOT)
+    }
+
+    #[track_caller]
+    pub(crate) fn hello_within(&self, limit: Duration) -> Hello {
+        let hello = self.within(|| Guest::wait(self.address, limit));
         hello.unwrap_or_else(|error| panic!("no guest answers at {}: {error}", self.address))
     }
 
@@ -107,6 +116,10 @@ impl Client {
     pub fn check_memory(&self) {
         let answer = self.ask("CHECK");
         assert!(answer.starts_with("OK "), "the guest's memory is not what it wrote: {answer}");
+    }
+
+    pub(crate) fn ip(&self) -> IpAddr {
+        self.address.ip()
     }
 
     pub(crate) fn address(&self) -> SocketAddr {

@@ -1,17 +1,27 @@
 //! Pools and volumes in a story, and the guest's work on its disk.
 
-use std::{collections::BTreeSet, fs, os::unix::fs::FileExt as _, path::PathBuf, time::Duration};
+use std::{
+    collections::BTreeSet,
+    fs,
+    io::Read as _,
+    os::unix::fs::FileExt as _,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use serde::Deserialize;
 
 use crate::{
     World,
     client::Client,
+    small_pool::SMALL,
     waiting::{SETTLE, until},
 };
 
 /// The pool that each node has in a story with disks.
 pub const POOL: &str = "fast";
+/// So much of two files is compared at a time, in bytes.
+const COMPARED_BYTES: u64 = 1 << 20;
 
 /// `pool add`, `pool list`.
 #[derive(Clone, Debug, Deserialize)]
@@ -50,10 +60,12 @@ pub struct Moving {
 pub struct Replica {
     /// Its number.
     pub id: u64,
-    /// Its pool, as `NODE:POOL`.
-    pub place: String,
-    /// Where.
+    /// Where: its node, and `NODE:POOL`.
     pub node: String,
+    /// The latter.
+    pub place: String,
+    /// Why it does not count, if it does not.
+    pub why: Option<String>,
     /// It is in the in-sync set.
     pub in_sync: bool,
     /// What it lacks, as far as anybody knows.
@@ -166,7 +178,16 @@ impl World {
     /// If that is refused.
     #[track_caller]
     pub fn make_volume(&self, name: &str, size: &str, nodes: &[&str]) {
-        let places: Vec<String> = nodes.iter().map(|node| format!("{node}:{POOL}")).collect();
+        self.make_volume_in(POOL, name, size, nodes);
+    }
+
+    /// The same, in the nodes' pools of this name.
+    ///
+    /// # Panics
+    /// If that is refused.
+    #[track_caller]
+    pub fn make_volume_in(&self, pool: &str, name: &str, size: &str, nodes: &[&str]) {
+        let places: Vec<String> = nodes.iter().map(|node| format!("{node}:{pool}")).collect();
         let mut words = vec!["volume", "create", name, "--size", size];
         words.extend(places.iter().flat_map(|place| ["--pool", place]));
         let _: Volume = self.pollux(nodes[0], &words).json();
@@ -213,8 +234,12 @@ impl World {
     /// The file with what is in a replica.
     #[must_use]
     pub fn data_of(&self, volume: &Volume, replica: &Replica) -> PathBuf {
-        let directory = format!("volume-{}-replica-{}", volume.id, replica.id);
-        self.pool_at(&replica.place).join(directory).join("data")
+        let pool = if replica.place.ends_with(&format!(":{SMALL}")) {
+            self.small_pool_seen(&replica.node)
+        } else {
+            self.pool_at(&replica.place)
+        };
+        pool.join(format!("volume-{}-replica-{}", volume.id, replica.id)).join("data")
     }
 
     /// The disk under a node's replica of a volume makes something else of the eight bytes at `offset`, behind everybody's back.
@@ -238,23 +263,57 @@ impl World {
     /// If they differ.
     #[track_caller]
     pub fn replicas_are_equal(&self, via: &str, name: &str) {
-        let volume = self.volume(via, name);
-        let content = |replica: &Replica| {
-            let path = self.data_of(&volume, replica);
-            fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
-        };
-        let (first, others) = volume.replicas.split_first().expect("a volume has replicas");
-        let wanted = content(first);
-        for other in others {
-            let found = content(other);
-            let differs = wanted.iter().zip(&found).position(|(a, b)| a != b);
-            assert!(
-                wanted.len() == found.len() && differs.is_none(),
-                "{} and {} differ at {differs:?}",
-                first.node,
-                other.node
-            );
+        if let Err(differs) = self.compare_replicas(via, name) {
+            panic!("{differs}");
         }
+    }
+
+    /// The same.
+    ///
+    /// # Errors
+    /// Which two differ, and where.
+    ///
+    /// # Panics
+    /// If one cannot be read.
+    #[track_caller]
+    pub fn compare_replicas(&self, via: &str, name: &str) -> Result<(), String> {
+        let volume = self.volume(via, name);
+        let (first, others) = volume.replicas.split_first().expect("a volume has replicas");
+        let wanted = self.data_of(&volume, first);
+        for other in others {
+            if let Some(at) = differ(&wanted, &self.data_of(&volume, other)) {
+                return Err(format!("{name} differs between {} and {} at byte {at}", first.place, other.place));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Where two files differ first, also by one being longer.
+///
+/// # Panics
+/// If one cannot be read.
+#[track_caller]
+#[must_use]
+pub fn differ(one: &Path, other: &Path) -> Option<u64> {
+    let open = |path: &Path| fs::File::open(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    let (mut files, mut at) = ([open(one), open(other)], 0_u64);
+    let mut buffers = [Vec::new(), Vec::new()];
+    loop {
+        for (file, buffer) in files.iter_mut().zip(&mut buffers) {
+            buffer.clear();
+            let read = file.take(COMPARED_BYTES).read_to_end(buffer);
+            read.unwrap_or_else(|error| panic!("{} or {}: {error}", one.display(), other.display()));
+        }
+        let [one, other] = &buffers;
+        if one != other {
+            let same = one.iter().zip(other).take_while(|(one, other)| one == other).count();
+            return Some(at + same as u64);
+        }
+        if one.is_empty() {
+            return None;
+        }
+        at += one.len() as u64;
     }
 }
 
@@ -295,5 +354,27 @@ impl Client {
             let now = self.disk_work().writes;
             if now > before + 5 { Ok(()) } else { Err(format!("{before}, then {now}")) }
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_differ_where_a_byte_does_and_where_one_ends() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let file = |name: &str, bytes: &[u8]| {
+            let path = dir.path().join(name);
+            fs::write(&path, bytes).expect("it can be written");
+            path
+        };
+        let whole = vec![7; 3 << 20];
+        let mut other = whole.clone();
+        other[(2 << 20) + 5] = 8;
+        let (one, same) = (file("one", &whole), file("same", &whole));
+        assert_eq!(differ(&one, &same), None);
+        assert_eq!(differ(&one, &file("other", &other)), Some((2 << 20) + 5));
+        assert_eq!(differ(&one, &file("short", &whole[1..])), Some((3 << 20) - 1));
     }
 }

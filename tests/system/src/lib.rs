@@ -9,6 +9,8 @@
 //!   moment.
 //! - [`console`] is a guest's serial console at which a test sits.
 //! - [`client`] talks to the guest from where clients are, and [`watching`] keeps the ledger and counts who emits.
+//! - [`debian`] is the guest with a whole Debian, what works on its disk, and [`ledger`] what its PostgreSQL committed.
+//! - [`small_pool`] is a pool that can be filled.
 //! - [`faults`] is the table of every place in a move and everything that can be done to it there, [`volume_faults`] the same of a
 //!   move of a volume's replica, and [`disks`] what else there is to pools and volumes.
 //! - [`census`] counts processes and interfaces on the nodes, which no daemon has a say in.
@@ -20,11 +22,14 @@ pub mod census;
 pub mod cli;
 pub mod client;
 pub mod console;
+pub mod debian;
 pub mod disks;
 pub mod events;
 pub mod faults;
 pub mod following;
 pub mod image;
+pub mod ledger;
+pub mod small_pool;
 mod sweeper;
 pub mod views;
 pub mod volume_faults;

@@ -19,6 +19,8 @@ pub struct Vm {
     pub generation: u64,
     /// What the owning node does with it.
     pub runtime: String,
+    /// Why it stands still although it may run, if it does.
+    pub trouble: Option<String>,
     /// Why it does not run, while stopped.
     pub stop_cause: Option<String>,
     /// Attempts to start it that failed in a row.
@@ -167,6 +169,17 @@ pub struct Cluster {
     pub voters: Vec<String>,
     /// All nodes.
     pub nodes: Vec<Node>,
+    /// What is wrong.
+    pub problems: Vec<Problem>,
+}
+
+/// Something that is wrong.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Problem {
+    /// What.
+    pub what: String,
+    /// What to do about it.
+    pub todo: String,
 }
 
 /// `node show`, `node list`.
