@@ -142,11 +142,11 @@ fn a_store_of_another_version_is_refused_by_its_number() {
 
     let refused = Disk::open(&store);
 
-    assert!(matches!(refused, Err(StoreError::Newer { found: 7, known: 5, .. })), "{refused:?}");
+    assert!(matches!(refused, Err(StoreError::Newer { found: 7, known: 6, .. })), "{refused:?}");
     let older = Store::Dir { path: directory.path().join("older"), known: None };
     Disk::open(&older).unwrap().set_format(1).unwrap();
     let refused = Disk::open(&older);
-    assert!(matches!(refused, Err(StoreError::Older { found: 1, known: 5, .. })), "{refused:?}");
+    assert!(matches!(refused, Err(StoreError::Older { found: 1, known: 6, .. })), "{refused:?}");
 }
 
 #[test]
