@@ -281,8 +281,9 @@ async fn a_replica_whose_pool_is_full_leaves_is_tried_again_now_and_then_and_com
     idle(&mut volume, "a while", || since.elapsed() > Duration::from_secs(2)).await;
     let tries = world.opened(R2) - before;
     assert!((1..=6).contains(&tries), "it was tried {tries} times in two seconds");
-    let why = |id| handle.status().borrow().replicas.iter().find(|it| it.id == id).and_then(|it| it.why.clone());
-    assert_eq!(why(R2).as_deref(), Some("the pool is full"));
+    let full =
+        |it: &pollux_volume::ReplicaState| it.id == R2 && it.reached && it.why.as_deref() == Some("the pool is full");
+    idle(&mut volume, "R2 to be in reach, and full", || handle.status().borrow().replicas.iter().any(full)).await;
 
     world.fill([]);
     idle(&mut volume, "R2 in the set again", || world.members() == [R1, R2].into()).await;

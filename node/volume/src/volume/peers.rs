@@ -50,6 +50,8 @@ struct Peer {
     /// The boot of its host when it was reached last.
     boot: Option<String>,
     why: Option<String>,
+    /// A way was open, and neither broke nor could not be opened again.
+    answers: bool,
     copied: u64,
     again_at: Millis,
     pause: Millis,
@@ -64,7 +66,7 @@ impl Peers {
     /// A way that was open before the mirror began.
     pub(super) fn attach(&mut self, replica: ReplicaId, side: Box<dyn Side>, boot: String) {
         let peer = self.all.entry(replica).or_default();
-        (peer.side, peer.boot, peer.why) = (Some(side), Some(boot), None);
+        (peer.side, peer.boot, peer.why, peer.answers) = (Some(side), Some(boot), None, true);
     }
 
     pub(super) fn note(&mut self, replica: ReplicaId, why: &str) {
@@ -88,8 +90,9 @@ impl Peers {
         self.all.get(&replica).map_or(0, |peer| peer.copied)
     }
 
+    /// It answered when it was last asked for anything; one that has failed is let go, and answers all the same.
     pub(super) fn is_reached(&self, replica: ReplicaId) -> bool {
-        self.all.get(&replica).is_some_and(|peer| peer.side.is_some())
+        self.all.get(&replica).is_some_and(|peer| peer.side.is_some() || peer.answers)
     }
 
     pub(super) fn any_outside(&self, mirror: &Mirror) -> bool {
@@ -163,7 +166,7 @@ impl Peers {
         for (id, peer) in &mut self.all {
             let Some(side) = &mut peer.side else { continue };
             if let Poll::Ready(Err(broken)) = side.poll(cx, done) {
-                peer.side = None;
+                (peer.side, peer.answers) = (None, false);
                 peer.why = Some(broken.to_string());
                 lost.push((*id, broken.to_string()));
             }
@@ -180,7 +183,7 @@ impl Peers {
             peer.again_at = now + peer.pause;
             match opened {
                 Ok(reached) => return Some((*id, reached)),
-                Err(why) => peer.why = Some(why),
+                Err(why) => (peer.why, peer.answers) = (Some(why), false),
             }
         }
         None
