@@ -14,7 +14,7 @@ use serde_json::Value;
 use tokio::runtime::Handle;
 
 use crate::{
-    case::{Case, Seen},
+    case::{Case, Seen, WARM_UP_PATTERN},
     place::{Place, SIZE_BYTES, WIDE_BYTES},
     server::{Kind, Server},
     start::{address, start},
@@ -24,6 +24,8 @@ use crate::{
 const WARM_UP_S: u64 = 1;
 /// Where the bare link's other end listens.
 const PORT: u16 = 7701;
+/// Extents that the activity log marks, in bytes.
+const EXTENT_BYTES: u64 = 4 << 20;
 /// What says that a write has arrived, in bytes: as long as NBD's reply.
 const ANSWER_BYTES: usize = 16;
 
@@ -51,14 +53,18 @@ pub(crate) fn measure(place: &Place, server: Server, case: Case, seconds: u64, r
 
 fn fio(case: Case, seconds: u64, engine: &str, on: &str) -> Result<Seen> {
     let size = if case.wide { WIDE_BYTES } else { SIZE_BYTES };
-    let output = Command::new("fio")
-        .args(["--name=bench", "--time_based", "--output-format=json", "--norandommap", "--allow_file_create=0"])
+    let mut command = Command::new("fio");
+    if case.cold {
+        command.arg(format!("--number_ios={}", size / EXTENT_BYTES));
+    } else {
+        command.args(["--time_based", &format!("--runtime={seconds}"), &format!("--ramp_time={WARM_UP_S}")]);
+    }
+    let output = command
+        .args(["--name=bench", "--output-format=json", "--norandommap", "--allow_file_create=0"])
         // In this order: what the file is called is the engine's own word.
         .arg(format!("--ioengine={engine}"))
         .arg(on)
         .arg(format!("--size={size}"))
-        .arg(format!("--runtime={seconds}"))
-        .arg(format!("--ramp_time={WARM_UP_S}"))
         .arg(format!("--rw={}", case.pattern))
         .arg(format!("--bs={}", case.block_bytes))
         .arg(format!("--iodepth={}", case.depth))

@@ -103,6 +103,8 @@ impl Server {
         match self.kind() {
             Kind::Volume(1) | Kind::Bare if case.wide => true,
             _ if case.wide => false,
+            Kind::Bare | Kind::Volume(1 | 2) | Kind::QemuMirror if case.cold => true,
+            _ if case.cold => false,
             Kind::Bare | Kind::Peer | Kind::Volume(1) => true,
             Kind::Volume(_) | Kind::QemuMirror | Kind::RawDisk | Kind::RawLink => !case.reads,
         }
