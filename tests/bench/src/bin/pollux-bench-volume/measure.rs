@@ -38,10 +38,7 @@ pub(crate) fn measure(place: &Place, server: Server, case: Case, seconds: u64, r
             fio(case, seconds, "io_uring", &format!("--filename={}", file.display()))
         }
         Kind::Bare | Kind::Volume(_) | Kind::Peer | Kind::QemuMirror => {
-            start(place, server, case, runtime).and_then(|()| {
-                let uri = format!("--uri=nbd+unix:///?socket={}", place.socket().display());
-                fio(case, seconds, "nbd", &uri)
-            })
+            start(place, server, case, runtime).and_then(|()| by_nbd(place, case, seconds))
         }
     };
     let ended = place.end_servers();
@@ -49,6 +46,15 @@ pub(crate) fn measure(place: &Place, server: Server, case: Case, seconds: u64, r
     ended?;
     place.compare(server, case)?;
     Ok(seen)
+}
+
+fn by_nbd(place: &Place, case: Case, seconds: u64) -> Result<Seen> {
+    let uri = format!("--uri=nbd+unix:///?socket={}", place.socket().display());
+    if case.warms_up() {
+        let each = Case { pattern: WARM_UP_PATTERN, block_bytes: 4 << 10, depth: 16, cold: true, ..case };
+        fio(each, seconds, "nbd", &uri)?;
+    }
+    fio(case, seconds, "nbd", &uri)
 }
 
 fn fio(case: Case, seconds: u64, engine: &str, on: &str) -> Result<Seen> {
