@@ -76,7 +76,12 @@ fn long_a_vm_that_does_not_set_out_leaves_its_volume_where_it_was() {
     world.make_volume("data", "64M", &["n1"]);
     let guest = world.create("web", "n1", ADDRESS, &["--volume", "data"]);
     let boot = guest.boot();
-    guest.works_on_disk(BLOCKS, RATE);
+    guest.works_on_disk(BLOCKS, 10 * RATE);
+    // Holes are copied in no time.
+    until("the guest to have written enough to be copied", SETTLE, || {
+        let work = guest.disk_work();
+        if work.writes > u64::from(BLOCKS) { Ok(()) } else { Err(format!("{work:?}")) }
+    });
     let stays = |why: &str| {
         until(why, SETTLE, || {
             let volume = world.volume("n1", "data");
@@ -91,7 +96,7 @@ fn long_a_vm_that_does_not_set_out_leaves_its_volume_where_it_was() {
     };
     let mirroring = |to: &str| {
         // So slowly that it can be seen.
-        let words = ["vm", "migrate", "web", "--to", to, "--bandwidth", "4MB", "--detach"];
+        let words = ["vm", "migrate", "web", "--to", to, "--bandwidth", "1MB", "--detach"];
         let begun: Ended = world.pollux("n1", &words).json();
         until("its volume to be on its way", SETTLE, || {
             let seen = world.operation("n1", &begun.operation);

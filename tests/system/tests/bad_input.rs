@@ -38,7 +38,7 @@ fn every_mistake_has_its_exit_code_and_names_what_it_is_about() {
         // Moving.
         (&["vm", "migrate", "web", "--to", "n9"], exit::NOT_FOUND, &["n9"]),
         (&["vm", "migrate", "web", "--to", "n1"], exit::CONFLICT, &["web", "n1"]),
-        (&["vm", "migrate", "idle", "--to", "n1"], exit::CONFLICT, &["idle"]),
+        (&["vm", "migrate", "idle", "--to", "n2"], exit::CONFLICT, &["idle", "at home there"]),
         (&["vm", "migrate", "web", "--to", "n2", "--max-blackout", "1ms"], exit::USAGE, &["blackout"]),
         // What the object's state does not allow.
         (&["vm", "delete", "web"], exit::CONFLICT, &["web", "stop"]),
