@@ -11,7 +11,9 @@ fn pausing() -> Desk {
     let mut desk = Desk::with_running_guest();
     desk.seen.wishes = desk.seen.wishes.map(|wishes| MoveWishes { warm: true, ..wishes });
     desk.decided(5, moving_away(OP));
-    assert_eq!(desk.hear(Event::PeerReady), [Effect::Pause], "nothing is sent of a guest that runs");
+    let fx = desk.hear(Event::PeerReady);
+    assert!(matches!(fx[..], [Effect::Confirm { .. }]), "can the cluster decide? {fx:?}");
+    assert_eq!(desk.confirm(&fx, 200), [Effect::Pause], "nothing is sent of a guest that runs");
     desk
 }
 

@@ -72,3 +72,27 @@ fn a_block_device_is_a_pool_across_the_deaths_of_its_daemon() {
         if is_mounted(&world, &device.0) { Err("it is mounted".into()) } else { Ok(()) }
     });
 }
+
+#[test]
+fn a_pool_that_was_away_when_its_daemon_started_is_used_once_it_is_back() {
+    let world = World::start(1);
+    world.have_pools();
+    world.make_volume("data", "16M", &["n1"]);
+    let health = |wanted: &str| {
+        until(&format!("the volume to be {wanted}"), SETTLE, || {
+            let seen: Volume = world.pollux("n1", &["volume", "show", "data"]).try_json()?;
+            if seen.health == wanted { Ok(()) } else { Err(format!("{seen:?}")) }
+        });
+    };
+    health("ready");
+    world.stop("n1");
+    let pool = world.pool("n1");
+    let away = pool.with_extension("away");
+    fs::rename(&pool, &away).expect("it can be moved");
+    fs::create_dir(&pool).expect("as where nothing is mounted");
+    world.start_again("n1");
+    health("failed");
+    fs::remove_dir(&pool).expect("it is empty");
+    fs::rename(&away, &pool).expect("it can be moved back");
+    health("ready");
+}

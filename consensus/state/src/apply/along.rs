@@ -1,7 +1,8 @@
 //! Volumes that go along with their VM (DESIGN, section 6: live migration; rule 17).
 //!
 //! Each is moved by the VM's operation as it would be by one of its own, and first: the VM's turn comes when all of them are whole at
-//! the target. The replicas that they replace are kept until the VM is there. If it does not arrive, what the operation created goes.
+//! the target. The replicas that they replace are kept until the VM is there. If it does not arrive, what the operation created goes: at
+//! once while it does not count, and otherwise as the old ones would have gone, by the volume's writer.
 
 use alloc::{
     format,
@@ -61,32 +62,68 @@ impl Step<'_> {
         self.state.volumes.values().filter(|it| it.moving.is_some_and(|moving| moving.op == op)).all(whole)
     }
 
-    /// The VM of `op` did not arrive: what was created for it goes, unless it is what is left of the volume.
+    /// The VM of `op` did not arrive: its volumes stay where they were.
     pub(super) fn leave_behind(&mut self, op: OpId) {
-        if !self.state.operations.get(&op).is_some_and(|it| matches!(it.kind, OperationKind::Migrate { .. })) {
+        if !self.is_vms(op) {
             return;
         }
-        let along: Vec<(VolumeId, VolumeMove)> =
-            self.state.volumes.values().filter_map(|it| Some((it.id, it.moving?))).collect();
-        for (id, moving) in along.into_iter().filter(|(_, moving)| moving.op == op) {
+        for (id, moving) in self.moved_with(op) {
             self.stay(id, moving);
         }
     }
 
-    /// A volume that was to go along stays. With the word that a host is off nothing goes that may be all that is left.
-    pub(super) fn stay(&mut self, id: VolumeId, moving: VolumeMove) {
-        let VolumeMove { op, from, to, .. } = moving;
-        let ((old, new), dead) = (self.ends_of(id, from, to), self.proposal.command.declares_dead());
+    /// What was created goes at once if it does not count yet. One that is whole may be all that is left by now: who ends a move does not
+    /// know whether the others still live. It goes back by the same way that it came: the volume's writer lets it go, once the one that stays
+    /// is in sync.
+    fn stay(&mut self, id: VolumeId, moving: VolumeMove) {
+        let VolumeMove { op, from, to, kept } = moving;
+        let (old, new) = self.ends_of(id, from, to);
         let Some(volume) = self.state.volumes.get_mut(&id) else { return };
-        volume.moving = None;
-        let whole = volume.set.contains(&to);
-        let text = if (dead && whole) || !volume.can_spare(|it| it == to) {
-            format!("volume {} keeps its replicas in {old} and {new}", volume.name)
+        let text = if volume.set.contains(&to) {
+            let kept = kept.filter(|_| volume.set.contains(&from));
+            volume.moving = Some(VolumeMove { op, from: to, to: from, kept });
+            format!("volume {} stays in {old}; the replica in {new} goes once nothing depends on it", volume.name)
         } else {
+            volume.moving = None;
             volume.forget(|it| it == to);
             format!("volume {} stays in {old}; the replica in {new} was removed", volume.name)
         };
         self.event(About { op: Some(op), volume: Some(id), ..About::default() }, text);
+    }
+
+    /// A host may be lost for good: of what moves with this VM all replicas stay.
+    pub(super) fn keep_all_of(&mut self, vm: VmId) {
+        let with_vm = self.state.volumes.values().filter(|it| it.user == Some(vm));
+        let moves: Vec<(VolumeId, VolumeMove)> = with_vm.filter_map(|it| Some((it.id, it.moving?))).collect();
+        for (id, moving) in moves.into_iter().filter(|(_, moving)| self.is_vms(moving.op)).collect::<Vec<_>>() {
+            self.keep_both(id, moving);
+        }
+    }
+
+    /// Whoever wants the rest of an ended VM's move to end: nothing goes, and what is not wanted can be removed.
+    pub(super) fn keep_all_by(&mut self, op: OpId) -> bool {
+        let moves = self.moved_with(op);
+        let any = !moves.is_empty();
+        moves.into_iter().for_each(|(id, moving)| self.keep_both(id, moving));
+        any
+    }
+
+    fn keep_both(&mut self, id: VolumeId, VolumeMove { op, from, to, .. }: VolumeMove) {
+        let (one, other) = self.ends_of(id, from, to);
+        let Some(volume) = self.state.volumes.get_mut(&id) else { return };
+        volume.moving = None;
+        let text = format!("volume {} keeps its replicas in {one} and {other}", volume.name);
+        self.event(About { op: Some(op), volume: Some(id), ..About::default() }, text);
+    }
+
+    fn moved_with(&self, op: OpId) -> Vec<(VolumeId, VolumeMove)> {
+        let all = self.state.volumes.values().filter_map(|it| Some((it.id, it.moving?)));
+        all.filter(|(_, moving)| moving.op == op).collect()
+    }
+
+    /// The operation is a VM's, with which volumes may go.
+    pub(super) fn is_vms(&self, op: OpId) -> bool {
+        self.state.operations.get(&op).is_some_and(|it| matches!(it.kind, OperationKind::Migrate { .. }))
     }
 
     /// Where two replicas of a volume are, for sentences.

@@ -43,6 +43,10 @@ impl Step<'_> {
         if volume.user != Some(vm_id) {
             return Err(Refusal::volume(volume, format!("VM {} does not have it", vm.spec.name)));
         }
+        if let Some(moving) = volume.moving.filter(|moving| self.is_vms(moving.op)) {
+            let why = format!("operation {} moves it with VM {}; cancel that, or wait for it", moving.op, vm.spec.name);
+            return Err(Refusal::volume(volume, why));
+        }
         if vm.spec.kernel.is_empty() && vm.spec.disks.len() == 1 {
             let why = format!("VM {0} boots from it; give {0} another first, or delete {0}", vm.spec.name);
             return Err(Refusal::volume(volume, why));

@@ -236,7 +236,9 @@ impl Step<'_> {
         let (source, target) = (self.node_name(from.node), self.node_name(to.node));
         let reason = format!("{operator} declared {target}, the target, dead");
         let text = format!("{operator} declared {target} dead and took VM {} back to {source}", vm.spec.name);
-        self.back_to_source(id, Move { op, from, to }, OperationResult::Failed { reason }, &text)
+        let back = self.back_to_source(id, Move { op, from, to }, OperationResult::Failed { reason }, &text);
+        self.keep_all_of(id);
+        back
     }
 
     /// The way every move that did not arrive ends: the source may run the VM, again or still.

@@ -39,6 +39,7 @@ impl Step<'_> {
         if let Some(op) = failed_move {
             self.end_operation(op, OperationResult::Failed { reason: plain(&format!("the VM was given up: {word}")) });
         }
+        self.keep_all_of(id);
         let about = About { node: Some(owner.node), vm: Some(id), op: failed_move, ..About::default() };
         self.event(about, format!("{word}: VM {vm_name} is nobody's any more and can be started elsewhere"));
         Ok(Outcome::Owned(generation))

@@ -98,7 +98,7 @@ impl Step<'_> {
             return Err(Refusal::NoSuchOperation(op));
         };
         if operation.ended.is_some() {
-            return Err(Refusal::Ended(op));
+            return if self.keep_all_by(op) { Ok(Outcome::Done) } else { Err(Refusal::Ended(op)) };
         }
         let (first, waits) = (!operation.cancel, operation.waits());
         let (vm, vm_name, to) = match &operation.kind {

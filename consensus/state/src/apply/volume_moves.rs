@@ -84,9 +84,15 @@ impl Step<'_> {
                 self.event(about, format!("volume {name} has moved to {place}; the replica in {old} is kept for now"));
             }
             Comparison::Different(place_of) => {
-                self.spare(volume, moving.to)?;
                 let reason = format!("the copy in {place} is not equal to what it was copied from: {place_of}");
-                self.give_up(id, moving)?;
+                let ended = self.state.operations.get(&op).is_some_and(|it| it.ended.is_some());
+                if ended && !self.state.operations.get(&op).is_some_and(Operation::is_done) {
+                    // On its way back: which of the two is right a person has to say.
+                    self.keep_all_by(op);
+                } else {
+                    self.spare(volume, moving.to)?;
+                    self.give_up(id, moving)?;
+                }
                 // A VM that is on its way, or there, uses what its volume has left; one that waits does not begin.
                 let waits = self.state.operations.get(&op).is_none_or(|it| it.begun.is_none() && it.ended.is_none());
                 if waits || !self.is_vms(op) {
@@ -102,7 +108,7 @@ impl Step<'_> {
     pub(super) fn end_volume_move(&mut self, id: VolumeId, op: OpId, version: u64) -> Result<Outcome, Refusal> {
         let volume = self.volume_of(id, version)?;
         let moving = moved_by(volume, op)?;
-        if self.is_vms(op) && !self.state.operations.get(&op).is_some_and(Operation::is_done) {
+        if self.is_vms(op) && self.state.operations.get(&op).is_some_and(|it| it.ended.is_none()) {
             return Err(Refusal::volume(volume, "its VM is not there yet; the old replica stays until then"));
         }
         // With nobody left to be compared with, it is the volume.
@@ -151,11 +157,6 @@ impl Step<'_> {
         let text = format!("a user cancelled the move of volume {name} to {new}; it stays where it was");
         self.event(About { op: Some(op), volume: Some(id), ..About::default() }, text);
         Ok(Outcome::Done)
-    }
-
-    /// The operation is a VM's, with which the volume goes.
-    fn is_vms(&self, op: OpId) -> bool {
-        self.state.operations.get(&op).is_some_and(|it| matches!(it.kind, OperationKind::Migrate { .. }))
     }
 
     /// What the operation created goes.

@@ -160,16 +160,16 @@ impl Between<'_> {
                 (*volume, *replica, *version) == (old.id, id, old.version) && !moves
             }
             (Command::EndVolumeMove { volume, op, version }, Some(moving)) => {
-                let there = self.vms_operation(*op).is_none_or(Operation::is_done);
+                let there = self.vms_operation(*op).is_none_or(|operation| operation.ended.is_some());
                 (*volume, *op, *version) == (old.id, moving.op, old.version) && id == moving.from && there
             }
             (Command::Compared { op, .. }, Some(moving)) => *op == moving.op && self.written(old) && id == moving.to,
             (Command::Cancel { op }, Some(moving)) => *op == moving.op && id == moving.to,
             (Command::RemoveNode { node, .. }, moving) => {
                 let with_node = self.after.is_removed(*node) && self.before.node_of_replica(old, id) == Some(*node);
-                with_node || moving.is_some_and(|moving| self.left_behind(moving, id))
+                with_node || moving.is_some_and(|moving| self.left_behind(old, moving, id))
             }
-            (_, Some(moving)) => self.left_behind(*moving, id),
+            (_, Some(moving)) => self.left_behind(old, *moving, id),
             _ => false,
         }
     }
@@ -180,9 +180,9 @@ impl Between<'_> {
         along.iter().find(|it| it.volume == old.id && old.user == Some(*vm))
     }
 
-    /// What was created for a VM's move goes with it when it does not arrive, whatever it was that ended it.
-    fn left_behind(&self, moving: VolumeMove, id: ReplicaId) -> bool {
-        id == moving.to && self.failed(moving.op)
+    /// What was created for a VM's move goes with it when it does not arrive, whatever it was that ended it, if it did not count.
+    fn left_behind(&self, old: &Volume, moving: VolumeMove, id: ReplicaId) -> bool {
+        id == moving.to && !old.set.contains(&id) && self.failed(moving.op)
     }
 
     /// A VM's move that failed by this step.
@@ -245,7 +245,13 @@ impl Between<'_> {
                 hold(begun && moving.kept.is_none(), "a volume's move begins when asked for", what)
             }
             (Some(was), Some(is)) => {
-                hold((was.op, was.from, was.to) == (is.op, is.from, is.to), "what moves a volume never changes", what)?;
+                let same = (was.op, was.from, was.to) == (is.op, is.from, is.to);
+                let back = (was.op, was.from, was.to) == (is.op, is.to, is.from) && self.failed(was.op);
+                hold(same || back, "what moves a volume never changes, but for turning back", what)?;
+                if back {
+                    let whole = old.set.contains(&was.to) && (is.kept.is_none() || is.kept == was.kept);
+                    return hold(whole, "what turns back is whole", what);
+                }
                 let fell = is.kept.is_none() && !new.set.contains(&is.to);
                 let said = matches!(self.proposal.command, Command::Compared { volume, op, version, .. }
                     if (volume, op, version) == (old.id, is.op, old.version))
@@ -259,11 +265,13 @@ impl Between<'_> {
                 let (from, to) = (new.replicas.contains_key(&was.from), new.replicas.contains_key(&was.to));
                 let alone = old.set.len() == 1 && old.set.contains(&was.to);
                 let proved = was.kept.is_some() || alone || self.removes_a_node();
-                // With a VM that does not arrive nothing goes that may be all that is left.
-                let dead = self.proposal.command.declares_dead() && old.set.contains(&was.to);
-                let last = dead || !old.can_spare(|id| id == was.to);
+                // With the word that a host is off nothing goes that may be all that is left; and a user may want both.
+                let dead = self.proposal.command.declares_dead();
+                let over = self.vms_operation(was.op).is_some_and(|operation| operation.ended.is_some());
+                let wished = over
+                    && matches!(self.proposal.command, Command::Cancel { op } | Command::Compared { op, .. } if op == was.op);
                 hold(
-                    from != to || (self.removes_a_node() && !from) || (from && last && self.failed(was.op)),
+                    from != to || (self.removes_a_node() && !from) || (from && (dead || wished)),
                     "a move ends with one of its replicas gone",
                     what,
                 )?;

@@ -8,15 +8,15 @@ use super::{
 };
 
 impl Volumes {
-    /// Marks a directory, or what is on a block device, as this node's pool `name`. The mark of a pool that was removed from the cluster since is in nobody's
-    /// way. Waits for the storage.
+    /// Marks a directory, or what is on a block device, as this node's pool `name`. The mark of a pool that was removed from the
+    /// cluster since is in nobody's way. Waits for the storage.
     pub(crate) fn claim(&self, name: &str, path: &Path) -> Result<(), PoolFault> {
         let (cluster, me) = (&self.0.cluster, self.0.me.node);
         let state = self.state();
         let here = state.pools.values().filter(|pool| pool.node == me);
         let known: BTreeSet<&str> = here.map(|pool| pool.name.as_str()).collect();
         let path = &self.0.pools.prepare(name, path)?;
-        match found(cluster, me, name, path) {
+        let marked = match found(cluster, me, name, path) {
             Err(PoolFault::Taken { cluster: its, node, found: old, .. })
                 if its == *cluster && node == me && !known.contains(old.as_str()) =>
             {
@@ -24,7 +24,11 @@ impl Volumes {
                 found(cluster, me, name, path).map(drop)
             }
             marked => marked.map(drop),
+        };
+        if marked.is_err() {
+            self.0.pools.give_up(name);
         }
+        marked
     }
 }
 

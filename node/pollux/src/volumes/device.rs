@@ -8,10 +8,12 @@
 //! What an earlier life left mounted is used. It is unmounted when the pool is removed and when the daemon ends.
 
 use std::{
+    collections::BTreeSet,
     fs, io,
-    os::unix::fs::{FileTypeExt as _, MetadataExt as _},
+    os::unix::fs::{FileExt as _, FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use nix::{
@@ -23,6 +25,8 @@ use nix::{
 const LABEL: &str = "pollux";
 /// Its kind: where the kernel has it, so have its tools.
 const KIND: &str = "ext4";
+/// On a device with nothing on it so much is zeros, in bytes: whatever is put on one begins there.
+const BEGINNING_BYTES: usize = 1 << 20;
 /// As much of what a tool complains of is told, in bytes.
 const COMPLAINT_BYTES_MAX: usize = 300;
 
@@ -60,19 +64,27 @@ pub(crate) enum DeviceFault {
 }
 
 /// Mounted devices of this node, by the name of the pool.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(super) struct Devices {
     base: PathBuf,
+    /// Names under which one is being added. The cluster may not know of them yet.
+    added: Mutex<BTreeSet<String>>,
 }
 
 impl Devices {
     /// They are mounted in directories of `base`.
     pub(super) fn new(base: PathBuf) -> Self {
-        Self { base }
+        Self { base, added: Mutex::default() }
     }
 
-    /// Where the pool's directory is: `path` itself, or where that device is mounted, from here on.
-    pub(super) fn directory(&self, name: &str, path: &Path) -> Result<PathBuf, DeviceFault> {
+    /// Where the pool's directory is: `path` itself, or where that device is mounted, from here on. Before anything on the device may
+    /// change, `fits` looks at it as it is: another host may have it mounted, or it may be another device than it was.
+    pub(super) fn directory<E: From<DeviceFault>>(
+        &self,
+        name: &str,
+        path: &Path,
+        fits: impl FnOnce(&Path) -> Result<(), E>,
+    ) -> Result<PathBuf, E> {
         let Some(device) = number(path) else { return Ok(path.to_owned()) };
         let at = self.base.join(name);
         // Of a file system on a device, the files are on that device.
@@ -81,22 +93,50 @@ impl Devices {
         }
         fs::create_dir_all(&at).map_err(failed("making the directory", &at))?;
         let flags = MsFlags::MS_NOATIME | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC | MsFlags::MS_NOSUID;
-        mount(Some(path), &at, Some(KIND), flags, None::<&str>)
-            .map_err(|error| failed("mounting the device", path)(error.into()))?;
+        let mount_with = |flags, options: Option<&str>| {
+            mount(Some(path), &at, Some(KIND), flags, options)
+                .map_err(|error| failed("mounting the device", path)(error.into()))
+        };
+        mount_with(flags | MsFlags::MS_RDONLY, Some("noload"))?;
+        let looked = fits(&at);
+        umount2(&at, MntFlags::empty()).map_err(|error| failed("unmounting the device", &at)(error.into()))?;
+        looked?;
+        mount_with(flags, None)?;
         Ok(at)
     }
 
+    /// A pool of this name is being added: whatever [`Self::retain`] is told, it stays mounted.
+    pub(super) fn is_added(&self, name: &str) {
+        self.added().insert(name.to_owned());
+    }
+
+    /// It was, or will not be.
+    pub(super) fn was_added(&self, name: &str) {
+        self.added().remove(name);
+    }
+
+    fn added(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        self.added.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Makes a file system on a device on which nothing is. A directory, and a device with such a file system, are left as they are.
-    pub(super) fn prepare(&self, path: &Path) -> Result<(), DeviceFault> {
-        if number(path).is_none() {
+    pub(super) fn prepare(&self, name: &str, path: &Path) -> Result<(), DeviceFault> {
+        let Some(device) = number(path) else { return Ok(()) };
+        if fs::metadata(self.base.join(name)).is_ok_and(|seen| seen.dev() == device) {
             return Ok(());
         }
+        // A link may lead elsewhere by the time that the tools look.
+        let path = &fs::canonicalize(path).map_err(failed("finding the device of", path))?;
+        let beginning = beginning(path)?;
         match recognised(path)? {
             Some((kind, label)) if kind == KIND && label == LABEL => Ok(()),
             Some((kind, label)) if label.is_empty() => Err(occupied(path, kind)),
             Some((kind, label)) => Err(occupied(path, format!("{kind} ({label})"))),
+            None if beginning.iter().any(|byte| *byte != 0) => {
+                Err(occupied(path, "data of a kind that nothing here recognises".into()))
+            }
             None => {
-                let options = "lazy_itable_init=1,lazy_journal_init=1";
+                let options = "nodiscard,lazy_itable_init=1,lazy_journal_init=1";
                 let mut format = Command::new("mkfs.ext4");
                 format.args(["-q", "-L", LABEL, "-m", "0", "-E", options]).arg(path);
                 let made = run("mkfs.ext4", path, &mut format)?;
@@ -110,7 +150,11 @@ impl Devices {
         // Without any there is no directory.
         let Ok(entries) = fs::read_dir(&self.base) else { return };
         for at in entries.flatten().map(|entry| entry.path()) {
-            if at.file_name().and_then(|name| name.to_str()).is_some_and(&known) {
+            if at
+                .file_name()
+                .and_then(|name| name.to_str())
+                .is_some_and(|name| known(name) || self.added().contains(name))
+            {
                 continue;
             }
             match umount2(&at, MntFlags::MNT_DETACH) {
@@ -123,6 +167,16 @@ impl Devices {
             }
         }
     }
+}
+
+/// What a device begins with. One that cannot be read, or that somebody uses, is not one on which nothing is.
+fn beginning(device: &Path) -> Result<Vec<u8>, DeviceFault> {
+    let flags = nix::fcntl::OFlag::O_EXCL.bits();
+    let file = fs::File::options().read(true).custom_flags(flags).open(device);
+    let file = file.map_err(failed("opening the device for nobody else", device))?;
+    let mut bytes = vec![0; BEGINNING_BYTES];
+    file.read_exact_at(&mut bytes, 0).map_err(failed("reading the device", device))?;
+    Ok(bytes)
 }
 
 /// The device's number, if `path` is one.
@@ -208,17 +262,17 @@ mod tests {
     fn a_device_is_formatted_once_and_only_when_nothing_is_on_it() {
         let (device, dir) = (Loop::new(), tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).expect("a directory"));
         let devices = Devices::new(dir.path().join("pools"));
-        devices.prepare(&device.device).expect("it is empty");
-        let at = devices.directory("fast", &device.device).expect("it is mounted");
+        devices.prepare("fast", &device.device).expect("it is empty");
+        let at = devices.directory("fast", &device.device, anything).expect("it is mounted");
         assert_eq!(at, dir.path().join("pools/fast"));
         fs::write(at.join("kept"), "word").expect("it can be written to");
 
         // Again, mounted or not: nothing is lost.
-        assert_eq!(devices.directory("fast", &device.device).expect("it is mounted"), at);
+        assert_eq!(devices.directory("fast", &device.device, anything).expect("it is mounted"), at);
         devices.retain(|_| false);
         assert!(!at.exists(), "nothing is left of the mount");
-        devices.prepare(&device.device).expect("it is one of ours");
-        let again = devices.directory("other", &device.device).expect("it is mounted");
+        devices.prepare("fast", &device.device).expect("it is one of ours");
+        let again = devices.directory("other", &device.device, anything).expect("it is mounted");
         assert_eq!(fs::read_to_string(again.join("kept")).expect("it is there"), "word");
         devices.retain(|name| name == "other");
         assert!(again.join("kept").exists(), "what is known stays");
@@ -232,8 +286,13 @@ mod tests {
         let device = Loop::new();
         let made = Command::new("mkfs.ext4").args(["-q", "-L", "photos"]).arg(&device.device).status();
         assert!(made.expect("mkfs").success());
-        let refused = devices.prepare(&device.device).expect_err("somebody's photos");
+        let refused = devices.prepare("fast", &device.device).expect_err("somebody's photos");
         assert!(refused.to_string().contains("holds ext4 (photos) already"), "{refused}");
+
+        let device = Loop::new();
+        fs::write(&device.device, [7; 4096]).expect("it can be written to");
+        let refused = devices.prepare("fast", &device.device).expect_err("something");
+        assert!(refused.to_string().contains("that nothing here recognises"), "{refused}");
 
         let device = Loop::new();
         let mut table = [0_u8; 512];
@@ -242,16 +301,46 @@ mod tests {
         table[446 + 8..446 + 16].copy_from_slice(&[1, 0, 0, 0, 100, 0, 0, 0]);
         table[510..].copy_from_slice(&[0x55, 0xaa]);
         fs::write(&device.device, table).expect("it can be written to");
-        let refused = devices.prepare(&device.device).expect_err("a partition table");
+        let refused = devices.prepare("fast", &device.device).expect_err("a partition table");
         assert!(refused.to_string().contains("a partition table (dos)"), "{refused}");
+    }
+
+    #[test]
+    fn a_device_is_looked_at_before_anything_on_it_may_change() {
+        let (device, dir) = (Loop::new(), tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).expect("a directory"));
+        let devices = Devices::new(dir.path().join("pools"));
+        devices.prepare("fast", &device.device).expect("it is empty");
+        let refused = devices.directory("fast", &device.device, |at: &Path| {
+            assert!(fs::write(at.join("mine"), "word").is_err(), "it is mounted to be read");
+            Err(occupied(&device.device, "another host's pool".into()))
+        });
+        assert!(refused.expect_err("another's").to_string().contains("another host's pool"));
+        assert_eq!(
+            fs::metadata(dir.path().join("pools/fast")).expect("the mount point").dev(),
+            fs::metadata(dir.path()).expect("it").dev()
+        );
+
+        // One that is being added stays mounted, whatever pools are known.
+        devices.is_added("fast");
+        let at = devices.directory("fast", &device.device, anything).expect("it is mounted");
+        devices.retain(|_| false);
+        fs::write(at.join("kept"), "word").expect("it is there");
+        assert!(number(&device.device).is_some_and(|number| fs::metadata(&at).is_ok_and(|seen| seen.dev() == number)));
+        devices.was_added("fast");
+        devices.retain(|_| false);
+        assert!(!at.exists());
+    }
+
+    fn anything(_: &Path) -> Result<(), DeviceFault> {
+        Ok(())
     }
 
     #[test]
     fn a_directory_is_what_it_was() {
         let dir = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).expect("a directory");
         let devices = Devices::new(dir.path().join("pools"));
-        devices.prepare(dir.path()).expect("nothing to do");
-        assert_eq!(devices.directory("fast", dir.path()).expect("itself"), dir.path());
+        devices.prepare("fast", dir.path()).expect("nothing to do");
+        assert_eq!(devices.directory("fast", dir.path(), anything).expect("itself"), dir.path());
         assert!(!dir.path().join("pools").exists(), "nothing was made");
     }
 }

@@ -45,6 +45,10 @@ impl Volumes {
         if !of.made {
             return Err(format!("{replica} of volume {} is not made yet", volume.name));
         }
+        // The log would not take it into the set; its node looks at it again and again.
+        if let Some(why) = of.failed.as_ref().filter(|_| !volume.set.contains(&replica)) {
+            return Err(format!("{replica} of volume {} cannot be used: {why}", volume.name));
+        }
         let pool = state.pools.get(&of.pool).filter(|pool| pool.node == self.0.me.node);
         let pool = pool.ok_or_else(|| format!("{replica} of volume {} is not on this node", volume.name))?;
         let pool = self.0.pools.get(pool).map_err(|fault| fault.to_string())?;

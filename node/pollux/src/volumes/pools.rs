@@ -120,10 +120,30 @@ impl Pools {
         Self { cluster, node, devices: Devices::new(mounts), open: Mutex::default() }
     }
 
-    /// Makes `path` ready to be the pool `name`: a directory is, a device may have to be formatted. Returns the directory.
-    pub(super) fn prepare(&self, name: &str, path: &Path) -> Result<PathBuf, DeviceFault> {
-        self.devices.prepare(path)?;
-        self.devices.directory(name, path)
+    /// Makes `path` ready to become the pool `name`: a directory is, a device may have to be formatted. Returns the directory. Another
+    /// node's pool is not touched.
+    pub(super) fn prepare(&self, name: &str, path: &Path) -> Result<PathBuf, PoolFault> {
+        self.devices.prepare(name, path)?;
+        self.devices.is_added(name);
+        let ours = |at: &Path| match read(at)? {
+            Some(mark) if mark.cluster != self.cluster || mark.node != self.node => Err(taken(path, mark)),
+            Some(_) | None => Ok(()),
+        };
+        let directory = self.devices.directory(name, path, ours);
+        if directory.is_err() {
+            self.devices.was_added(name);
+        }
+        directory
+    }
+
+    /// It could not become one after all.
+    pub(super) fn give_up(&self, name: &str) {
+        self.devices.was_added(name);
+        self.unmount_unknown(&self.open.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    fn unmount_unknown(&self, open: &HashMap<PoolId, Opened>) {
+        self.devices.retain(|name| open.values().any(|opened| opened.name == name));
     }
 
     /// A pool of this node, opened if it is not.
@@ -132,14 +152,16 @@ impl Pools {
         if let Some(opened) = open.get(&pool.id) {
             return Ok(opened.pool.clone());
         }
-        let path = self.devices.directory(&pool.name, Path::new(&pool.path))?;
-        let path = path.as_path();
         let wanted = Mark { cluster: self.cluster.clone(), node: self.node, name: pool.name.clone() };
-        match read(path)? {
-            Some(mark) if mark == wanted => {}
-            Some(mark) => return Err(taken(path, mark)),
-            None => return Err(PoolFault::Unmarked { path: path.to_owned(), name: pool.name.clone() }),
-        }
+        let is_it = |path: &Path| match read(path)? {
+            Some(mark) if mark == wanted => Ok(()),
+            Some(mark) => Err(taken(path, mark)),
+            None => Err(PoolFault::Unmarked { path: path.to_owned(), name: pool.name.clone() }),
+        };
+        let path = self.devices.directory(&pool.name, Path::new(&pool.path), is_it)?;
+        let path = path.as_path();
+        is_it(path)?;
+        self.devices.was_added(&pool.name);
         let opened = Pool::open(path)?;
         open.insert(pool.id, Opened { name: pool.name.clone(), pool: opened.clone() });
         Ok(opened)
@@ -151,7 +173,7 @@ impl Pools {
         let before = open.len();
         open.retain(|id, _| known(*id));
         if open.len() < before {
-            self.devices.retain(|name| open.values().any(|opened| opened.name == name));
+            self.unmount_unknown(&open);
         }
     }
 

@@ -26,14 +26,15 @@ use crate::vm::{hold, wall_ms};
 /// What could not be done is tried again after this, in milliseconds.
 const AGAIN_MS: u64 = 2_000;
 
-/// Until when the old replica of a move is kept, if that is known. That of a VM's move is, until the VM is there.
+/// Until when the replica that goes by a move is kept, if that is known: of a VM's move, until that has ended.
 pub(super) fn kept_until(state: &ClusterState, volume: &Volume) -> Option<(VolumeMove, UnixMs)> {
     let moving = volume.moving?;
     let Some(Stage::Kept { since }) = volume.stage() else { return None };
     let operation = state.operations.get(&moving.op)?;
     let keep_ms = match &operation.kind {
         OperationKind::MoveVolume { keep_ms, .. } => *keep_ms,
-        OperationKind::Migrate { .. } if operation.is_done() => 0,
+        // One that has failed turns its volumes back by the same way.
+        OperationKind::Migrate { .. } if operation.ended.is_some() => 0,
         OperationKind::Migrate { .. } => return None,
     };
     Some((moving, since.saturating_add(keep_ms)))
@@ -129,7 +130,11 @@ impl Volumes {
         let begun = wall_ms();
         let accepted = state.operations.get(&moving.op).map_or(begun, |operation| operation.started);
         let copied = handle.status().borrow().replicas.iter().find(|it| it.id == moving.to).map_or(0, |it| it.copied);
-        let found = handle.compare_fully(0..it.size, (it.authority, false), ROUNDS_MAX, |_| ()).await;
+        let found = tokio::select! {
+            found = handle.compare_fully(0..it.size, (it.authority, false), ROUNDS_MAX, |_| ()) => found,
+            // Called off, or of a set that is not the one any more.
+            () = self.is_another(it.id, (it.generation, it.version)) => None,
+        };
         let Some(found) = found else { return false };
         let first = found.differs.values().filter_map(|difference| difference.places.first()).map(|it| it.start).min();
         let comparison = if let Some(first) = first {
@@ -158,6 +163,14 @@ impl Volumes {
         true
     }
 
+    /// Returns when what is known of a volume's set, or who may write to it, is not so any more.
+    async fn is_another(&self, id: VolumeId, known: (Generation, u64)) {
+        let mut applied = self.0.consensus.watch();
+        let now = |state: &ClusterState| state.volumes.get(&id).map(|it| (it.generation, it.version));
+        // Without any more decisions the daemon ends.
+        let _ = applied.wait_for(|view| now(&view.state) != Some(known)).await;
+    }
+
     /// Holds volumes of which nobody has the right to write for as long as something is to be copied or compared.
     pub(super) async fn care(self) {
         let mut applied = self.0.consensus.watch();
@@ -171,6 +184,8 @@ impl Volumes {
                     let (this, id) = (self.clone(), it.id);
                     self.spawn(async move {
                         this.care_for(id).await;
+                        // What could not be begun is not tried at the speed of the log.
+                        tokio::time::sleep(Duration::from_millis(AGAIN_MS)).await;
                         this.cared().remove(&id);
                     });
                 }

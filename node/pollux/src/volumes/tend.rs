@@ -21,6 +21,8 @@ struct Wanted {
     replica: ReplicaId,
     size: u64,
     made: bool,
+    /// It could not be used when its node looked last.
+    failed: bool,
     place: Result<Place, String>,
 }
 
@@ -35,7 +37,7 @@ impl Volumes {
             let state = applied.borrow_and_update().state.clone();
             let wanted = self.wanted(&state);
             let ours = state.pools.values().filter(|pool| pool.node == self.0.me.node);
-            let replicas = wanted.iter().map(|it| (it.replica, it.size, it.made));
+            let replicas = wanted.iter().map(|it| (it.replica, it.size, it.made, it.failed));
             let now = (ours.map(|pool| pool.id).collect::<Vec<PoolId>>(), replicas.collect::<Vec<_>>());
             // Most decisions are about something else.
             let mut whole = true;
@@ -62,7 +64,8 @@ impl Volumes {
                 let place = self.0.pools.get(pool).map_err(|fault| fault.to_string());
                 let name = name_of(volume.id, *id);
                 let place = place.map(|pool| Place { pool, name, engine: EngineKind::default() });
-                wanted.push(Wanted { volume: volume.id, replica: *id, size: volume.size, made: replica.made, place });
+                let (size, made, failed) = (volume.size, replica.made, replica.failed.is_some());
+                wanted.push(Wanted { volume: volume.id, replica: *id, size, made, failed, place });
             }
         }
         wanted
@@ -70,15 +73,17 @@ impl Volumes {
 
     /// Makes one what it should be. `false`: it could not be done, and may be later.
     async fn tend_one(&self, wanted: &Wanted, told: &mut BTreeSet<(ReplicaId, String)>) -> bool {
-        let Wanted { volume, replica, size, made, place } = wanted.clone();
+        let Wanted { volume, replica, size, made, failed, place } = wanted.clone();
         let done = match place {
             Ok(place) => blocking(move || if made { grow(&place, size) } else { make(&place, size) }).await,
             Err(why) => Err(why),
         };
         match done {
-            Ok(()) if made => true,
+            Ok(()) if made && !failed => true,
             Ok(()) => {
-                tracing::info!(%volume, %replica, size, "a replica was made");
+                let what = if made { "a replica can be used again" } else { "a replica was made" };
+                tracing::info!(%volume, %replica, size, "{what}");
+                told.retain(|(of, _)| *of != replica);
                 matches!(self.propose(Command::ReplicaMade { volume, replica }).await, Outcome::Done)
             }
             Err(reason) => {

@@ -5,7 +5,7 @@
 //!                     ^                      | quorum slow
 //!                     `----------------------'
 //! ```
-//! A warm move pauses first: `Connecting -> Pausing -> Sending -> Scanning -> HandingOver`, with one round.
+//! A warm move pauses first: `Connecting -> Probing -> Pausing -> Sending -> Scanning -> HandingOver`, with one round.
 //!
 //! From `Pausing` on the guest stands still, and only the log makes it run again: here, if the move was aborted or given
 //! back; nowhere else from this copy. From any stage the move may turn out to be over; `Source::over` is the one way out.
@@ -286,7 +286,11 @@ impl Source {
     /// One stage on, if what it waited for is there.
     fn advance(&mut self, core: &mut VmCore, fx: &mut Effects) {
         match self.stage {
-            Stage::Connecting { connected: true } if self.warm => self.pause(core, fx, MovePhase::Copying),
+            Stage::Connecting { connected: true } if self.warm => {
+                // Nobody stands still for a cluster that cannot decide.
+                self.stage = Stage::Probing { round: 0, took_ms: None };
+                core.read(fx);
+            }
             Stage::Connecting { connected: true } => {
                 core.read(fx);
                 self.send(fx, 1);
@@ -402,6 +406,9 @@ impl Source {
     }
 
     fn probed(&mut self, core: &mut VmCore, fx: &mut Effects, round: u32, took_ms: u32) {
+        if self.warm {
+            return self.pause(core, fx, MovePhase::Copying);
+        }
         if u64::from(took_ms) * QUORUM_SHARE <= self.budget_ms {
             return self.pause(core, fx, MovePhase::SwitchingOver);
         }

@@ -96,7 +96,8 @@ fn unusable(fault: &PoolFault) -> ApiError {
         PoolFault::Device(DeviceFault::Occupied { device, .. }) => {
             let device = device.display();
             ApiError::conflict(message).todo(format!(
-                "if nothing on it is needed any more, `wipefs --all {device}` on that node makes it empty"
+                "if nothing on it is needed any more, make it empty on that node: `wipefs --all {device}`, then `dd if=/dev/zero \
+                 of={device} bs=1M count=1`"
             ))
         }
         PoolFault::Device(DeviceFault::Tool { .. } | DeviceFault::Kernel { .. }) => ApiError::conflict(message)
