@@ -11,6 +11,8 @@ use pollux_system_tests::{
 
 const ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 78, 0, 10);
 const BLOCKS: u32 = 2048;
+/// Where little is copied slowly.
+const FEW: u32 = 1024;
 const RATE: u32 = 100;
 
 #[test]
@@ -73,14 +75,14 @@ fn long_a_vm_takes_its_volumes_along_live_warm_and_cold() {
 fn long_a_vm_that_does_not_set_out_leaves_its_volume_where_it_was() {
     let world = World::start(3);
     world.have_pools();
-    world.make_volume("data", "64M", &["n1"]);
+    world.make_volume("data", "32M", &["n1"]);
     let guest = world.create("web", "n1", ADDRESS, &["--volume", "data"]);
     let boot = guest.boot();
-    guest.works_on_disk(BLOCKS, 10 * RATE);
+    guest.works_on_disk(FEW, 10 * RATE);
     // Holes are copied in no time.
     until("the guest to have written enough to be copied", SETTLE, || {
         let work = guest.disk_work();
-        if work.writes > u64::from(BLOCKS) { Ok(()) } else { Err(format!("{work:?}")) }
+        if work.writes > u64::from(FEW) { Ok(()) } else { Err(format!("{work:?}")) }
     });
     let stays = |why: &str| {
         until(why, SETTLE, || {
@@ -96,7 +98,7 @@ fn long_a_vm_that_does_not_set_out_leaves_its_volume_where_it_was() {
     };
     let mirroring = |to: &str| {
         // So slowly that it can be seen.
-        let words = ["vm", "migrate", "web", "--to", to, "--bandwidth", "1MB", "--detach"];
+        let words = ["vm", "migrate", "web", "--to", to, "--bandwidth", "2MB", "--detach"];
         let begun: Ended = world.pollux("n1", &words).json();
         until("its volume to be on its way", SETTLE, || {
             let seen = world.operation("n1", &begun.operation);
@@ -129,7 +131,7 @@ fn long_a_vm_that_does_not_set_out_leaves_its_volume_where_it_was() {
     world.in_sync("n1", "data", &["n3"]);
     world.pool_is_empty("n1");
     assert_eq!(guest.boot(), boot, "it is the same guest");
-    guest.works_on_disk(BLOCKS, 0);
+    guest.works_on_disk(FEW, 0);
     guest.ask("DISKCHECK");
     assert_eq!(guest.disk_work().errors, 0);
 }

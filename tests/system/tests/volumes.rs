@@ -39,7 +39,8 @@ fn long_a_mirrored_disk_outlives_its_replicas_and_moves_with_its_vm() {
     world.resume("n2");
     world.in_sync("n1", "data", &["n1", "n2"]);
 
-    // The VM moves to the other replica, to a node without one, and back.
+    // The VM moves to the other replica, to a node without one, and back. Its host has yet to be heard of by the leader.
+    world.healthy();
     for (to, more) in [("n2", [].as_slice()), ("n3", &["--from-afar"]), ("n1", &["--compute-only"])] {
         let generation = world.volume("n1", "data").generation;
         world.moves_with("n1", to, more);
