@@ -165,6 +165,13 @@ impl Stage {
         hello.with_context(|| format!("no guest answered at {address} within {} s", BOOT_MAX.as_secs()))
     }
 
+    /// Asks the daemon of the source; its answer in JSON.
+    pub(crate) fn pollux(&self, words: &[&str]) -> Result<String> {
+        let program = self.programs.pollux.to_string_lossy();
+        let argv: Vec<&str> = [&*program].into_iter().chain(words.iter().copied()).chain(["-o", "json"]).collect();
+        Self::on(&self.source, &argv)
+    }
+
     /// Runs a command on a host to its end; what it printed, if it succeeded.
     pub(crate) fn on(host: &Host, argv: &[&str]) -> Result<String> {
         let output = host.exec(argv)?;

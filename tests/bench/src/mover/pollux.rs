@@ -40,14 +40,8 @@ impl<'a> Vm<'a> {
         words.extend(["--kernel", &kernel, "--initrd", &initrd, "--append"]);
         let append = Stage::append();
         words.extend([&*append, "--machine", MACHINE, "--cpu", CPU, "--vcpus", VCPUS]);
-        vm.pollux(&words)?;
+        stage.pollux(&words)?;
         Ok(vm)
-    }
-
-    fn pollux(&self, words: &[&str]) -> Result<String> {
-        let program = self.stage.programs.pollux.to_string_lossy();
-        let argv: Vec<&str> = [&*program].into_iter().chain(words.iter().copied()).chain(["-o", "json"]).collect();
-        Stage::on(&self.stage.source, &argv)
     }
 }
 
@@ -55,7 +49,7 @@ impl Mover for Vm<'_> {
     fn migrate(&mut self) -> Result<f64> {
         let budget = format!("{BUDGET_MS}ms");
         let to = self.stage.target.name();
-        let answer = self.pollux(&["vm", "migrate", NAME, "--to", to, "--max-blackout", &budget])?;
+        let answer = self.stage.pollux(&["vm", "migrate", NAME, "--to", to, "--max-blackout", &budget])?;
         let ended: Ended = serde_json::from_str(&answer).with_context(|| format!("pollux answered {answer:?}"))?;
         ensure!(ended.result.as_deref() == Some("succeeded"), "the move ended as {answer}");
         let report = ended.report.with_context(|| format!("a move that succeeded told no costs: {answer}"))?;
@@ -63,7 +57,7 @@ impl Mover for Vm<'_> {
     }
 
     fn end(self: Box<Self>) -> Result<()> {
-        self.pollux(&["vm", "stop", NAME, "--force"])?;
-        self.pollux(&["vm", "delete", NAME]).map(drop)
+        self.stage.pollux(&["vm", "stop", NAME, "--force"])?;
+        self.stage.pollux(&["vm", "delete", NAME]).map(drop)
     }
 }

@@ -49,20 +49,14 @@ impl<'a> Vm<'a> {
         let vm = Self { stage };
         let from = place(stage.source.name());
         let words = ["volume", "import", DISK, "--format", "raw", "--pool", &from, "--from", &image.to_string_lossy()];
-        vm.pollux(&words)?;
+        stage.pollux(&words)?;
         let (kernel, initrd) = (stage.programs.kernel.to_string_lossy(), stage.programs.initrd.to_string_lossy());
         let (append, nic) = (Stage::append(), format!("br0,mac={MAC}"));
         let mut words = vec!["vm", "create", NAME, "--node", stage.source.name(), "--memory", MEMORY, "--nic", &nic];
         words.extend(["--kernel", &kernel, "--initrd", &initrd, "--append", &append, "--volume", DISK]);
         words.extend(["--machine", MACHINE, "--cpu", CPU, "--vcpus", VCPUS]);
-        vm.pollux(&words)?;
+        stage.pollux(&words)?;
         Ok(vm)
-    }
-
-    fn pollux(&self, words: &[&str]) -> Result<String> {
-        let program = self.stage.programs.pollux.to_string_lossy();
-        let argv: Vec<&str> = [&*program].into_iter().chain(words.iter().copied()).chain(["-o", "json"]).collect();
-        Stage::on(&self.stage.source, &argv)
     }
 }
 
@@ -73,7 +67,7 @@ fn place(node: &str) -> String {
 impl Guest for Vm<'_> {
     fn move_disk(&mut self) -> Result<Duration> {
         let (from, to) = (place(self.stage.source.name()), place(self.stage.target.name()));
-        let answer = self.pollux(&["volume", "move", DISK, "--from", &from, "--to", &to])?;
+        let answer = self.stage.pollux(&["volume", "move", DISK, "--from", &from, "--to", &to])?;
         let ended: Ended = serde_json::from_str(&answer).with_context(|| format!("pollux answered {answer:?}"))?;
         ensure!(ended.result.as_deref() == Some("succeeded"), "the move ended as {answer}");
         let copied = ended.copy.with_context(|| format!("a move that succeeded told no costs: {answer}"))?;
@@ -81,8 +75,8 @@ impl Guest for Vm<'_> {
     }
 
     fn end(self: Box<Self>) -> Result<()> {
-        self.pollux(&["vm", "stop", NAME, "--force"])?;
-        self.pollux(&["vm", "delete", NAME])?;
-        self.pollux(&["volume", "delete", DISK, "--yes"]).map(drop)
+        self.stage.pollux(&["vm", "stop", NAME, "--force"])?;
+        self.stage.pollux(&["vm", "delete", NAME])?;
+        self.stage.pollux(&["volume", "delete", DISK, "--yes"]).map(drop)
     }
 }
