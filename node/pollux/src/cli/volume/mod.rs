@@ -1,5 +1,6 @@
 //! `pollux volume`: virtual disks that belong to the cluster.
 
+mod following;
 mod moving;
 mod size;
 mod transfer;

@@ -1,25 +1,23 @@
 //! `pollux volume import` and `export`, followed to their end.
 
 use std::{
-    io::IsTerminal,
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use clap::Args;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use pollux_api::{
-    ErrorKind, ExportVolume, IMPORT_BYTES_MAX_DEFAULT, ImageFormat, ImportVolume, TransferKind, TransferView,
+    ApiError, ExportVolume, IMPORT_BYTES_MAX_DEFAULT, ImageFormat, ImportVolume, TransferKind, TransferView,
 };
-use tokio::time::{self, Instant};
 
 use super::{
     super::{
         Context,
         exit::{Exit, Failure},
-        output::{bytes, note, show},
+        output::{bytes, show},
         suggest,
     },
+    following::{Work, until_over},
     size,
 };
 use crate::api::client::{Client, Tagged};
@@ -31,13 +29,6 @@ pub(super) const EXAMPLES: &str = "Examples:
 The file is on the node that is asked. It is looked at before anything is made: backing files, parts in other files, encryption, symbolic
 links and disks larger than --max-size are refused. qemu-img converts it as a user that owns nothing, without a network, and never sees
 the file itself; what it wrote is compared with what it read before the volume can be used.";
-
-/// One wait for news, in milliseconds.
-const WAIT_MS: u64 = 5_000;
-/// While nobody can answer, how long to go on asking, in milliseconds.
-const BLIND_MS_MAX: u64 = 30_000;
-/// Between two questions that nobody answered, in milliseconds.
-const RETRY_MS: u64 = 500;
 
 /// How a volume is made of a file.
 #[derive(Debug, Args)]
@@ -153,69 +144,50 @@ fn told(end: &TransferView) -> String {
 async fn follow(client: &Client, first: TransferView) -> Result<TransferView, Failure> {
     let volume = first.volume.clone();
     tokio::select! {
-        end = until_ended(client, first) => end,
+        end = until_over(client, first) => end,
         _ = tokio::signal::ctrl_c() => Err(Failure::new(Exit::Interrupted, format!("detached; the work on volume {volume} goes on"))
             .todo(format!("`pollux volume show {volume}` tells whether somebody works on it"))),
     }
 }
 
-async fn until_ended(client: &Client, first: TransferView) -> Result<TransferView, Failure> {
-    let bar = std::io::stderr().is_terminal().then(bar);
-    let (mut now, mut heard, mut phase) = (first, Instant::now(), String::new());
-    let mut seen: Option<Tagged<TransferView>> = None;
-    while !now.ended() {
-        match &bar {
-            Some(bar) => {
-                bar.set_length(now.total_bytes.max(now.read_bytes));
-                bar.set_position(now.read_bytes);
-                bar.set_message(line(&now));
-            }
-            None if now.phase != phase => note(&line(&now)),
-            None => {}
-        }
-        phase.clone_from(&now.phase);
-        match client.transfer_after(now.id, seen.as_ref(), Duration::from_millis(WAIT_MS)).await {
-            Ok(tagged) => {
-                heard = Instant::now();
-                now = tagged.view.clone();
-                seen = Some(tagged);
-            }
-            Err(error)
-                if error.kind == ErrorKind::Unavailable && heard.elapsed() < Duration::from_millis(BLIND_MS_MAX) =>
-            {
-                time::sleep(Duration::from_millis(RETRY_MS)).await;
-            }
-            // A daemon that was started again knows nothing of it, and has ended it.
-            Err(error) => {
-                let why = format!("lost sight of the work on volume {}: {error}", now.volume);
-                let todo =
-                    format!("if the daemon was started again, it ended that: see `pollux volume show {}`", now.volume);
-                return Err(Failure::new(Exit::Unknown, why).todo(todo));
-            }
-        }
+impl Work for TransferView {
+    fn is_over(&self) -> bool {
+        self.ended()
     }
-    if let Some(bar) = bar {
-        bar.finish_and_clear();
-    }
-    Ok(now)
-}
 
-fn bar() -> ProgressBar {
-    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
-    if let Ok(style) = ProgressStyle::with_template("[{bar:24}] {wide_msg}") {
-        bar.set_style(style.progress_chars("=> "));
+    fn phase(&self) -> &str {
+        &self.phase
     }
-    bar
-}
 
-fn line(now: &TransferView) -> String {
-    let (from, to) = match now.kind {
-        TransferKind::Import => (&now.path, &now.volume),
-        TransferKind::Export => (&now.volume, &now.path),
-    };
-    let done = match now.read_bytes {
-        0 => String::new(),
-        read => format!("  {} of about {} read", bytes(read), bytes(now.total_bytes)),
-    };
-    format!("{from} -> {to}: {}{done}", now.phase)
+    fn done(&self) -> (u64, u64) {
+        (self.read_bytes, self.total_bytes.max(self.read_bytes))
+    }
+
+    fn line(&self) -> String {
+        let (from, to) = match self.kind {
+            TransferKind::Import => (&self.path, &self.volume),
+            TransferKind::Export => (&self.volume, &self.path),
+        };
+        let done = match self.read_bytes {
+            0 => String::new(),
+            read => format!("  {} of about {} read", bytes(read), bytes(self.total_bytes)),
+        };
+        format!("{from} -> {to}: {}{done}", self.phase)
+    }
+
+    async fn look(
+        &self,
+        client: &Client,
+        seen: Option<&Tagged<Self>>,
+        wait: Duration,
+    ) -> Result<Tagged<Self>, ApiError> {
+        client.transfer_after(self.id, seen, wait).await
+    }
+
+    /// A daemon that was started again knows nothing of it, and has ended it.
+    fn lost(&self, error: &ApiError) -> Failure {
+        let why = format!("lost sight of the work on volume {}: {error}", self.volume);
+        let todo = format!("if the daemon was started again, it ended that: see `pollux volume show {}`", self.volume);
+        Failure::new(Exit::Unknown, why).todo(todo)
+    }
 }

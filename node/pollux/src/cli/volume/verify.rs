@@ -1,17 +1,18 @@
 //! `pollux volume verify`: what the replicas hold is compared, and how far that is.
 
-use std::{io::IsTerminal, time::Duration};
+use std::time::Duration;
 
 use clap::Args;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use pollux_api::{ErrorKind, VerificationResult, VerificationView, VerifiedReplica, VerifyVolume};
-use tokio::time::{self, Instant};
+use pollux_api::{ApiError, VerificationResult, VerificationView, VerifiedReplica, VerifyVolume};
 
-use super::super::{
-    Context,
-    exit::{Exit, Failure},
-    output::{bytes, note, show, table},
-    suggest,
+use super::{
+    super::{
+        Context,
+        exit::{Exit, Failure},
+        output::{bytes, show, table},
+        suggest,
+    },
+    following::{Work, until_over},
 };
 use crate::api::client::{Client, Tagged};
 
@@ -26,12 +27,6 @@ that is broken, remove that one instead (`pollux volume replica remove`) and add
 
 Ends with 0 if all are equal, with 10 if they differ, with 7 if not everything could be compared.";
 
-/// One wait for news, in milliseconds.
-const WAIT_MS: u64 = 5_000;
-/// While nobody can answer, how long to go on asking, in milliseconds.
-const BLIND_MS_MAX: u64 = 30_000;
-/// Between two questions that nobody answered, in milliseconds.
-const RETRY_MS: u64 = 500;
 /// Places of a replica that are shown in the table.
 const PLACES_SHOWN: usize = 3;
 
@@ -145,7 +140,7 @@ fn row(end: &VerificationView, it: &VerifiedReplica) -> [String; 6] {
 async fn follow(client: &Client, first: VerificationView) -> Result<VerificationView, Failure> {
     let (volume, node) = (first.volume.clone(), first.node.clone());
     tokio::select! {
-        end = until_ended(client, first) => end,
+        end = until_over(client, first) => end,
         _ = tokio::signal::ctrl_c() => {
             let why = format!("no longer following: {node} goes on comparing the replicas of volume {volume}");
             Err(Failure::new(Exit::Interrupted, why).todo(format!("`pollux volume show {volume}` tells what came of it")))
@@ -153,66 +148,47 @@ async fn follow(client: &Client, first: VerificationView) -> Result<Verification
     }
 }
 
-async fn until_ended(client: &Client, first: VerificationView) -> Result<VerificationView, Failure> {
-    let bar = std::io::stderr().is_terminal().then(bar);
-    let (mut now, mut heard, mut phase) = (first, Instant::now(), String::new());
-    let mut seen: Option<Tagged<VerificationView>> = None;
-    while now.ended.is_none() {
-        match &bar {
-            Some(bar) => {
-                bar.set_length(now.total_bytes);
-                bar.set_position(now.compared_bytes);
-                bar.set_message(line(&now));
-            }
-            None if now.phase != phase => note(&line(&now)),
-            None => {}
-        }
-        phase.clone_from(&now.phase);
-        let which = (now.node.as_str(), now.id.as_str());
-        match client.verification_after(which, seen.as_ref(), Duration::from_millis(WAIT_MS)).await {
-            Ok(tagged) => {
-                heard = Instant::now();
-                now = tagged.view.clone();
-                seen = Some(tagged);
-            }
-            Err(error)
-                if error.kind == ErrorKind::Unavailable && heard.elapsed() < Duration::from_millis(BLIND_MS_MAX) =>
-            {
-                time::sleep(Duration::from_millis(RETRY_MS)).await;
-            }
-            // A daemon that was started again knows nothing of it, and has ended it. Comparing changes nothing that counts.
-            Err(error) => {
-                let why = format!("{} was comparing the replicas of volume {}: {error}", now.node, now.volume);
-                return Err(Failure::new(Exit::Failed, why).todo("ask for the comparison again"));
-            }
-        }
+impl Work for VerificationView {
+    fn is_over(&self) -> bool {
+        self.ended.is_some()
     }
-    if let Some(bar) = bar {
-        bar.finish_and_clear();
-    }
-    Ok(now)
-}
 
-fn bar() -> ProgressBar {
-    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
-    if let Ok(style) = ProgressStyle::with_template("[{bar:24}] {wide_msg}") {
-        bar.set_style(style.progress_chars("=> "));
+    fn phase(&self) -> &str {
+        &self.phase
     }
-    bar
-}
 
-fn line(now: &VerificationView) -> String {
-    let differs: u64 = now.replicas.iter().map(|it| it.differs_bytes).sum();
-    let found = if differs > 0 { format!(", {} differ so far", bytes(differs)) } else { String::new() };
-    let done = match now.compared_bytes {
-        0 => String::new(),
-        compared => format!("  {} of {}{found}", bytes(compared), bytes(now.total_bytes)),
-    };
-    let phase = match now.phase.as_str() {
-        "comparing-again" => "repaired, comparing once more",
-        phase => phase,
-    };
-    format!("{} on {}: {phase}{done}", now.volume, now.node)
+    fn done(&self) -> (u64, u64) {
+        (self.compared_bytes, self.total_bytes)
+    }
+
+    fn line(&self) -> String {
+        let differs: u64 = self.replicas.iter().map(|it| it.differs_bytes).sum();
+        let found = if differs > 0 { format!(", {} differ so far", bytes(differs)) } else { String::new() };
+        let done = match self.compared_bytes {
+            0 => String::new(),
+            compared => format!("  {} of {}{found}", bytes(compared), bytes(self.total_bytes)),
+        };
+        let phase = match self.phase.as_str() {
+            "comparing-again" => "repaired, comparing once more",
+            phase => phase,
+        };
+        format!("{} on {}: {phase}{done}", self.volume, self.node)
+    }
+
+    async fn look(
+        &self,
+        client: &Client,
+        seen: Option<&Tagged<Self>>,
+        wait: Duration,
+    ) -> Result<Tagged<Self>, ApiError> {
+        client.verification_after((self.node.as_str(), self.id.as_str()), seen, wait).await
+    }
+
+    /// A daemon that was started again knows nothing of it, and has ended it. Comparing changes nothing that counts.
+    fn lost(&self, error: &ApiError) -> Failure {
+        let why = format!("{} was comparing the replicas of volume {}: {error}", self.node, self.volume);
+        Failure::new(Exit::Failed, why).todo("ask for the comparison again")
+    }
 }
 
 #[cfg(test)]
