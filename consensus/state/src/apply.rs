@@ -342,7 +342,7 @@ impl Step<'_> {
             return Ok(());
         }
         // One by which a volume still moves says what is to become of that.
-        let needed = |op: OpId| self.state.volumes.values().any(|it| it.moving.is_some_and(|moving| moving.op == op));
+        let needed = |op: OpId| self.state.moved_by(op).next().is_some();
         let finished = self.state.operations.values().filter(|it| it.ended.is_some() && !needed(it.id));
         let Some(oldest) = finished.min_by_key(|operation| (operation.index, operation.id)).map(|it| it.id) else {
             return Err(Refusal::full("running operations", OPERATIONS_MAX));

@@ -262,6 +262,11 @@ impl ClusterState {
         })
     }
 
+    /// Volumes that move by `op`, its own or that of a VM with which they go.
+    pub fn moved_by(&self, op: OpId) -> impl Iterator<Item = &Volume> {
+        self.volumes.values().filter(move |it| it.moving.is_some_and(|moving| moving.op == op))
+    }
+
     /// A pool as people write it: `NODE:POOL`.
     #[must_use]
     pub fn place_of(&self, pool: PoolId) -> String {

@@ -16,7 +16,7 @@ use crate::{
     id::{NodeId, OpId, ReplicaId, VmId, VolumeId},
     limits::DISKS_MAX,
     operation::{Along, OperationKind},
-    volume::{Stage, Volume, VolumeMove},
+    volume::{Stage, VolumeMove},
 };
 
 impl Step<'_> {
@@ -58,8 +58,7 @@ impl Step<'_> {
 
     /// All volumes that go along by `op` are whole at the target.
     pub(super) fn along_is_there(&self, op: OpId) -> bool {
-        let whole = |it: &Volume| matches!(it.stage(), Some(Stage::Kept { .. }));
-        self.state.volumes.values().filter(|it| it.moving.is_some_and(|moving| moving.op == op)).all(whole)
+        self.state.moved_by(op).all(|it| matches!(it.stage(), Some(Stage::Kept { .. })))
     }
 
     /// The VM of `op` did not arrive: its volumes stay where they were.
@@ -117,8 +116,7 @@ impl Step<'_> {
     }
 
     fn moved_with(&self, op: OpId) -> Vec<(VolumeId, VolumeMove)> {
-        let all = self.state.volumes.values().filter_map(|it| Some((it.id, it.moving?)));
-        all.filter(|(_, moving)| moving.op == op).collect()
+        self.state.moved_by(op).filter_map(|it| Some((it.id, it.moving?))).collect()
     }
 
     /// The operation is a VM's, with which volumes may go.

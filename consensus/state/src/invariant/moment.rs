@@ -131,8 +131,7 @@ impl ClusterState {
             hold(*id == operation.id, "an operation is filed under its id", || operation.id.to_string())?;
             if operation.ended.is_none() {
                 let vms = self.vms.values().filter(|vm| vm.phase.moving().is_some_and(|(op, ..)| op == *id)).count();
-                let volumes =
-                    self.volumes.values().filter(|it| it.moving.is_some_and(|moving| moving.op == *id)).count();
+                let volumes = self.moved_by(*id).count();
                 let OperationKind::Migrate { vm, cold, .. } = operation.kind else {
                     let alone = operation.begun.is_some() && (vms, volumes) == (0, 1);
                     hold(alone, "a volume's move moves one volume and does not wait", || id.to_string())?;

@@ -307,12 +307,7 @@ impl Backend for Api {
         let to = node_named(&state, &request.to)?;
         let wish = storage::Wish { storage: request.storage, pool: request.pool };
         let along = super::preflight::check(&self.0, &state, vm, to, &self.health().await, &wish).await?;
-        let wishes = MoveWishes {
-            blackout_ms_max: request.blackout_ms_max,
-            bandwidth: request.bandwidth,
-            throttle: request.allow_throttle,
-            warm: request.warm,
-        };
+        let wishes = wishes((request.blackout_ms_max, request.bandwidth), (request.allow_throttle, request.warm));
         let command = Command::BeginMove { vm: vm.id, expect: vm.generation, to: to.id, wishes, along };
         let (id, _) = self.propose(command).await?;
         let state = self.applied();
@@ -327,12 +322,7 @@ impl Backend for Api {
         let (state, health) = (self.state().await, self.health().await);
         let vm = vm_named(&state, name)?;
         let owner = Some(vm.phase.owner().map_or(vm.home, |owner| owner.node));
-        let wishes = MoveWishes {
-            blackout_ms_max: request.blackout_ms_max,
-            bandwidth: request.bandwidth,
-            throttle: request.allow_throttle,
-            warm: request.warm,
-        };
+        let wishes = wishes((request.blackout_ms_max, request.bandwidth), (request.allow_throttle, request.warm));
         let wish = storage::Wish { storage: request.storage, pool: request.pool };
         let targets = match &request.to {
             Some(to) => {
@@ -447,6 +437,11 @@ pub(super) async fn propose(daemon: &Daemon, id: OpId, command: Command) -> Resu
     let applied = answer.map_err(|error| not_proposed(&error))?;
     let outcome = applied.outcome.done().map_err(|refusal| refused(&refusal))?;
     Ok((outcome, applied.index))
+}
+
+/// The longest blackout and the most bytes per second; whether the guest may be slowed down, and is to stand still.
+fn wishes((blackout_ms_max, bandwidth): (u32, Option<u64>), (throttle, warm): (bool, bool)) -> MoveWishes {
+    MoveWishes { blackout_ms_max, bandwidth, throttle, warm }
 }
 
 impl Api {

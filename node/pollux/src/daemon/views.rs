@@ -152,8 +152,7 @@ impl Sight<'_> {
 
     /// A volume that goes along with the VM is not at the target yet.
     fn mirrors(&self, operation: &Operation) -> bool {
-        let mut along = self.state.volumes.values().filter(|it| it.moving.is_some_and(|it| it.op == operation.id));
-        along.any(|it| !matches!(it.stage(), Some(Stage::Kept { .. })))
+        self.state.moved_by(operation.id).any(|it| !matches!(it.stage(), Some(Stage::Kept { .. })))
     }
 
     pub(super) fn operation(

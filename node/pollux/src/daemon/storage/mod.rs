@@ -232,7 +232,7 @@ impl Api {
 impl Api {
     /// How far the volumes are that go along with a VM by `op`; `None`: none is on its way.
     pub(super) async fn mirroring(&self, state: &Arc<ClusterState>, op: OpId) -> Option<ProgressView> {
-        let along = || state.volumes.values().filter(|it| it.moving.is_some_and(|moving| moving.op == op));
+        let along = || state.moved_by(op);
         let stages: Vec<Stage> = along().filter_map(Volume::stage).collect();
         let phase = if stages.contains(&Stage::Copying) {
             "mirroring"
