@@ -13,7 +13,7 @@ fn a_stop_stays_a_stop_whoever_wanted_it() {
     let (guest, first) = world.boot("n2");
 
     // The guest switches itself off.
-    guest.ask("POWEROFF");
+    guest.tell("POWEROFF");
     let vm = stopped(&world);
     assert_eq!(vm.stop_cause.as_deref(), Some("the guest switched itself off"));
     world.settled("n1");
@@ -40,7 +40,7 @@ fn a_stop_stays_a_stop_whoever_wanted_it() {
     let _: Vm = world.pollux("n1", &["vm", "start", "web", "--wait"]).json();
     let third = guest.boot();
     assert_ne!(third, second);
-    guest.ask("PANIC");
+    guest.tell("PANIC");
     until("the crashed guest to fall silent", SETTLE, || {
         if guest.is_silent() { Ok(()) } else { Err("it answers".into()) }
     });
