@@ -24,7 +24,7 @@ use crate::{
 /// no copying.
 const IDLE_MS: Millis = 10_000;
 /// A request waits no longer than this, in milliseconds, for a replica outside of the set.
-const STALL_MS: Millis = 40;
+const STALL_MS: Millis = 20;
 /// A flush to make room is not repeated within this, in milliseconds.
 pub(super) const FLUSH_AGAIN_MS: Millis = 20;
 

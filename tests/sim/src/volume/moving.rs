@@ -34,6 +34,11 @@ impl World {
         self.put(1, if stop { Happening::Stop(host) } else { Happening::Seal { host, until } });
     }
 
+    /// The guest stands still, to end or to go on elsewhere.
+    pub(super) fn is_leaving(&self) -> bool {
+        self.host.as_ref().is_some_and(|host| host.paused)
+    }
+
     pub(super) fn is_served(&self) -> bool {
         self.guest.open.values().all(|open| open.parked)
     }

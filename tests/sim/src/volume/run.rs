@@ -133,7 +133,8 @@ fn play(world: &mut World, steps: &mut u64) -> Result<(), String> {
         step(world, steps)?;
     }
     world.calm_down();
-    come_to(world, steps, World::unrest)?;
+    // A guest that is to end or to go elsewhere takes its mirror with it, and what that was asked to compare.
+    come_to(world, steps, |world| world.unrest().or_else(|| world.is_leaving().then(|| "the guest leaves".into())))?;
     // Nobody sees what rots before it is repaired.
     world.pause_for_good();
     come_to(world, steps, |world| (!world.is_served()).then(|| "reads are under way".into()))?;
