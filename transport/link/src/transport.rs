@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use aws_lc_rs::hmac;
 use pollux_wire::limits;
-use quinn::{EndpointConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
+use quinn::{AckFrequencyConfig, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
 
 use crate::{
     certificate::sha256,
@@ -43,6 +43,12 @@ const CONNECTION_WINDOW_BYTES: u32 = 64 << 20;
 /// What one connection may hold that was written and not yet acknowledged. Bytes. Less than the receiver would take: what
 /// stands here has left the sender's own budget, and a priority comes too late for it.
 const SEND_WINDOW_BYTES: u64 = 16 << 20;
+/// An acknowledgement of its own is sent when more than so many packets wait for one. QUIC's default of one has each block that a
+/// replica is sent acknowledged by a datagram of its own a moment before the answer that would have carried that; and what is
+/// streamed, by half as many datagrams as it takes. Less than a connection may send at its beginning (ten packets), which would wait otherwise.
+const ACK_THRESHOLD: u32 = 8;
+/// Or when the first of them has waited for so long: the least that quinn's timers know.
+const ACK_DELAY: Duration = Duration::from_millis(1);
 /// Streams a peer may have open at once on one connection: its calls, its sessions, and the handshake.
 const STREAMS_MAX: usize = limits::CALLS_PER_CONNECTION_MAX + limits::SESSIONS_PER_CONNECTION_MAX + 1;
 /// First datagrams of connections not yet accepted. Count.
@@ -62,8 +68,11 @@ fn transport(closing: Closing, idle: Duration, keep_alive: Option<Duration>, str
     mtu.upper_bound(MTU_MAX);
     let streams_max = u32::try_from(streams_max).unwrap_or(u32::MAX);
     let idle = u32::try_from(idle.as_millis()).unwrap_or(u32::MAX);
+    let mut acks = AckFrequencyConfig::default();
+    acks.ack_eliciting_threshold(ACK_THRESHOLD.into()).max_ack_delay(Some(ACK_DELAY));
     let mut config = TransportConfig::default();
     config
+        .ack_frequency_config(Some(acks))
         .max_concurrent_bidi_streams(streams_max.into())
         .max_concurrent_uni_streams(0_u32.into())
         .datagram_receive_buffer_size(None)
