@@ -14,7 +14,7 @@ struct Loop(String);
 
 impl Loop {
     fn over(file: &PathBuf) -> Self {
-        fs::File::create(file).and_then(|file| file.set_len(128 << 20)).expect("a file can be made");
+        fs::File::create(file).and_then(|file| file.set_len(320 << 20)).expect("a file can be made");
         let told = Command::new("losetup").args(["--find", "--show"]).arg(file).output().expect("losetup is there");
         assert!(told.status.success(), "{}", String::from_utf8_lossy(&told.stderr));
         Self(String::from_utf8_lossy(&told.stdout).trim().into())

@@ -21,7 +21,7 @@ const EXAMPLES: &str = "Examples:
 A pool is a directory of its own, on ext4, XFS or btrfs: mount its file system first, if it has one of its own. The directory is marked
 (.pollux-pool), so that an empty mount point is never taken for the pool.
 
-A block device is given an ext4 file system, if nothing at all is on it, and is mounted by the node's daemon. Name it so that it has the same
+A block device is given an XFS file system, if nothing at all is on it, and is mounted by the node's daemon. Name it so that it has the same
 name after the next boot. One that was a pool before is taken as it is.";
 
 /// Verbs about pools.
