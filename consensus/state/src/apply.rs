@@ -227,8 +227,8 @@ impl Step<'_> {
                 self.hold_volume(*volume, *expect, *incarnation, *purpose)
             }
             Command::DropVolume { volume, expect, done } => self.drop_volume(*volume, *expect, *done),
-            Command::BeginVolumeMove { volume, from, pool, keep_ms, version } => {
-                self.begin_volume_move(*volume, *from, *pool, *keep_ms, *version)
+            Command::BeginVolumeMove { volume, from, pool, keep_ms, version, bandwidth } => {
+                self.begin_volume_move(*volume, (*from, *pool), *keep_ms, *bandwidth, *version)
             }
             Command::Compared { volume, op, generation, version, comparison } => {
                 self.compared(*volume, *op, (*generation, *version), comparison)

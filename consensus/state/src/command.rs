@@ -373,6 +373,8 @@ pub enum Command {
         keep_ms: u64,
         /// The version the user saw.
         version: u64,
+        /// Most bytes per second that the copying may use: see [`crate::limits::BANDWIDTH`]. `None`: what the nodes have.
+        bandwidth: Option<u64>,
     },
     /// The writer has compared the new replica of a move with another of the set.
     Compared {

@@ -102,6 +102,8 @@ pub enum OperationKind {
         to_place: String,
         /// How long the old replica is kept equal after the digests were, in milliseconds: until then the move can be undone.
         keep_ms: u64,
+        /// Most bytes per second that the copying may use: see [`crate::limits::BANDWIDTH`]. `None`: what the nodes have.
+        bandwidth: Option<u64>,
     },
 }
 

@@ -198,6 +198,9 @@ pub struct MoveVolume {
     /// How long the old replica is kept equal after the digests were, in milliseconds: until then the move can be undone.
     #[serde(default)]
     pub keep_ms: u64,
+    /// Most bytes per second that the copying, and the comparing after it, may use.
+    #[serde(default)]
+    pub bandwidth: Option<u64>,
 }
 
 /// One more replica of a volume.

@@ -70,7 +70,7 @@ pub enum Event {
 
     /// The target answered: it is ready for pages.
     PeerReady,
-    /// The target will not take part.
+    /// The target will not take part, or does not any more.
     PeerRefused(String),
     /// The connection to the other side of the move is gone.
     SessionLost(String),

@@ -67,3 +67,22 @@ fn a_target_that_is_lost_meanwhile_calls_it_off() {
     assert!(aborts_because(&fx, "the link broke"), "{fx:?}");
     assert!(matches!(proposed(&fx), Some(Command::AbortMove { expect: Generation(5), .. })), "{fx:?}");
 }
+
+/// Whether it may go on here only the log can say (DESIGN, rule 3): it stands still until that answers, and what is copied meanwhile is
+/// copied.
+#[test]
+fn without_a_quorum_it_stands_still_until_there_is_one_and_nothing_but_the_log_continues_it() {
+    let mut desk = sending();
+    assert!(desk.hear(Event::LeaderLost).is_empty());
+    assert!(desk.wait(3_600_000).is_empty(), "no timer continues it");
+    let fx = desk.hear(Event::PeerRefused("the target took nothing of what was sent to it for 10 s".into()));
+    assert!(aborts_because(&fx, "took nothing"), "{fx:?}");
+    for _ in 0..100 {
+        assert!(!resumes(&desk.wait(60_000)), "what becomes of that is not known");
+    }
+    assert_eq!(desk.core.gate(), None);
+
+    let read = desk.decided(5, running(ME));
+    assert!(!resumes(&read), "the local copy of the log may be old: {read:?}");
+    assert_eq!(desk.confirm(&read, 2), [Effect::Resume { generation: Generation(5) }]);
+}

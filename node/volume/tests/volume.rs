@@ -5,7 +5,10 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     os::unix::fs::FileExt as _,
     path::Path,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU32, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -39,6 +42,8 @@ struct Inner {
     places: BTreeMap<ReplicaId, Place>,
     cut: watch::Sender<BTreeSet<ReplicaId>>,
     full: watch::Sender<BTreeSet<ReplicaId>>,
+    /// How often a replica was asked for a digest.
+    digests: Arc<AtomicU32>,
     /// How often a way was opened.
     opened: Mutex<BTreeMap<ReplicaId, u32>>,
     set: watch::Sender<Set>,
@@ -54,12 +59,16 @@ struct Cuttable {
     id: ReplicaId,
     cut: watch::Receiver<BTreeSet<ReplicaId>>,
     full: watch::Receiver<BTreeSet<ReplicaId>>,
+    digests: Arc<AtomicU32>,
     refused: Vec<Done>,
     told: bool,
 }
 
 impl Side for Cuttable {
     fn submit(&mut self, ask: pollux_volume::Ask) {
+        if ask.part == Part::Digest {
+            self.digests.fetch_add(1, Ordering::Relaxed);
+        }
         if self.full.borrow().contains(&self.id) && matches!(ask.part, Part::Change { .. } | Part::Copy { .. }) {
             self.refused.push(Done { tag: ask.tag, outcome: Err(Failure::NoSpace) });
         } else {
@@ -93,8 +102,8 @@ impl Ways for ToReplicas {
             let opened = inner.keepers.open(&claim, &inner.places[&replica]).await.map_err(|it| it.to_string())?;
             *inner.opened.lock().unwrap().entry(replica).or_default() += 1;
             let (cut, full) = (inner.cut.subscribe(), inner.full.subscribe());
-            let side =
-                Cuttable { side: Box::new(opened.side), id: replica, cut, full, refused: Vec::new(), told: false };
+            let (side, digests) = (Box::new(opened.side), Arc::clone(&inner.digests));
+            let side = Cuttable { side, id: replica, cut, full, digests, refused: Vec::new(), told: false };
             Ok(Reached { side: Box::new(side), report: opened.report, boot: opened.boot })
         })
     }
@@ -137,6 +146,7 @@ impl World {
             places,
             cut: watch::Sender::default(),
             full: watch::Sender::default(),
+            digests: Arc::default(),
             opened: Mutex::default(),
             set: watch::Sender::new(set),
             said: Mutex::default(),
@@ -289,6 +299,29 @@ async fn a_replica_whose_pool_is_full_leaves_is_tried_again_now_and_then_and_com
     idle(&mut volume, "R2 in the set again", || world.members() == [R1, R2].into()).await;
     drop(volume);
     assert_eq!(world.bytes_of(R1), world.bytes_of(R2));
+}
+
+#[tokio::test]
+async fn a_comparison_that_nobody_waits_for_any_more_stops() {
+    let world = World::new();
+    let (mut volume, handle) = world.start().await;
+    let digests = || world.inner.digests.load(Ordering::Relaxed);
+    let asking = async {
+        // A piece of half a MiB each half second, from two replicas.
+        handle.limit_copying(Some(1 << 20)).await;
+        handle.compare(0..SIZE, R1, false).await.expect("it is in use")
+    };
+    let mut nothing = Vec::new();
+    let seen = tokio::select! {
+        seen = asking => seen,
+        () = async { loop { std::future::poll_fn(|cx| volume.poll(cx, &mut nothing)).await } } => unreachable!(),
+    };
+    idle(&mut volume, "the first piece", || seen.borrow().reached > 0).await;
+    drop(seen);
+    // One may be under way; of 64 that are left more would follow.
+    let (before, since) = (digests(), Instant::now());
+    idle(&mut volume, "a while", || since.elapsed() > Duration::from_secs(3)).await;
+    assert!(digests() - before <= 2, "{} digests that nobody wants", digests() - before);
 }
 
 #[tokio::test]

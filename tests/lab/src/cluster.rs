@@ -55,7 +55,9 @@ pub(crate) fn start(host: &Host) -> Result<Process, LabError> {
     let argv = match &host.daemon {
         Daemon::Pollux(binary) => {
             let binary = binary.to_string_lossy().into_owned();
-            vec![binary, "node".to_owned(), "run".to_owned(), "--dir".to_owned(), dir(host)]
+            let mut argv = vec![binary, "node".to_owned(), "run".to_owned(), "--dir".to_owned(), dir(host)];
+            argv.extend(host.more_words());
+            argv
         }
         Daemon::Command(argv) => argv.clone(),
     };

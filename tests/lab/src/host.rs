@@ -19,6 +19,9 @@ use crate::{
     tool,
 };
 
+/// The file with words more for a node's daemon, one a line.
+const WORDS: &str = "run.words";
+
 /// A node of a lab, or its `lan` for clients.
 #[derive(Debug, Clone)]
 pub struct Host {
@@ -75,6 +78,22 @@ impl Host {
 
     pub(crate) fn log(&self) -> PathBuf {
         self.dir.as_ref().map(|dir| dir.join("daemon.log")).unwrap_or_default()
+    }
+
+    /// Lets the node's daemon run with these words more, from its next start on.
+    ///
+    /// # Errors
+    /// When they cannot be written down.
+    pub fn run_with(&self, words: &[&str]) -> Result<(), LabError> {
+        let Some(dir) = &self.dir else { return Ok(()) };
+        let path = dir.join(WORDS);
+        fs::write(&path, words.join("\n")).map_err(LabError::io(format!("writing {}", path.display())))
+    }
+
+    /// What was said so; nothing, if nothing was.
+    pub(crate) fn more_words(&self) -> Vec<String> {
+        let written = self.dir.as_ref().and_then(|dir| fs::read_to_string(dir.join(WORDS)).ok());
+        written.unwrap_or_default().lines().map(str::to_owned).collect()
     }
 
     /// A command that will run here, with the daemon's socket in its environment and `pollux` in its path. Its standard

@@ -46,6 +46,32 @@ pub struct Volume {
     /// A replica on its way elsewhere.
     #[serde(rename = "move")]
     pub moving: Option<Moving>,
+    /// What its replicas were found to hold last.
+    pub compared: Option<Compared>,
+}
+
+/// What a comparison has found.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Compared {
+    /// `verify` or `scrub`.
+    pub by: String,
+    /// All of it was compared.
+    pub whole: bool,
+    /// What was not.
+    pub left_out_bytes: u64,
+    /// Who differs.
+    pub differs: Vec<Differing>,
+}
+
+/// A replica that differs.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Differing {
+    /// Its pool, as `NODE:POOL`.
+    pub place: String,
+    /// Bytes of the pieces in which it does.
+    pub bytes: u64,
+    /// Where the first of them begins.
+    pub first: u64,
 }
 
 /// A replica that takes another's place.

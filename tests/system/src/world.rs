@@ -437,6 +437,16 @@ impl World {
         });
     }
 
+    /// Kills a node's daemon and starts it again with more words for `node run`.
+    ///
+    /// # Panics
+    /// If that takes too long.
+    #[track_caller]
+    pub fn run_with(&self, node: &str, words: &[&str]) {
+        self.host(node).run_with(words).unwrap_or_else(|error| panic!("{node}: {error}"));
+        self.restart(node);
+    }
+
     /// The process of a node's daemon.
     ///
     /// # Panics

@@ -74,10 +74,7 @@ impl Step<'_> {
             let (least, most, asked) = (BLACKOUT_MS.start(), BLACKOUT_MS.end(), wishes.blackout_ms_max);
             return Err(Refusal::invalid("max-blackout", format!("{asked} ms; give {least} to {most} ms")));
         }
-        if let Some(asked) = wishes.bandwidth.filter(|asked| !BANDWIDTH.contains(asked)) {
-            let (least, most) = (BANDWIDTH.start(), BANDWIDTH.end());
-            return Err(Refusal::invalid("bandwidth", format!("{asked} bytes/s; give {least} to {most} bytes/s")));
-        }
+        allowed(wishes.bandwidth)?;
         self.can_go_along(id, to, along)?;
         let vm_name = vm.spec.name.clone();
         self.make_room_for_operation()?;
@@ -284,4 +281,11 @@ fn arriving(vm: &Vm, op: OpId) -> Result<Move, Refusal> {
 
 fn no_such_move(op: OpId) -> String {
     format!("the move {op} is over or was never its own")
+}
+
+/// How fast something may be copied, if that was said.
+pub(super) fn allowed(bandwidth: Option<u64>) -> Result<(), Refusal> {
+    let Some(asked) = bandwidth.filter(|asked| !BANDWIDTH.contains(asked)) else { return Ok(()) };
+    let (least, most) = (BANDWIDTH.start(), BANDWIDTH.end());
+    Err(Refusal::invalid("bandwidth", format!("{asked} bytes/s; give {least} to {most} bytes/s")))
 }

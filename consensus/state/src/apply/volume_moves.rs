@@ -5,7 +5,7 @@
 
 use alloc::format;
 
-use super::{About, Step};
+use super::{About, Step, moves::allowed};
 use crate::{
     command::{Comparison, Outcome, Refusal},
     id::{Generation, OpId, PoolId, ReplicaId, VolumeId},
@@ -19,9 +19,9 @@ impl Step<'_> {
     pub(super) fn begin_volume_move(
         &mut self,
         id: VolumeId,
-        from: ReplicaId,
-        pool: PoolId,
+        (from, pool): (ReplicaId, PoolId),
         keep_ms: u64,
+        bandwidth: Option<u64>,
         version: u64,
     ) -> Result<Outcome, Refusal> {
         let (op, at) = (self.proposal.id, self.proposal.at);
@@ -36,6 +36,7 @@ impl Step<'_> {
             let most = KEEP_MS_MAX / 86_400_000;
             return Err(Refusal::invalid("keep", format!("{} s; give at most {most} days", keep_ms / 1000)));
         }
+        allowed(bandwidth)?;
         let volume_name = volume.name.clone();
         let from_place = self.state.place_of_replica(volume, from);
         let to_place = self.state.place_of(pool);
@@ -44,7 +45,8 @@ impl Step<'_> {
         let text = format!("volume {volume_name} begins to move from {from_place} to {to_place}");
         let to = self.new_replica(id, pool)?;
         self.volume_mut(id)?.moving = Some(VolumeMove { op, from, to, kept: None });
-        let kind = OperationKind::MoveVolume { volume: id, volume_name, from, to, from_place, to_place, keep_ms };
+        let kind =
+            OperationKind::MoveVolume { volume: id, volume_name, from, to, from_place, to_place, keep_ms, bandwidth };
         let operation =
             Operation { id: op, kind, cancel: false, index: self.index, started: at, begun: Some(at), ended: None };
         self.state.operations.insert(op, operation);

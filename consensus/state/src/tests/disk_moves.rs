@@ -6,7 +6,7 @@ use super::world::*;
 use crate::{
     Command, Outcome, Refusal,
     id::{Incarnation, OpId},
-    limits::KEEP_MS_MAX,
+    limits::{BANDWIDTH, KEEP_MS_MAX},
     operation::OperationResult,
     volume::{Purpose, Stage},
 };
@@ -137,7 +137,10 @@ fn only_the_writer_compares() {
 #[test]
 fn one_move_of_a_volume_at_a_time() {
     let (mut world, op) = World::with_data_moving();
-    let begin = |from, pool, keep_ms, version| Command::BeginVolumeMove { volume: DATA, from, pool, keep_ms, version };
+    let begin = |from, pool, keep_ms, version| {
+        let bandwidth = None;
+        Command::BeginVolumeMove { volume: DATA, from, pool, keep_ms, version, bandwidth }
+    };
     assert_volume(&world.refuse(N1, begin(R2, SLOW, 0, 2)), "moves a replica of it already");
     for replica in [R1, R3] {
         let remove = Command::RemoveReplica { volume: DATA, replica, version: 2 };
@@ -147,6 +150,9 @@ fn one_move_of_a_volume_at_a_time() {
     let mut nobodys = world.clone();
     nobodys.accept(N1, Command::Cancel { op });
     assert!(nobodys.refuse(N1, begin(R1, SLOW, KEEP_MS_MAX + 1, 3)).to_string().contains("at most 28 days"));
+    let bandwidth = Some(BANDWIDTH.start() - 1);
+    let slow = Command::BeginVolumeMove { volume: DATA, from: R1, pool: SLOW, keep_ms: 0, version: 3, bandwidth };
+    assert!(nobodys.refuse(N1, slow).to_string().contains("give 100000 to"));
     assert_volume(&nobodys.refuse(N1, begin(R1, P2, 0, 3)), "it has a replica in n2:fast already");
     assert!(matches!(nobodys.refuse(N1, begin(R1, SLOW, 0, 2)), Refusal::VolumeVersion { .. }));
     assert!(matches!(nobodys.refuse(N1, begin(R3, SLOW, 0, 3)), Refusal::NoSuchReplica { .. }));
@@ -203,7 +209,7 @@ fn a_move_ends_with_a_node_of_it_that_is_lost() {
 
     // Of the source: what came stays, and is as good as any added replica.
     let mut source = World::with_data();
-    let begin = Command::BeginVolumeMove { volume: DATA, from: R2, pool: P3, keep_ms: 0, version: 1 };
+    let begin = Command::BeginVolumeMove { volume: DATA, from: R2, pool: P3, keep_ms: 0, version: 1, bandwidth: None };
     let Outcome::Accepted(op) = source.accept(N1, begin) else { panic!("accepted") };
     source.accept(N1, lost(N2, N1));
     assert_eq!((source.set(), source.data().moving), ((0, 3, vec![R1]), None));

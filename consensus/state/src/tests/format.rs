@@ -213,7 +213,8 @@ fn disks(world: &mut World) {
         let from = world.state.volumes[&used].authority;
         let pool = [P2, P3, P1][stage];
         let mut version = world.state.volumes[&used].version;
-        let begin = Command::BeginVolumeMove { volume: used, from, pool, keep_ms: 1_000, version };
+        let begin =
+            Command::BeginVolumeMove { volume: used, from, pool, keep_ms: 1_000, version, bandwidth: Some(1_000_000) };
         let Outcome::Accepted(op) = world.accept(N1, begin) else { panic!("accepted") };
         let replica = world.state.last_replica;
         world.accept(world.state.pools[&pool].node, Command::ReplicaMade { volume: used, replica });
@@ -327,6 +328,7 @@ fn the_largest_state_there_can_be_fits_into_a_snapshot() {
         from_place: place(),
         to_place: place(),
         keep_ms: KEEP_MS_MAX,
+        bandwidth: Some(u64::MAX),
     };
     operation.ended = Some((NOON, OperationResult::Failed { reason: text() }));
     state.operations = (0..OPERATIONS_MAX as u64).map(|number| (op_id(number), operation.clone())).collect();

@@ -278,7 +278,9 @@ impl Drive {
             41 => Command::DetachVolume { vm, volume, expect },
             42 | 43 => Command::HoldVolume { volume, expect, incarnation, purpose: purpose(deed.variant) },
             44 => Command::DropVolume { volume, expect, done: !deed.variant.is_multiple_of(4) },
-            45 | FORWARD.. => Command::BeginVolumeMove { volume, from: replica, pool, keep_ms: 1_000, version },
+            45 | FORWARD.. => {
+                Command::BeginVolumeMove { volume, from: replica, pool, keep_ms: 1_000, version, bandwidth: None }
+            }
             46 | 47 => {
                 let equal = Comparison::Equal(copy_report());
                 let different = Comparison::Different("4 KiB at 0".to_string());

@@ -427,7 +427,7 @@ pub(super) fn drop_hold(expect: u64) -> Command {
 
 /// The replica in `n1:fast` goes, the new one is in `pool`; undo for ten minutes.
 pub(super) fn move_data(pool: PoolId, version: u64) -> Command {
-    Command::BeginVolumeMove { volume: DATA, from: R1, pool, keep_ms: 600_000, version }
+    Command::BeginVolumeMove { volume: DATA, from: R1, pool, keep_ms: 600_000, version, bandwidth: None }
 }
 
 pub(super) fn copy_report() -> CopyReport {

@@ -1,7 +1,9 @@
 //! Comparing what the members of the set hold: by a digest of each piece, beside the guest's own requests.
 //!
 //! While a piece is compared nothing is written to it, as when it is copied. A guest that wants to write there does not wait for it for
-//! long: then it is tried again later. A member that differs lacks the piece from then on, if that is wanted, and it is copied there.
+//! long: then half as much is tried. Where it writes all the time its writes are kept back in the end, to one grain at a time, and for a
+//! moment: otherwise there would be no end. A member that differs lacks the piece from then on, if that is wanted, and it is copied
+//! there.
 
 use alloc::{
     collections::{BTreeMap, BTreeSet},
@@ -20,8 +22,14 @@ use crate::{
     request::{Digest, Part, Tag},
 };
 
-/// A piece that could not be compared for so long, in milliseconds, because it is written all the time, is left out.
+/// To a grain that could not be compared for so long, in milliseconds, because it is written all the time, writes are kept back.
 const BUSY_MS: Millis = 1_000;
+/// For so long at most, in milliseconds: no longer than a guest waits for anything else here. If that was too short, the next time for
+/// twice as long.
+const KEPT_BACK_MS: Millis = 20;
+/// And never for longer than this, in milliseconds: in the time before, a disk or a link that works at all has told 64 KiB. What was not
+/// told by then is left out.
+const KEPT_BACK_MS_MAX: Millis = 64 * KEPT_BACK_MS;
 
 /// What is to be compared.
 #[derive(Debug)]
@@ -30,8 +38,16 @@ pub(super) struct Comparing {
     rest: Range<u64>,
     authority: ReplicaId,
     repair: bool,
-    /// Since when its first piece waits.
+    /// Since when its first piece waits; or when writes to it were kept back last.
     since: Millis,
+    /// Bytes of that piece, at most.
+    piece_bytes: u64,
+    /// Its first grain is not to be had without keeping the guest from writing there.
+    insists: bool,
+    /// Where changes are kept back, and since when.
+    kept_back: Option<(Range<u64>, Millis)>,
+    /// For how long they may be.
+    kept_back_ms: Millis,
     round: Option<Round>,
 }
 
@@ -51,13 +67,29 @@ impl Mirror {
         let end = range.end.min(self.size).next_multiple_of(GRAIN_BYTES).min(self.size);
         let rest = range.start - range.start % GRAIN_BYTES..end;
         if !rest.is_empty() {
-            self.comparing = Some(Comparing { rest, authority, repair, since: self.now, round: None });
+            self.comparing = Some(Comparing {
+                rest,
+                authority,
+                repair,
+                since: self.now,
+                piece_bytes: self.piece_bytes_max(),
+                insists: false,
+                kept_back: None,
+                kept_back_ms: KEPT_BACK_MS,
+                round: None,
+            });
         }
+    }
+
+    fn piece_bytes_max(&self) -> u64 {
+        self.limits.copy_bytes.max(GRAIN_BYTES)
     }
 
     /// Nothing is compared any more. What was asked for it is not waited for.
     pub(super) fn stop_comparing(&mut self) {
-        if let Some(round) = self.comparing.take().and_then(|comparing| comparing.round) {
+        let Some(comparing) = self.comparing.take() else { return };
+        self.freed = true;
+        if let Some(round) = comparing.round {
             self.leave_piece(&round);
         }
     }
@@ -77,17 +109,50 @@ impl Mirror {
         }
     }
 
+    /// Changes are kept back there, so that it can be compared.
+    pub(super) fn is_kept_back(&self, range: &Range<u64>) -> bool {
+        let kept_back = self.comparing.as_ref().and_then(|comparing| comparing.kept_back.as_ref());
+        kept_back.is_some_and(|(piece, _)| overlap(piece, range))
+    }
+
     /// A guest's request has waited for what is compared for too long.
-    pub(super) fn give_way(&mut self, range: &Range<u64>) -> bool {
-        let in_its_way = |round: &Round| overlap(&round.range, range);
+    pub(super) fn give_way(&mut self, range: &Range<u64>, fx: &mut Vec<Effect>) -> bool {
+        let now = self.now;
         let Some(comparing) = &mut self.comparing else { return false };
-        if !comparing.round.as_ref().is_some_and(in_its_way) {
-            return false;
+        if let Some((piece, since)) = comparing.kept_back.clone() {
+            if !overlap(&piece, range) || now.saturating_sub(since) < comparing.kept_back_ms {
+                return false;
+            }
+            let in_vain = comparing.kept_back_ms >= KEPT_BACK_MS_MAX;
+            comparing.kept_back_ms *= 2;
+            (comparing.kept_back, comparing.since) = (None, now);
+            self.leave_round();
+            if in_vain {
+                self.compared(piece, Err("a replica did not tell in time what it holds there"), fx);
+            }
+            return true;
         }
-        if let Some(round) = comparing.round.take() {
+        let Some(round) = comparing.round.as_ref().filter(|round| overlap(&round.range, range)) else { return false };
+        let bytes = round.range.end - round.range.start;
+        comparing.insists |= bytes <= GRAIN_BYTES;
+        comparing.piece_bytes = (bytes / 2).next_multiple_of(GRAIN_BYTES);
+        self.leave_round();
+        true
+    }
+
+    /// Whatever is being compared is begun anew, if it still is to be.
+    fn leave_round(&mut self) {
+        self.freed = true;
+        if let Some(round) = self.comparing.as_mut().and_then(|comparing| comparing.round.take()) {
             self.leave_piece(&round);
         }
-        true
+    }
+
+    /// Nobody is kept from writing any more.
+    fn keep_nothing_back(&mut self) {
+        if let Some(comparing) = &mut self.comparing {
+            self.freed |= comparing.kept_back.take().is_some();
+        }
     }
 
     /// Begins with the next piece, if it may be begun now.
@@ -95,23 +160,26 @@ impl Mirror {
         let Some(comparing) = self.comparing.as_mut().filter(|comparing| comparing.round.is_none()) else { return };
         if self.credit == 0 || self.finishing.is_some() {
             comparing.since = self.now;
-            return;
+            // Nobody waits for a moment that may be long in coming.
+            return self.keep_nothing_back();
         }
-        let (rest, since) = (comparing.rest.clone(), comparing.since);
-        let Some(range) = self.undisturbed(&rest) else {
-            if self.now.saturating_sub(since) >= BUSY_MS {
-                let piece = rest.start..rest.end.min(rest.start + GRAIN_BYTES);
-                self.compared(piece, Err("it was being written all the time"), fx);
-            }
-            return;
-        };
+        comparing.insists |= self.now.saturating_sub(comparing.since) >= BUSY_MS;
+        let first = comparing.rest.start..comparing.rest.end.min(comparing.rest.start + GRAIN_BYTES);
+        // What is under way there ends, and then nothing is. Between two times all that waited has its turn.
+        let may = comparing.kept_back.is_none() && self.now.saturating_sub(comparing.since) >= KEPT_BACK_MS;
+        if comparing.insists && may {
+            comparing.kept_back = Some((first.clone(), self.now));
+        }
+        let (rest, bytes) =
+            if comparing.insists { (first, GRAIN_BYTES) } else { (comparing.rest.clone(), comparing.piece_bytes) };
+        let Some(range) = self.undisturbed(&rest, bytes) else { return };
         let members = self.sound();
         let lacks = |id: &ReplicaId| self.peers.get(id).is_some_and(|peer| peer.lacks.touches(&range));
         let lacking: Vec<ReplicaId> = members.iter().copied().filter(lacks).collect();
         if !lacking.is_empty() {
             // It is known that they differ.
             lacking.into_iter().for_each(|id| self.copy_at_once(id, &range, fx));
-            return;
+            return self.keep_nothing_back();
         }
         self.ranges.enter(&range, false);
         self.credit = self.credit.saturating_sub(range.end - range.start);
@@ -122,9 +190,8 @@ impl Mirror {
         }
     }
 
-    /// As much of the beginning of `rest` as nobody is writing to, at most a copy's length.
-    fn undisturbed(&self, rest: &Range<u64>) -> Option<Range<u64>> {
-        let mut bytes = self.limits.copy_bytes.max(GRAIN_BYTES);
+    /// As much of the beginning of `rest` as nobody is writing to, at most so much.
+    fn undisturbed(&self, rest: &Range<u64>, mut bytes: u64) -> Option<Range<u64>> {
         loop {
             let range = rest.start..rest.end.min(rest.start + bytes);
             if !self.ranges.conflicts(&range, false) {
@@ -198,9 +265,13 @@ impl Mirror {
         outcome: Result<BTreeSet<ReplicaId>, &'static str>,
         fx: &mut Vec<Effect>,
     ) {
+        self.keep_nothing_back();
+        let most = self.piece_bytes_max();
         if let Some(comparing) = &mut self.comparing {
             comparing.rest.start = range.end;
             comparing.since = self.now;
+            (comparing.insists, comparing.kept_back_ms) = (false, KEPT_BACK_MS);
+            comparing.piece_bytes = (comparing.piece_bytes * 2).min(most);
             if comparing.rest.is_empty() {
                 self.comparing = None;
             }

@@ -80,12 +80,12 @@ impl Mirror {
         for (request, since) in self.waiting.split_off(looked_at.min(self.waiting.len())) {
             let (range, changes) = (request.range.clone(), request.kind.changes());
             let overtakes = changing.touches(&range) || (changes && reading.touches(&range));
-            let mut conflicts = self.ranges.conflicts(&range, changes);
+            let mut conflicts = self.is_in_the_way(&range, changes);
             if conflicts
                 && self.now.saturating_sub(since) >= STALL_MS
-                && (self.give_way(&range) | self.let_straggle(&range, fx))
+                && (self.give_way(&range, fx) | self.let_straggle(&range, fx))
             {
-                conflicts = self.ranges.conflicts(&range, changes);
+                conflicts = self.is_in_the_way(&range, changes);
             }
             let free = !overtakes && !conflicts;
             if free && self.is_equal(&range, fx) && (!changes || self.has_room(&range, fx)) {
@@ -98,6 +98,11 @@ impl Mirror {
         }
         self.waiting.append(&mut later);
         self.looked_at = self.waiting.len();
+    }
+
+    /// Something is under way that a request has to wait for, or will be in a moment.
+    fn is_in_the_way(&self, range: &Range<u64>, changes: bool) -> bool {
+        self.ranges.conflicts(range, changes) || (changes && self.is_kept_back(range))
     }
 
     /// Changes that were answered and wait only for replicas outside of the set are not waited for any more: the place lacks there

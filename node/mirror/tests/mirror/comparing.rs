@@ -1,8 +1,11 @@
 //! What the members hold is compared, and repaired.
 
-use std::{collections::BTreeSet, ops::Range};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Range,
+};
 
-use pollux_mirror::{Digest, EXTENT_BYTES, Effect, Event, GRAIN_BYTES, Grains, Kind, Limits, Part};
+use pollux_mirror::{Digest, EXTENT_BYTES, Effect, Event, GRAIN_BYTES, Grains, Kind, Limits, Part, RequestId, Tag};
 use pollux_wire::id::ReplicaId;
 
 use crate::world::{R1, R2, R3, SIZE, World, broken};
@@ -85,20 +88,114 @@ fn nothing_is_written_to_what_is_compared_but_a_guest_does_not_wait_for_long() {
     for id in [R1, R2] {
         world.holds(id, 7);
     }
-    assert_eq!(world.compared(), [(0..COPY, Ok(BTreeSet::new()))]);
+    assert_eq!(world.compared(), [(0..COPY / 2, Ok(BTreeSet::new()))], "half of what was too much");
+}
+
+/// A guest that writes to one place, again as soon as it was answered, and asks for more before that.
+struct Hot {
+    world: World,
+    open: Vec<RequestId>,
+    waited_ms_max: u64,
+    /// When each was asked for.
+    asked: BTreeMap<RequestId, u64>,
+}
+
+impl Hot {
+    const PLACE: Range<u64> = 4_096..8_192;
+
+    fn new() -> Self {
+        let world = World::new(&[R1, R2], &[]);
+        Self { world, open: Vec::new(), waited_ms_max: 0, asked: BTreeMap::new() }
+    }
+
+    /// Ten milliseconds. Writes take as long; a digest is told after `digest_ms`, if it is.
+    fn passes(&mut self, digest_ms: Option<u64>, digests: &mut BTreeMap<Tag, u64>) {
+        while self.open.len() < 2 {
+            let id = self.world.write(Self::PLACE);
+            self.asked.insert(id, self.world.now);
+            self.open.push(id);
+        }
+        self.world.now += 10;
+        self.world.tell(Event::Tick);
+        self.world.tell(Event::Credit(u64::MAX));
+        let changes = |part: &Part| matches!(part, Part::Change { .. } | Part::Flush | Part::Settled(_));
+        [R1, R2].iter().for_each(|id| self.world.ends(*id, changes));
+        let told: Vec<Tag> = self.world.asked.iter().filter(|asked| asked.2 == Part::Digest).map(|it| it.1).collect();
+        for tag in told {
+            let since = *digests.entry(tag).or_insert(self.world.now);
+            if digest_ms.is_some_and(|takes| self.world.now - since >= takes) {
+                self.world.asked.retain(|asked| asked.1 != tag);
+                self.world.tell(Event::Digest { tag, digest: Digest([7; 32]) });
+            }
+        }
+        for id in self.open.extract_if(.., |id| self.world.answers.contains_key(&*id)) {
+            assert_eq!(self.world.answers[&id], Ok(()));
+            self.waited_ms_max = self.waited_ms_max.max(self.world.now - self.asked[&id]);
+        }
+    }
+
+    /// Compares all of a piece while the guest goes on. What was found, and how long it took.
+    fn compares(&mut self, digest_ms: Option<u64>) -> (Vec<(Range<u64>, Differs)>, u64) {
+        let (mut found, mut digests, since) = (Vec::new(), BTreeMap::new(), self.world.now);
+        self.passes(digest_ms, &mut digests);
+        self.world.tell(Event::Compare { range: 0..COPY, authority: R1, repair: false });
+        while found.last().is_none_or(|(range, _): &(Range<u64>, Differs)| range.end < COPY) {
+            assert!(self.world.now - since < 60_000, "it does not end: {found:?}");
+            self.passes(digest_ms, &mut digests);
+            found.extend(self.world.compared());
+        }
+        (found, self.world.now - since)
+    }
 }
 
 #[test]
-fn what_is_written_all_the_time_is_left_out() {
-    let mut world = World::new(&[R1, R2], &[]);
-    world.write(0..4_096);
-    world.compares(0..COPY, R1, false);
-    assert!(world.asked.iter().all(|(_, _, part, _)| *part != Part::Digest));
-    world.now += 1_000;
-    world.tell(Event::Tick);
-    assert_eq!(world.compared(), [(0..GRAIN_BYTES, Err("it was being written all the time"))]);
-    world.tell(Event::Tick);
-    assert_eq!(world.holds(R1, 7), GRAIN_BYTES..COPY);
+fn a_comparison_ends_under_a_guest_that_never_stops_writing_and_the_guest_hardly_waits() {
+    let mut hot = Hot::new();
+    // Longer than it waits by itself: each comparison is disturbed.
+    let (found, took_ms) = hot.compares(Some(60));
+    assert!(found.iter().all(|(_, outcome)| *outcome == Ok(BTreeSet::new())), "{found:?}");
+    assert_eq!(found[0].0, 0..GRAIN_BYTES, "the guest is kept from one grain");
+    assert!(took_ms < 3_000 && hot.waited_ms_max < 200, "{took_ms} ms, the guest waited for {} ms", hot.waited_ms_max);
+}
+
+#[test]
+fn where_digests_take_longer_than_a_guest_waits_by_itself_it_is_kept_back_for_longer() {
+    let mut hot = Hot::new();
+    let (found, _) = hot.compares(Some(200));
+    assert!(found.iter().all(|(_, outcome)| *outcome == Ok(BTreeSet::new())), "{found:?}");
+    assert!((200..500).contains(&hot.waited_ms_max), "the guest waited for {} ms", hot.waited_ms_max);
+}
+
+#[test]
+fn what_is_not_told_in_any_time_is_left_out_and_the_guest_goes_on() {
+    let mut hot = Hot::new();
+    let (mut digests, mut found) = (BTreeMap::new(), Vec::new());
+    hot.passes(None, &mut digests);
+    hot.world.tell(Event::Compare { range: 0..COPY, authority: R1, repair: false });
+    while found.is_empty() {
+        assert!(hot.world.now < 10_000, "it does not end");
+        hot.passes(None, &mut digests);
+        found = hot.world.compared();
+    }
+    assert_eq!(found, [(0..GRAIN_BYTES, Err("a replica did not tell in time what it holds there"))]);
+    assert!(hot.waited_ms_max < 1_500, "the guest waited for {} ms", hot.waited_ms_max);
+}
+
+#[test]
+fn a_comparison_that_is_called_off_keeps_nobody_back() {
+    let mut hot = Hot::new();
+    let mut digests = BTreeMap::new();
+    hot.passes(None, &mut digests);
+    hot.world.tell(Event::Compare { range: 0..COPY, authority: R1, repair: false });
+    while !hot.world.is_asked(R1, |part| *part == Part::Digest) {
+        assert!(hot.world.now < 3_000, "it is never asked for a digest");
+        hot.passes(None, &mut digests);
+    }
+    // Called off: what waited goes on at once.
+    hot.world.tell(Event::Compare { range: 0..0, authority: R1, repair: false });
+    hot.passes(None, &mut digests);
+    hot.passes(None, &mut digests);
+    assert!(hot.open.iter().all(|id| hot.world.now - hot.asked[id] <= 20), "{:?} at {}", hot.asked, hot.world.now);
 }
 
 #[test]

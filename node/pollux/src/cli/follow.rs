@@ -3,28 +3,19 @@
 //! [`Advance`] is what is shown and never goes backwards, although what it is fed may: a new round has more pages left than the
 //! end of the one before, another node may answer with an older view. The operation itself does not depend on anybody following.
 
-use std::{
-    io::{self, IsTerminal},
-    time::Duration,
-};
+use std::io::{self, IsTerminal};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use pollux_api::{ErrorKind, OperationKind, OperationResult, OperationView, PauseView, ProgressView};
-use tokio::time::{self, Instant};
+use pollux_api::{OperationKind, OperationResult, OperationView, PauseView, ProgressView};
 
-use crate::api::client::{Client, Tagged};
+use crate::api::client::Client;
 
 use super::{
     exit::{Exit, Failure},
+    looking::{Patience, Unseen, news, unless_interrupted, until},
     output::{Format, bytes, note, show, span},
 };
 
-/// One wait for news, in milliseconds.
-const WAIT_MS: u64 = 10_000;
-/// While nobody can answer (a daemon that starts again, an election), how long to go on asking, in milliseconds.
-const BLIND_MS_MAX: u64 = 30_000;
-/// Between two questions that nobody answered, in milliseconds.
-const RETRY_MS: u64 = 500;
 /// Bytes of a guest page.
 const PAGE_BYTES: u64 = 4096;
 /// The bar's length: thousandths of what is to be sent.
@@ -176,48 +167,35 @@ pub(crate) async fn follow(client: &Client, first: OperationView) -> Result<Oper
     let screen = Screen::open();
     screen.begin(&first);
     let id = first.id.clone();
-    let end = tokio::select! {
-        end = until_ended(client, first, &screen) => end,
-        _ = tokio::signal::ctrl_c() => Err(Failure::new(Exit::Interrupted, format!("detached; operation {id} goes on"))
-            .todo(format!("`pollux op watch {0}` follows it, `pollux op cancel {0}` ends it", short(&id)))),
-    };
+    let end = unless_interrupted(until_ended(client, first, &screen), || {
+        let todo = format!("`pollux op watch {0}` follows it, `pollux op cancel {0}` ends it", short(&id));
+        Failure::new(Exit::Interrupted, format!("detached; operation {id} goes on")).todo(todo)
+    });
+    let end = end.await;
     screen.close();
     end
 }
 
 async fn until_ended(client: &Client, first: OperationView, screen: &Screen) -> Result<OperationView, Failure> {
-    let id = first.id.clone();
-    let mut advance = Advance::default();
-    let mut seen: Option<Tagged<OperationView>> = None;
-    let mut heard = Instant::now();
-    let mut now = first;
-    loop {
+    let (id, mut advance, mut seen) = (first.id.clone(), Advance::default(), None);
+    let look = async |wait| {
+        let tagged = client.operation_after(&id, seen.as_ref(), wait).await;
+        tagged.map(|tagged| news(&mut seen, tagged))
+    };
+    let judge = |now: &OperationView| {
         let entered = now.progress.as_ref().is_some_and(|news| advance.take(news));
-        screen.news(&now, &advance, entered);
-        if now.result.is_some() {
-            return Ok(now);
-        }
-        match client.operation_after(&id, seen.as_ref(), Duration::from_millis(WAIT_MS)).await {
-            Ok(tagged) => {
-                heard = Instant::now();
-                now = tagged.view.clone();
-                seen = Some(tagged);
-            }
-            Err(error)
-                if error.kind == ErrorKind::Unavailable && heard.elapsed() < Duration::from_millis(BLIND_MS_MAX) =>
-            {
-                time::sleep(Duration::from_millis(RETRY_MS)).await;
-            }
-            Err(error) => {
-                // Whatever this error says of itself: the operation was accepted.
-                return Err(Failure::new(
-                    Exit::TimedOut,
-                    format!("lost sight of operation {id}, which goes on: {error}"),
-                )
-                .todo(format!("`pollux op watch {}` looks again", short(&id))));
-            }
-        }
-    }
+        screen.news(now, &advance, entered);
+        now.result.is_some().then(|| now.clone())
+    };
+    until(first, Patience::Unlimited, look, judge).await.map_err(|unseen| {
+        let why = match unseen {
+            Unseen::Lost(_, error) => error.to_string(),
+            Unseen::Late(_) => "nobody has looked any more".to_owned(),
+        };
+        // Whatever the error says of itself: the operation was accepted.
+        Failure::new(Exit::TimedOut, format!("lost sight of operation {id}, which goes on: {why}"))
+            .todo(format!("`pollux op watch {}` looks again", short(&id)))
+    })
 }
 
 /// The first digits of an operation's id, enough for people.

@@ -12,6 +12,7 @@ mod exit;
 mod follow;
 mod lab;
 mod log;
+mod looking;
 mod man;
 mod metrics;
 mod node;

@@ -164,6 +164,24 @@ async fn a_guest_that_does_not_stop_in_time_is_told_with_what_to_do() {
 }
 
 #[tokio::test]
+async fn a_guest_that_waits_for_its_disk_cannot_stop_and_is_told_with_what_to_do() {
+    let served = with_web().await;
+    served.fake.change(|held| {
+        held.deaf = true;
+        held.vms.get_mut("web").unwrap().trouble = Some("volume data: the pool is full".into());
+    });
+
+    let failure = pollux(&served, "vm stop web --timeout 50ms").await.unwrap_err();
+    assert_eq!(failure.exit, Exit::TimedOut);
+    let told = ["VM web stands still on n1 (volume data: the pool is full)", "cannot stop before it has written"];
+    assert!(told.iter().all(|words| failure.message.contains(words)), "{failure}");
+    let todo = ["make room", "then it stops by itself", "pollux vm stop web --force", "is lost"];
+    assert!(todo.iter().all(|words| failure.todo.contains(words)), "{failure:?}");
+
+    pollux(&served, "vm stop web --force").await.unwrap();
+}
+
+#[tokio::test]
 async fn stop_gives_up_when_somebody_starts_the_vm_again() {
     let served = with_web().await;
     served.fake.change(|held| held.deaf = true);

@@ -39,7 +39,7 @@ use super::{
     actor::Mail,
     hold::{self, Place},
     host::Guest,
-    pages::{self, Paced, PageStream, Tally},
+    pages::{self, Paced, PageStream, SendError, Tally, unless_stalled},
     stopwatch::micros,
     turns::{Purpose, Turn},
 };
@@ -142,7 +142,9 @@ impl Outgoing {
         self.session.spawn(move |session| async move {
             match session.send_round(round).await {
                 Ok(report) => session.tell(Event::RoundLanded(report)).await,
-                Err(why) => session.lost(why).await,
+                // The connection is there.
+                Err(stalled @ SendError::Stalled) => session.tell(Event::PeerRefused(stalled.to_string())).await,
+                Err(SendError::Failed(why)) => session.lost(why).await,
             }
         });
     }
@@ -292,7 +294,7 @@ impl Session {
 
     /// One round, to its end at the target. Until then the guest writes on and nothing of it counts as sent: a pause that
     /// began while megabytes still lay in send buffers would last until they are out.
-    async fn send_round(self: &Arc<Self>, round: u32) -> Result<RoundReport, String> {
+    async fn send_round(self: &Arc<Self>, round: u32) -> Result<RoundReport, SendError> {
         let began = Instant::now();
         let tally = Arc::new(Tally::default());
         let so_far = || RoundReport { took_ms: super::millis(began.elapsed()), ..tally.sent() };
@@ -300,15 +302,19 @@ impl Session {
         let all = async {
             self.send_pending(round, &tally, Pace::Within).await?;
             let connection = self.connected()?;
-            self.send_console(connection).await?;
+            unless_stalled(self.send_console(connection)).await?;
             let frames = connection.frames().await;
             hold::at(Place::Round).await;
-            send_message(&mut *connection.control.lock().await, &ToTarget::RoundEnd { frames }).await?;
+            let end = ToTarget::RoundEnd { frames };
+            unless_stalled(async { send_message(&mut *connection.control.lock().await, &end).await }).await?;
             let landing = landed.wait_for(|landed| *landed >= frames);
             match tokio::time::timeout(Duration::from_millis(LANDING_MS_MAX), landing).await {
                 // The sender is this session's own: it outlives the wait.
                 Ok(_) => Ok(()),
-                Err(_) => Err(format!("the target did not take in round {round} within {} s", LANDING_MS_MAX / 1000)),
+                Err(_) => {
+                    let why = format!("the target did not take in round {round} within {} s", LANDING_MS_MAX / 1000);
+                    Err(SendError::Failed(why))
+                }
             }
         };
         let mut all = pin!(all);
@@ -339,7 +345,7 @@ impl Session {
         Ok(())
     }
 
-    async fn send_pending(self: &Arc<Self>, round: u32, tally: &Arc<Tally>, pace: Pace) -> Result<(), String> {
+    async fn send_pending(self: &Arc<Self>, round: u32, tally: &Arc<Tally>, pace: Pace) -> Result<(), SendError> {
         let pages = self.greeting.pages;
         let set = std::mem::replace(&mut *self.pending.lock().await, PageSet::empty(pages));
         let connection = self.connected()?;
@@ -376,10 +382,11 @@ impl Session {
         let ((sent, pages_us), (state, save_us)) = tokio::join!(pages, saved);
         (report.parts.pages_us, report.parts.save_us) = (pages_us, save_us);
         let state = state.map_err(|error| format!("the device state could not be saved: {error}"))?;
-        sent?;
+        sent.map_err(|error| error.to_string())?;
         // Saving may itself have written guest memory (DESIGN, section 5: scan once more).
         if self.scan_pending().await? > 0 {
-            self.send_pending(round, &tally, Pace::AtOnce).await?;
+            let sent = self.send_pending(round, &tally, Pace::AtOnce).await;
+            sent.map_err(|error| error.to_string())?;
         }
         if self.cancel.is_cancelled() {
             return Err("the move was called off".into());

@@ -4,9 +4,12 @@
 //! it, always. Streams keep order within themselves only, so this is what keeps an older copy of a page from arriving after
 //! a newer one.
 
-use std::sync::{
-    Arc, Mutex as StdMutex, PoisonError,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    sync::{
+        Arc, Mutex as StdMutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -24,9 +27,49 @@ use super::host::Memory;
 /// Pages in a piece: what fits one frame with room for content of all of them.
 pub(super) const PIECE_PAGES: u64 = 256;
 
+/// A target that takes nothing of what is sent to it for so long, in milliseconds, has stalled: its daemon answers, and does not read. A
+/// link of half a megabit per second carries a part of each stream in half of the time.
+const STALL_MS_MAX: u64 = 10_000;
+/// What counts as something, in bytes: a frame is sent in parts of this length.
+const PART_BYTES: usize = 64 * 1024;
+
 /// Buffers of frames that a stream keeps for further ones. What the connection holds at a time comes back in bursts of about
 /// this many.
 const BUFFERS_MAX: usize = 8;
+
+/// Why something was not sent.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(super) enum SendError {
+    /// The target does not read.
+    #[error("the target took nothing of what was sent to it for {} s", STALL_MS_MAX / 1000)]
+    Stalled,
+    /// Anything else.
+    #[error("{0}")]
+    Failed(String),
+}
+
+impl From<String> for SendError {
+    fn from(why: String) -> Self {
+        Self::Failed(why)
+    }
+}
+
+impl From<&str> for SendError {
+    fn from(why: &str) -> Self {
+        Self::Failed(why.to_owned())
+    }
+}
+
+/// Sends something that is not long, to a target that reads.
+pub(super) async fn unless_stalled<E: ToString>(sending: impl Future<Output = Result<(), E>>) -> Result<(), SendError> {
+    let sent = tokio::time::timeout(Duration::from_millis(STALL_MS_MAX), sending).await;
+    sent.map_err(|_| SendError::Stalled)?.map_err(|error| SendError::Failed(error.to_string()))
+}
+
+/// A frame, part by part.
+fn parts(mut frame: Bytes) -> impl Iterator<Item = Bytes> {
+    std::iter::from_fn(move || (!frame.is_empty()).then(|| frame.split_to(frame.len().min(PART_BYTES))))
+}
 
 /// Who is asked before bytes are sent.
 #[async_trait]
@@ -73,7 +116,7 @@ impl PageStream {
         memory: &dyn Memory,
         tally: &Tally,
         pace: Option<&dyn Paced>,
-    ) -> Result<(), String> {
+    ) -> Result<(), SendError> {
         let (mut piece, mut zero_pages) = (None, 0);
         for number in set.iter().filter(|number| lot.has(*number)) {
             let of = Some(number / PIECE_PAGES);
@@ -85,7 +128,7 @@ impl PageStream {
             match self.encoder.gather(number, |content| memory.read(number, content)) {
                 Ok(Gathered::Zero) => zero_pages += 1,
                 Ok(Gathered::Content) => {}
-                Err(error) => return Err(error.to_string()),
+                Err(error) => return Err(error.to_string().into()),
             }
         }
         self.flush(round, zero_pages, tally, pace).await
@@ -97,7 +140,7 @@ impl PageStream {
         zero_pages: u64,
         tally: &Tally,
         pace: Option<&dyn Paced>,
-    ) -> Result<(), String> {
+    ) -> Result<(), SendError> {
         if self.encoder.is_empty() {
             return Ok(());
         }
@@ -112,7 +155,10 @@ impl PageStream {
         if let Some(pace) = pace {
             pace.may_send(wire_bytes).await;
         }
-        self.send.send(frame).await.map_err(|error| error.to_string())?;
+        // However long all of it takes, the target goes on reading.
+        for part in parts(frame) {
+            unless_stalled(self.send.send(part)).await?;
+        }
         self.frames += 1;
         self.pages += pages;
         tally.add(pages, zero_pages, wire_bytes);
@@ -220,7 +266,7 @@ pub(super) async fn send(
     memory: Arc<dyn Memory>,
     tally: &Arc<Tally>,
     pace: Option<Arc<dyn Paced>>,
-) -> Result<(), String> {
+) -> Result<(), SendError> {
     tally.due.fetch_add(set.len(), Ordering::Relaxed);
     let set = Arc::new(set);
     let count = streams.len() as u64;
@@ -236,7 +282,7 @@ pub(super) async fn send(
     });
     let sending: Vec<_> = sending.collect();
     for sent in sending {
-        sent.await.map_err(|error: JoinError| error.to_string())??;
+        sent.await.map_err(|error: JoinError| SendError::Failed(error.to_string()))??;
     }
     Ok(())
 }
@@ -326,6 +372,25 @@ mod tests {
             assert_eq!(carriers.count(), 1, "page {page}");
         }
         assert!(Lot { stream: 0, streams }.has(255) && Lot { stream: 1, streams }.has(256));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_target_that_reads_slowly_is_waited_for_and_one_that_does_not_read_is_not() {
+        let frame = Bytes::from((0..5 * PART_BYTES + 1).map(|at| at.to_le_bytes()[0]).collect::<Vec<u8>>());
+        let mut taken = Vec::new();
+        for part in parts(frame.clone()) {
+            let slowly = async {
+                tokio::time::sleep(Duration::from_millis(STALL_MS_MAX - 1)).await;
+                taken.push(part);
+                Ok::<(), String>(())
+            };
+            assert_eq!(unless_stalled(slowly).await, Ok(()));
+        }
+        assert_eq!((taken.len(), taken.concat()), (6, frame.to_vec()));
+
+        let stalled = unless_stalled(std::future::pending::<Result<(), String>>()).await;
+        let stalled = stalled.expect_err("it does not read");
+        assert_eq!(stalled.to_string(), "the target took nothing of what was sent to it for 10 s");
     }
 
     #[test]

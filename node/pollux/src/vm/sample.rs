@@ -167,7 +167,9 @@ async fn send(
     let (tally, began, cancel) = (Arc::new(Tally::default()), Instant::now(), CancellationToken::new());
     let _ends = cancel.clone().drop_guard();
     let all = async {
-        pages::send(&shared.tasks, &cancel, &streams, 1, set, guest.memory(), &tally, None).await?;
+        pages::send(&shared.tasks, &cancel, &streams, 1, set, guest.memory(), &tally, None)
+            .await
+            .map_err(|error| error.to_string())?;
         for stream in &streams {
             stream.lock().await.finish();
         }

@@ -1,5 +1,7 @@
 //! Who may have a replica of this node: what the log says of the right to write, as far as this node has applied it.
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 use pollux_disk::EngineKind;
 use pollux_state::{
@@ -9,6 +11,10 @@ use pollux_state::{
 use pollux_volume::{Claim, Door, Place};
 
 use super::{Volumes, name_of};
+
+/// How long a pool is waited for that is being opened, in milliseconds: as it is when the daemon has just been started. Less than whoever
+/// asks waits.
+const POOL_MS_MAX: u64 = 3_000;
 
 #[async_trait]
 impl Door for Volumes {
@@ -21,13 +27,13 @@ impl Door for Volumes {
             state.volumes.get(&claim.volume).is_some_and(|volume| volume.generation >= claim.generation)
         };
         let state = self.caught_up(known).await;
-        self.place(&state, claim)
+        self.place(&state, claim).await
     }
 }
 
 impl Volumes {
     /// Where the replica is that `claim` is for, if the state gives its owner the right to it.
-    pub(super) fn place(&self, state: &ClusterState, claim: &Claim) -> Result<Place, String> {
+    pub(super) async fn place(&self, state: &ClusterState, claim: &Claim) -> Result<Place, String> {
         let Claim { volume: id, replica, generation, owner, size, .. } = *claim;
         let volume = state.volumes.get(&id).ok_or_else(|| format!("{id} is not in the cluster"))?;
         let writer = state.writer(volume);
@@ -51,7 +57,8 @@ impl Volumes {
         }
         let pool = state.pools.get(&of.pool).filter(|pool| pool.node == self.0.me.node);
         let pool = pool.ok_or_else(|| format!("{replica} of volume {} is not on this node", volume.name))?;
-        let pool = self.0.pools.get(pool).map_err(|fault| fault.to_string())?;
+        let pool = self.0.pools.get(pool, Duration::from_millis(POOL_MS_MAX)).await;
+        let pool = pool.map_err(|fault| fault.to_string())?;
         Ok(Place { pool, name: name_of(id, replica), engine: EngineKind::default() })
     }
 }

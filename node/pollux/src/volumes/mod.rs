@@ -65,6 +65,8 @@ const LAG_MS: u64 = 2_000;
 
 /// How long this node may take to apply an entry of which somebody knows, in milliseconds.
 const CATCH_UP_MS_MAX: u64 = 2_000;
+/// How long pools may take to be closed, in milliseconds.
+const CLOSE_MS_MAX: u64 = 5_000;
 
 /// See the module's text. A handle: all clones are one.
 #[derive(Clone)]
@@ -76,7 +78,7 @@ struct Inner {
     consensus: Consensus,
     endpoint: Endpoint,
     keepers: Keepers,
-    pools: Pools,
+    pools: Arc<Pools>,
     minter: Minter,
     /// Those in use here.
     in_use: Mutex<HashMap<VolumeId, VolumeHandle>>,
@@ -128,7 +130,7 @@ impl Volumes {
         let Needs { me, cluster, consensus, endpoint, boot, mounts, scrub } = needs;
         let inner = Inner {
             me,
-            pools: Pools::new(cluster.clone(), me.node, mounts),
+            pools: Arc::new(Pools::new(cluster.clone(), me.node, mounts)),
             cluster,
             consensus,
             endpoint,
@@ -173,10 +175,16 @@ impl Volumes {
         self.0.tasks.close();
         self.0.tasks.wait().await;
         self.0.keepers.close().await;
-        let this = self.clone();
-        // What hangs there does not keep the daemon.
-        if let Err(error) = tokio::task::spawn_blocking(move || this.0.pools.close()).await {
-            tracing::warn!(%error, "pools were not closed");
+        let (pools, (closed, over)) = (Arc::clone(&self.0.pools), tokio::sync::oneshot::channel());
+        // What hangs there does not keep the daemon; nor would the runtime wait for such a thread.
+        let closing = std::thread::Builder::new().name("pools".into()).spawn(move || {
+            pools.close();
+            // Nobody waits any more where that took too long.
+            let _ = closed.send(());
+        });
+        let within = Duration::from_millis(CLOSE_MS_MAX);
+        if closing.is_err() || tokio::time::timeout(within, over).await.is_err() {
+            tracing::warn!("pools were not closed within {CLOSE_MS_MAX} ms: does their storage hang?");
         }
     }
 

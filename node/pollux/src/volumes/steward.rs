@@ -44,7 +44,7 @@ pub(super) fn kept_until(state: &ClusterState, volume: &Volume) -> Option<(Volum
 fn bandwidth(state: &ClusterState, moving: VolumeMove) -> Option<u64> {
     match &state.operations.get(&moving.op)?.kind {
         OperationKind::Migrate { wishes, .. } => wishes.bandwidth,
-        OperationKind::MoveVolume { .. } => None,
+        OperationKind::MoveVolume { bandwidth, .. } => *bandwidth,
     }
 }
 
@@ -53,6 +53,26 @@ pub(super) fn going(state: &ClusterState, volume: &Volume) -> (BTreeSet<ReplicaI
     let Some((moving, until)) = kept_until(state, volume) else { return (BTreeSet::new(), None) };
     let left = until.saturating_sub(wall_ms());
     if left == 0 { ([moving.from].into(), None) } else { (BTreeSet::new(), Some(Duration::from_millis(left))) }
+}
+
+/// The end of a move, as the log was asked for it last. What it answers depends on the volume and the operation alone, so it is not
+/// asked again before one of them is another: each question is an entry in everybody's log.
+#[derive(Debug, Default)]
+struct Ending(Option<(Volume, bool)>);
+
+impl Ending {
+    /// What to ask now, if anything. First the mirror lets the old replica go, so that nobody misses it.
+    fn due(&mut self, state: &ClusterState, it: &Volume) -> Option<Command> {
+        let (going, _) = going(state, it);
+        let moving = it.moving.filter(|moving| going.contains(&moving.from) && !it.set.contains(&moving.from))?;
+        let over = state.operations.get(&moving.op).is_some_and(|operation| operation.ended.is_some());
+        let now = (it.clone(), over);
+        if self.0.as_ref() == Some(&now) {
+            return None;
+        }
+        self.0 = Some(now);
+        Some(Command::EndVolumeMove { volume: it.id, op: moving.op, version: it.version })
+    }
 }
 
 /// There is something that a writer would have to do.
@@ -72,6 +92,7 @@ impl Volumes {
         let mut applied = self.0.consensus.watch();
         let mut compared: Option<(OpId, u64)> = None;
         let mut limited: Option<u64> = None;
+        let mut ending = Ending::default();
         loop {
             let state = applied.borrow_and_update().state.clone();
             let Some(it) = state.volumes.get(&id).filter(|it| it.generation == generation) else { return };
@@ -91,16 +112,12 @@ impl Volumes {
                 }
                 (Some(moving), Some(Stage::Kept { .. })) if kept_until(&state, it).is_some() => {
                     handle.prefer(vec![moving.to]).await;
-                    let (going, left) = going(&state, it);
-                    again = left;
-                    // First the mirror lets it go, so that nobody misses it.
-                    if !going.is_empty() && !it.set.contains(&moving.from) {
+                    again = going(&state, it).1;
+                    if let Some(command) = ending.due(&state, it) {
                         hold::at(hold::Place::VolumeEnd).await;
-                        let command = Command::EndVolumeMove { volume: id, op: moving.op, version: it.version };
                         if let pollux_state::Outcome::Refused(why) = self.propose(command).await {
                             tracing::info!(volume = it.name, %why, "the end of a move was refused by the log");
                         }
-                        again = Some(Duration::from_millis(AGAIN_MS));
                     }
                 }
                 _ => {}
@@ -146,7 +163,11 @@ impl Volumes {
             ))
         } else if !found.left_out.is_empty() {
             let bytes = found.left_out_bytes();
-            tracing::info!(volume = it.name, bytes, "not everything could be compared; it is tried again");
+            tracing::warn!(
+                volume = it.name,
+                bytes,
+                "replicas did not tell in time what they hold; they are asked again"
+            );
             return false;
         } else {
             Comparison::Equal(CopyReport {
@@ -231,5 +252,84 @@ impl Volumes {
         if let Err(why) = held.release(true).await {
             tracing::debug!(volume = %id, why, "a volume that was worked on was taken over");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use pollux_state::{
+        id::PoolId,
+        operation::Operation,
+        volume::{Kept, Replica},
+    };
+
+    use super::*;
+
+    const OP: OpId = OpId([7; 16]);
+    const OLD: ReplicaId = ReplicaId(1);
+    const NEW: ReplicaId = ReplicaId(2);
+
+    /// A volume whose new replica was found equal, and whose old one has left the set.
+    fn moved() -> (ClusterState, Volume) {
+        let replica = |pool| Replica { pool: PoolId(pool), made: true, failed: None };
+        let kept = Some(Kept { since: 0, report: CopyReport::default() });
+        let it = Volume {
+            id: VolumeId(1),
+            name: "data".into(),
+            size: 1 << 30,
+            generation: Generation(3),
+            user: None,
+            holder: None,
+            replicas: [(OLD, replica(1)), (NEW, replica(2))].into(),
+            set: [NEW].into(),
+            version: 5,
+            authority: NEW,
+            created: 0,
+            moving: Some(VolumeMove { op: OP, from: OLD, to: NEW, kept }),
+            incomplete: false,
+        };
+        let kind = OperationKind::MoveVolume {
+            volume: it.id,
+            volume_name: it.name.clone(),
+            from: OLD,
+            to: NEW,
+            from_place: "n1:fast".into(),
+            to_place: "n2:fast".into(),
+            keep_ms: 0,
+            bandwidth: Some(1_000_000),
+        };
+        let operation = Operation { id: OP, kind, cancel: false, index: 1, started: 0, begun: Some(0), ended: None };
+        let mut state = ClusterState::default();
+        state.operations.insert(OP, operation);
+        (state, it)
+    }
+
+    #[test]
+    fn what_the_log_refused_is_asked_again_when_it_knows_something_else_and_not_before() {
+        let ((state, mut it), mut ending) = (moved(), Ending::default());
+        let asked = Some(Command::EndVolumeMove { volume: it.id, op: OP, version: 5 });
+        assert_eq!(ending.due(&state, &it), asked);
+        // Refused; other decisions come and go.
+        assert!((0..100).all(|_| ending.due(&state, &it).is_none()));
+
+        // Its new replica cannot be used; then it can.
+        it.replicas.entry(NEW).and_modify(|replica| replica.failed = Some("the disk is broken".into()));
+        assert_eq!(ending.due(&state, &it), asked);
+        it.replicas.entry(NEW).and_modify(|replica| replica.failed = None);
+        assert_eq!(ending.due(&state, &it), asked);
+        assert_eq!(ending.due(&state, &it), None);
+    }
+
+    #[test]
+    fn a_volume_is_copied_as_fast_as_its_move_may() {
+        let (state, it) = moved();
+        assert_eq!(it.moving.and_then(|moving| bandwidth(&state, moving)), Some(1_000_000));
+    }
+
+    #[test]
+    fn while_the_old_replica_is_in_the_set_the_end_is_not_asked_for() {
+        let (state, mut it) = moved();
+        it.set.insert(OLD);
+        assert_eq!(Ending::default().due(&state, &it), None);
     }
 }

@@ -13,6 +13,8 @@ use super::{Volumes, name_of, named, news};
 
 /// What could not be done is tried again after this, in milliseconds.
 const AGAIN_MS: u64 = 10_000;
+/// A pool that is being opened for longer than this, in milliseconds, counts as one that cannot be used.
+const OPENING_MS_MAX: u64 = 10_000;
 
 /// A replica of this node, as the log has it.
 #[derive(Debug, Clone)]
@@ -23,17 +25,19 @@ struct Wanted {
     made: bool,
     /// It could not be used when its node looked last.
     failed: bool,
-    place: Result<Place, String>,
+    /// Or why there is none. `None`: nobody can say that yet.
+    place: Option<Result<Place, String>>,
 }
 
 impl Volumes {
     /// Looks at every decision, and makes the pools follow.
     pub(super) async fn tend(self) {
-        let mut applied = self.0.consensus.watch();
+        let (mut applied, mut opened) = (self.0.consensus.watch(), self.0.pools.watch());
         // Of what was told, so that the log is not told again.
         let mut told: BTreeSet<(ReplicaId, String)> = BTreeSet::new();
         let mut seen = None;
         loop {
+            opened.mark_unchanged();
             let state = applied.borrow_and_update().state.clone();
             let wanted = self.wanted(&state);
             let ours = state.pools.values().filter(|pool| pool.node == self.0.me.node);
@@ -49,8 +53,10 @@ impl Volumes {
                 self.0.pools.retain(|pool| state.pools.contains_key(&pool));
                 seen = whole.then_some(now);
             }
-            if !news(&mut applied, (!whole).then_some(Duration::from_millis(AGAIN_MS))).await {
-                return;
+            tokio::select! {
+                goes_on = news(&mut applied, (!whole).then_some(Duration::from_millis(AGAIN_MS))) => if !goes_on { return },
+                // Whoever tells is there as long as this is.
+                _ = opened.changed(), if !whole => {}
             }
         }
     }
@@ -61,9 +67,12 @@ impl Volumes {
             for (id, replica) in &volume.replicas {
                 let pool = state.pools.get(&replica.pool).filter(|pool| pool.node == self.0.me.node);
                 let Some(pool) = pool else { continue };
-                let place = self.0.pools.get(pool).map_err(|fault| fault.to_string());
                 let name = name_of(volume.id, *id);
-                let place = place.map(|pool| Place { pool, name, engine: EngineKind::default() });
+                let place = match self.0.pools.try_get(pool) {
+                    Ok(pool) => Some(Ok(Place { pool, name, engine: EngineKind::default() })),
+                    Err(fault) if fault.is_new(Duration::from_millis(OPENING_MS_MAX)) => None,
+                    Err(fault) => Some(Err(fault.to_string())),
+                };
                 let (size, made, failed) = (volume.size, replica.made, replica.failed.is_some());
                 wanted.push(Wanted { volume: volume.id, replica: *id, size, made, failed, place });
             }
@@ -74,6 +83,7 @@ impl Volumes {
     /// Makes one what it should be. `false`: it could not be done, and may be later.
     async fn tend_one(&self, wanted: &Wanted, told: &mut BTreeSet<(ReplicaId, String)>) -> bool {
         let Wanted { volume, replica, size, made, failed, place } = wanted.clone();
+        let Some(place) = place else { return false };
         let done = match place {
             Ok(place) => blocking(move || if made { grow(&place, size) } else { make(&place, size) }).await,
             Err(why) => Err(why),
@@ -103,7 +113,7 @@ impl Volumes {
         let ours = state.pools.values().filter(|pool| pool.node == self.0.me.node);
         for pool in ours {
             // What is wrong with it was told for its replicas.
-            let Ok(pool) = self.0.pools.get(pool) else { continue };
+            let Ok(pool) = self.0.pools.try_get(pool) else { continue };
             let listed = {
                 let pool = pool.clone();
                 blocking(move || {

@@ -12,6 +12,8 @@ use super::Volumes;
 static LOOKS: Semaphore = Semaphore::const_new(4);
 /// How long a pool may take to be looked at, in milliseconds: less than whoever asked for it waits.
 const LOOK_MS_MAX: u64 = 800;
+/// How long it is waited for if it is being opened, in milliseconds.
+const OPEN_MS_MAX: u64 = 500;
 
 /// A pool of this node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,11 +53,11 @@ impl Volumes {
     }
 
     async fn look_at(&self, pool: pollux_state::volume::Pool) -> Result<Space, String> {
+        let opened = self.0.pools.get(&pool, Duration::from_millis(OPEN_MS_MAX)).await;
+        let pool = opened.map_err(|fault| fault.to_string())?;
         let turn = LOOKS.acquire().await.map_err(|error| error.to_string())?;
-        let this = self.clone();
         let look = tokio::task::spawn_blocking(move || {
             let _turn = turn;
-            let pool = this.0.pools.get(&pool).map_err(|fault| fault.to_string())?;
             let usage = pool.usage().map_err(|error| error.to_string())?;
             let found = pool.list().map_err(|error| error.to_string())?;
             let used = found.iter().map(|found| found.allocated).fold(0, u64::saturating_add);

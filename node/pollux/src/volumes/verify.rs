@@ -19,7 +19,7 @@ use pollux_volume::{Comparison, VolumeHandle};
 
 use super::{Volumes, news, turns::Comparer};
 
-/// Pieces that are written all the time are compared again so often.
+/// Pieces that could not be read, or not in time, are compared again so often.
 pub(super) const ROUNDS_MAX: u32 = 10;
 /// A comparison that was interrupted begins anew so often.
 const ATTEMPTS_MAX: u32 = 5;

@@ -69,7 +69,7 @@ impl Volumes {
             hold::at(hold::Place::VolumeReach).await;
         }
         if node == self.0.me.node {
-            let place = self.place(&state, &claim)?;
+            let place = self.place(&state, &claim).await?;
             let opened = self.0.keepers.open(&claim, &place).await;
             return opened.map(reached).map_err(|refusal| refusal.to_string());
         }

@@ -24,8 +24,8 @@ pub struct Comparison {
     pub reached: u64,
     /// It is over. When nobody goes on with it before, the volume is not in use any more, or something else is compared.
     pub over: bool,
-    /// What was left out, in bytes, because it was written all the time or could not be read. What lies between two of more than
-    /// 1024 places counts as left out, too.
+    /// What was left out, in bytes, because it could not be read, or not in time. What lies between two of more than 1024 places counts
+    /// as left out, too.
     pub left_out: Vec<Range<u64>>,
     /// Of each replica that held something else than the one whose content counts: what.
     pub differs: BTreeMap<ReplicaId, Difference>,
@@ -83,8 +83,9 @@ fn append(places: &mut Vec<Range<u64>>, range: &Range<u64>, most: usize, all: bo
 }
 
 impl VolumeHandle {
-    /// Compares what the replicas of the set hold, beside the guest's requests and no faster than what is copied. `repair`: what
-    /// differs is copied from `authority`. `None`: the volume is not in use any more.
+    /// Compares what the replicas of the set hold, beside the guest's requests and no faster than what is copied, for as long as
+    /// somebody wants to know what comes of it. `repair`: what differs is copied from `authority`. `None`: the volume is not in use
+    /// any more.
     pub async fn compare(
         &self,
         range: Range<u64>,
@@ -162,6 +163,14 @@ impl Volume {
         self.tick_soon();
     }
 
+    /// Stops what nobody waits for any more.
+    pub(super) fn compare_for_somebody(&mut self) {
+        if self.comparing.take_if(|(_, found)| found.is_closed()).is_some() {
+            tracing::debug!(volume = self.name, "nobody waits for what is compared any more");
+            self.apply(Event::Compare { range: 0..0, authority: ReplicaId::default(), repair: false });
+        }
+    }
+
     /// A piece was.
     pub(super) fn compared(&mut self, range: &Range<u64>, outcome: Result<BTreeSet<ReplicaId>, &'static str>) {
         let Some((end, found)) = &self.comparing else { return };
@@ -199,7 +208,7 @@ mod tests {
         let mut found = Comparison::default();
         for range in [0..10, 10..20, 30..40] {
             found.note(&range, Ok([R1].into()));
-            found.note(&range, Err("it was being written all the time"));
+            found.note(&range, Err("it could not be read"));
         }
         assert_eq!(found.differs[&R1], Difference { bytes: 30, places: vec![0..20, 30..40] });
         assert_eq!((found.left_out.clone(), found.left_out_bytes()), (vec![0..20, 30..40], 30));
@@ -207,7 +216,7 @@ mod tests {
         for number in 0..2_000_u64 {
             let range = 100 + number * 20..110 + number * 20;
             found.note(&range, Ok([R1].into()));
-            found.note(&range, Err("it was being written all the time"));
+            found.note(&range, Err("it could not be read"));
         }
         assert_eq!((found.differs[&R1].bytes, found.differs[&R1].places.len()), (30 + 20_000, PLACES_MAX));
         assert_eq!(found.left_out.len(), LEFT_OUT_MAX);

@@ -275,6 +275,7 @@ impl Volume {
         let now = self.now();
         let credit = self.copying.credit(now.saturating_sub(self.ticked), self.last_request);
         self.ticked = now;
+        self.compare_for_somebody();
         self.apply(Event::Tick);
         if credit > 0 {
             self.apply(Event::Credit(credit));

@@ -87,7 +87,14 @@ impl Log {
                 Command::Compared { volume, op, generation: expect, version, comparison }
             }
             _ => match input.int_in_range(0..=2_u8)? {
-                0 => Command::BeginVolumeMove { volume, from: replica, pool, keep_ms: input.arbitrary()?, version },
+                0 => Command::BeginVolumeMove {
+                    volume,
+                    from: replica,
+                    pool,
+                    keep_ms: input.arbitrary()?,
+                    version,
+                    bandwidth: input.arbitrary()?,
+                },
                 1 => Command::Cancel { op },
                 _ => Command::EndVolumeMove { volume, op, version },
             },

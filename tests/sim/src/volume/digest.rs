@@ -2,11 +2,11 @@
 
 use std::collections::BTreeSet;
 
-use pollux_mirror::{Digest, Event};
+use pollux_mirror::{Digest, EXTENT_BYTES, Event};
 use pollux_wire::id::ReplicaId;
 
 use super::{
-    UNIT_BYTES,
+    EXTENTS, UNIT_BYTES,
     oracle::Stamp,
     world::{World, store_of},
 };
@@ -52,7 +52,16 @@ impl World {
 
     /// Members of which nothing is wrong hold the same, whenever they are looked at.
     pub(super) fn compared(&mut self, end: u64, outcome: &Result<BTreeSet<ReplicaId>, &'static str>) {
-        let Ok(differs) = outcome else { return };
+        self.reached = end;
+        let differs = match outcome {
+            Ok(differs) => differs,
+            Err(why) if self.hot.is_some() => {
+                self.violation =
+                    Some(format!("what is before {end} was not compared beside a guest that writes: {why}"));
+                return;
+            }
+            Err(_) => return,
+        };
         self.compared += 1;
         match &mut self.rotten {
             None if differs.is_empty() => {}
@@ -62,6 +71,29 @@ impl World {
             }
             None | Some(_) => self.violation = Some(format!("{differs:?} differ before {end} when compared")),
         }
+    }
+
+    /// The guest does nothing any more but write to one place, always with more to come, and the extent of that is compared.
+    pub(super) fn writes_for_good(&mut self) {
+        let start = self.rng.below(EXTENTS) * EXTENT_BYTES;
+        let first = start + self.rng.below(6) * UNIT_BYTES;
+        self.hot = Some(first..first + self.rng.between(1, 4) * UNIT_BYTES);
+        self.reached = start;
+        let authority = *self.log.members.first().expect("the set is never empty");
+        let range = start..(start + EXTENT_BYTES).min(self.size);
+        self.apply(Event::Compare { range, authority, repair: true });
+    }
+
+    /// What is not compared yet beside that guest.
+    pub(super) fn is_comparing(&self) -> Option<String> {
+        let end = self.hot.as_ref().map_or(0, |hot| (hot.start / EXTENT_BYTES + 1) * EXTENT_BYTES).min(self.size);
+        (self.reached < end)
+            .then(|| format!("compared up to {} of {end} beside a guest that never stops", self.reached))
+    }
+
+    /// It does.
+    pub(super) fn stops_writing(&mut self) {
+        self.hot = None;
     }
 
     /// The guest asks for nothing more.

@@ -39,8 +39,12 @@ impl World {
         if !self.is_host(host) {
             return;
         }
-        // In the end it only reads, so that all come to rest.
-        let pause = if self.calm { 60 } else { self.rng.below(30) };
+        // In the end it only reads, so that all come to rest; unless it never stops.
+        let pause = match (&self.hot, self.calm) {
+            (Some(_), _) => 5,
+            (None, true) => 60,
+            (None, false) => self.rng.below(30),
+        };
         self.put(pause, Happening::Act(host));
         let paused = self.host.as_ref().is_some_and(|host| host.paused);
         if paused || self.guest.open.len() >= REQUESTS_MAX {
@@ -48,6 +52,7 @@ impl World {
         }
         let durable = self.rng.chance(100);
         let kind = match self.rng.below(20) {
+            _ if self.hot.is_some() => Kind::Change { change: Change::Write, durable },
             0..=10 if !self.calm => Kind::Change { change: Change::Write, durable },
             11 if !self.calm => Kind::Change { change: Change::Trim, durable },
             12 if !self.calm => Kind::Change { change: Change::Zero { punch: true }, durable },
@@ -67,6 +72,9 @@ impl World {
     }
 
     fn some_range(&mut self) -> Range<u64> {
+        if let Some(hot) = &self.hot {
+            return hot.clone();
+        }
         // Few places, so that requests meet; sometimes across the border of two extents, or at the end.
         let extent = self.rng.below(EXTENTS) * EXTENT_BYTES;
         let first = match self.rng.below(8) {

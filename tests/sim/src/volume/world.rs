@@ -169,6 +169,9 @@ pub(super) struct World {
     pub(super) removed: u64,
     pub(super) compared: u64,
     pub(super) rotten: Option<Rotten>,
+    /// Where the guest writes all the time, and how far all is compared meanwhile.
+    pub(super) hot: Option<Range<u64>>,
+    pub(super) reached: u64,
 }
 
 pub(super) fn replica(store: usize) -> ReplicaId {
@@ -225,6 +228,8 @@ impl World {
             removed: 0,
             compared: 0,
             rotten: None,
+            hot: None,
+            reached: 0,
         };
         world.put(1, Happening::Start);
         world.put(100, Happening::Fault);

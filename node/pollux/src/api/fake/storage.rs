@@ -222,7 +222,7 @@ impl Storage for Fake {
             from: request.from.or_else(|| Some(volume.replicas.first()?.place.clone())).unwrap_or_default(),
             to: request.to,
             blackout_ms_max: 0,
-            bandwidth: None,
+            bandwidth: request.bandwidth,
             allow_throttle: false,
             phase: "copying".into(),
             cancel: false,

@@ -89,8 +89,23 @@ async fn a_comparison_is_followed_to_its_end_and_its_exit_code_says_what_came_of
         }
     }
     let served = with_data().await;
+    pollux(&served, "volume verify data --detach").await.unwrap();
+    assert!(served.fake.held().verification.as_ref().is_some_and(|it| it.ended.is_none()), "nobody waited for its end");
     served.fake.change(|held| held.refuse = Some(ApiError::conflict("the move of volume data is comparing")));
     assert_eq!(pollux(&served, "volume verify data").await.unwrap_err().exit, Exit::Conflict);
+}
+
+#[tokio::test]
+async fn a_move_says_how_fast_it_may_copy_in_the_words_of_a_vms_move() {
+    let served = with_data().await;
+    for (words, bandwidth) in
+        [("", None), (" --bandwidth 1Gbit", Some(125_000_000)), (" --bandwidth 100MB", Some(100_000_000))]
+    {
+        let move_it = format!("volume move data --from n1:fast --to n3:fast --detach{words}");
+        pollux(&served, &move_it).await.unwrap();
+        let begun = served.fake.held().operation.as_ref().map(|operation| operation.bandwidth);
+        assert_eq!(begun, Some(bandwidth), "{words}");
+    }
 }
 
 #[tokio::test]
@@ -171,6 +186,7 @@ fn what_cannot_be_meant_is_refused_before_anybody_is_asked() {
         "volume import data --from /srv/x",
         "volume import data --from /srv/x --pool n1:fast --format vdi",
         "volume export data",
+        "volume move data --to n3:fast --bandwidth 100",
     ] {
         let error = Cli::try_parse_from(["pollux"].into_iter().chain(words.split_whitespace())).unwrap_err();
         assert_eq!(error.exit_code(), i32::from(Exit::Usage.code()), "{words}: {error}");

@@ -2,20 +2,16 @@
 
 use std::time::Duration;
 
-use pollux_api::{Desired, ErrorKind, Phase, Runtime, VmView};
-use tokio::time::{self, Instant};
+use pollux_api::{Desired, Phase, Runtime, VmView};
+use tokio::time::Instant;
 
-use crate::api::client::{Client, Tagged};
+use crate::api::client::Client;
 
 use super::super::{
     exit::{Exit, Failure},
-    output::span,
+    looking::{self, Patience, Unseen, news, unless_interrupted},
+    output::{note, span},
 };
-
-/// One wait for news, in milliseconds.
-const WAIT_MS: u64 = 10_000;
-/// Between two questions that nobody could answer, in milliseconds.
-const RETRY_MS: u64 = 500;
 
 /// What one look at the VM says.
 enum Look {
@@ -32,19 +28,32 @@ pub(crate) async fn until_stopped(
     limit: Duration,
 ) -> Result<VmView, Failure> {
     let name = vm.name.clone();
+    let mut told = None;
     let judge = |vm: &VmView| match (vm.phase, vm.desired) {
         (Phase::Stopped, Desired::Stopped) => Look::Done,
         (_, Desired::Running) => Look::Never(Failure::new(
             Exit::Conflict,
             format!("VM {} is wanted running again: somebody started it", vm.name),
         )),
-        (Phase::Running | Phase::Moving | Phase::Arriving, Desired::Stopped) => Look::Wait,
+        (Phase::Running | Phase::Moving | Phase::Arriving, Desired::Stopped) => {
+            // Whoever presses the button need not wait to be told that nobody feels it.
+            if !force && vm.trouble.is_some() && vm.trouble != told {
+                note(&stands_still(vm));
+                told.clone_from(&vm.trouble);
+            }
+            Look::Wait
+        }
     };
     until(client, vm, limit, judge).await?.map_err(|vm| {
         let on = vm.node.as_deref().unwrap_or("no node");
         let failure = Failure::new(Exit::TimedOut, format!("VM {name} still runs on {on} after {}", written(limit)));
         if vm.phase != Phase::Running {
             failure.todo("it is being moved: see `pollux op list`; it stops once that has ended")
+        } else if vm.trouble.is_some() && !force {
+            Failure::new(Exit::TimedOut, format!("{}, after {}", stands_still(&vm), written(limit))).todo(format!(
+                "make room, or mend what it names: then it stops by itself; or `pollux vm stop {name} --force` pulls the plug, \
+                 and what it has not written to its disk is lost"
+            ))
         } else if force {
             failure.todo(format!("it is still wanted stopped; see whether {on} is alive with `pollux node list`"))
         } else {
@@ -53,6 +62,13 @@ pub(crate) async fn until_stopped(
             ))
         }
     })
+}
+
+/// Why a guest does not feel its power button.
+fn stands_still(vm: &VmView) -> String {
+    let on = vm.node.as_deref().unwrap_or("no node");
+    let why = vm.trouble.as_deref().unwrap_or("it waits for its disk");
+    format!("VM {} stands still on {on} ({why}) and cannot stop before it has written what it has to", vm.name)
 }
 
 /// Wait until the guest runs.
@@ -82,42 +98,30 @@ async fn until(
     client: &Client,
     first: VmView,
     limit: Duration,
-    judge: impl Fn(&VmView) -> Look,
+    mut judge: impl FnMut(&VmView) -> Look,
 ) -> Result<Result<VmView, VmView>, Failure> {
-    let name = first.name.clone();
-    let end = Instant::now() + limit;
+    let (name, mut seen) = (first.name.clone(), None);
+    let look = async |wait| {
+        let tagged = client.vm_after(&name, seen.as_ref(), wait).await;
+        tagged.map(|tagged| news(&mut seen, tagged))
+    };
+    let judge = |now: &VmView| match judge(now) {
+        Look::Done => Some(Ok(now.clone())),
+        Look::Never(failure) => Some(Err(failure)),
+        Look::Wait => None,
+    };
     let looking = async {
-        let mut now = first;
-        let mut seen: Option<Tagged<VmView>> = None;
-        loop {
-            match judge(&now) {
-                Look::Done => return Ok(Ok(now)),
-                Look::Never(failure) => return Err(failure),
-                Look::Wait => {}
-            }
-            let left = end.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Ok(Err(now));
-            }
-            match client.vm_after(&name, seen.as_ref(), left.min(Duration::from_millis(WAIT_MS))).await {
-                Ok(tagged) => {
-                    now = tagged.view.clone();
-                    seen = Some(tagged);
-                }
-                // An election or a daemon that starts again is no reason to give up before the time is over. Nor does it mean
-                // that nothing was changed: what was asked for was accepted.
-                Err(error) if error.kind == ErrorKind::Unavailable => {
-                    time::sleep(left.min(Duration::from_millis(RETRY_MS))).await;
-                }
-                Err(error) => return Err(error.into()),
-            }
+        match looking::until(first, Patience::Until(Instant::now() + limit), look, judge).await {
+            Ok(end) => end.map(Ok),
+            Err(Unseen::Late(last)) => Ok(Err(last)),
+            Err(Unseen::Lost(_, error)) => Err(error.into()),
         }
     };
-    tokio::select! {
-        end = looking => end,
-        _ = tokio::signal::ctrl_c() => Err(Failure::new(Exit::Interrupted, format!("no longer waiting for VM {name}; what was asked for stands"))
-            .todo(format!("`pollux vm show {name}` says what it does"))),
-    }
+    let interrupted = || {
+        Failure::new(Exit::Interrupted, format!("no longer waiting for VM {name}; what was asked for stands"))
+            .todo(format!("`pollux vm show {name}` says what it does"))
+    };
+    unless_interrupted(looking, interrupted).await
 }
 
 fn written(limit: Duration) -> String {

@@ -4,18 +4,14 @@
 use std::{io::IsTerminal, time::Duration};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use pollux_api::{ApiError, ErrorKind};
-use tokio::time::{self, Instant};
+use pollux_api::ApiError;
 
-use super::super::{exit::Failure, output::note};
+use super::super::{
+    exit::Failure,
+    looking::{Patience, Unseen, news, until},
+    output::note,
+};
 use crate::api::client::{Client, Tagged};
-
-/// One wait for news.
-const WAIT: Duration = Duration::from_millis(5_000);
-/// While nobody can answer, how long to go on asking, in milliseconds.
-const BLIND_MS_MAX: u64 = 30_000;
-/// Between two questions that nobody answered, in milliseconds.
-const RETRY_MS: u64 = 500;
 
 /// Such work, as it is seen.
 pub(super) trait Work: Clone {
@@ -41,9 +37,12 @@ pub(super) trait Work: Clone {
 /// Until it is over. A daemon that does not answer is asked again for a while.
 pub(super) async fn until_over<W: Work>(client: &Client, first: W) -> Result<W, Failure> {
     let bar = std::io::stderr().is_terminal().then(bar);
-    let (mut now, mut heard, mut phase) = (first, Instant::now(), String::new());
-    let mut seen: Option<Tagged<W>> = None;
-    while !now.is_over() {
+    let (begun, mut phase, mut seen) = (first.clone(), String::new(), None);
+    let look = async |wait| {
+        let tagged = begun.look(client, seen.as_ref(), wait).await;
+        tagged.map(|tagged| news(&mut seen, tagged))
+    };
+    let judge = |now: &W| {
         match &bar {
             Some(bar) => {
                 let (done, all) = now.done();
@@ -51,28 +50,21 @@ pub(super) async fn until_over<W: Work>(client: &Client, first: W) -> Result<W, 
                 bar.set_position(done);
                 bar.set_message(now.line());
             }
-            None if now.phase() != phase => note(&now.line()),
+            None if now.phase() != phase && !now.is_over() => note(&now.line()),
             None => {}
         }
         now.phase().clone_into(&mut phase);
-        match now.look(client, seen.as_ref(), WAIT).await {
-            Ok(tagged) => {
-                heard = Instant::now();
-                now = tagged.view.clone();
-                seen = Some(tagged);
-            }
-            Err(error)
-                if error.kind == ErrorKind::Unavailable && heard.elapsed() < Duration::from_millis(BLIND_MS_MAX) =>
-            {
-                time::sleep(Duration::from_millis(RETRY_MS)).await;
-            }
-            Err(error) => return Err(now.lost(&error)),
-        }
-    }
-    if let Some(bar) = bar {
+        now.is_over().then(|| now.clone())
+    };
+    let end = until(first, Patience::Unlimited, look, judge).await;
+    if let Some(bar) = &bar {
         bar.finish_and_clear();
     }
-    Ok(now)
+    end.map_err(|unseen| match unseen {
+        Unseen::Lost(last, error) => last.lost(&error),
+        // There is no time that could be over.
+        Unseen::Late(last) => last.lost(&ApiError::unavailable("nobody has looked any more")),
+    })
 }
 
 fn bar() -> ProgressBar {

@@ -3,13 +3,15 @@
 use std::time::Duration;
 
 use clap::Args;
-use pollux_api::{CopyView, ErrorKind, MoveVolume, OperationResult, OperationView, VolumeView};
+use pollux_api::{ApiError, CopyView, ErrorKind, MoveVolume, OperationResult, OperationView, VolumeView};
 
 use super::super::{
     Context,
     exit::{Exit, Failure},
     follow::short,
+    looking::{Patience, Unseen, unless_interrupted, until},
     output::{bytes, note, show, span},
+    rate::rate,
     suggest,
 };
 use crate::api::client::Client;
@@ -18,6 +20,7 @@ pub(super) const EXAMPLES: &str = "Examples:
   pollux volume move data --to n3:fast                          a volume with one replica
   pollux volume move data --from n1:fast --to n1:slow           from pool to pool
   pollux volume move data --from n1:fast --to n3:fast --keep 10m
+  pollux volume move data --to n3:fast --bandwidth 1Gbit
 
 The VM runs on: everything is copied beside its own requests, what it writes meanwhile goes to both, and the replicas are compared before
 the old one goes. With --keep the old one is kept equal for that long, and `pollux op cancel` undoes the move.";
@@ -39,6 +42,9 @@ pub(crate) struct Move {
     /// How long the old replica is kept, so that the move can be undone.
     #[arg(long, value_name = "TIME", default_value = "0s", value_parser = humantime::parse_duration)]
     keep: Duration,
+    /// Most that the copying, and the comparing after it, may take, such as `100MB` or `1Gbit` per second; the VM's own writes do not wait.
+    #[arg(long, value_name = "RATE", value_parser = rate)]
+    bandwidth: Option<u64>,
     /// Do not follow the move.
     #[arg(long)]
     detach: bool,
@@ -47,7 +53,7 @@ pub(crate) struct Move {
 pub(super) async fn run(context: &Context, verb: Move) -> Result<(), Failure> {
     let client = &context.client;
     let keep_ms = u64::try_from(verb.keep.as_millis()).unwrap_or(u64::MAX);
-    let request = MoveVolume { to: verb.to, from: verb.from, keep_ms };
+    let request = MoveVolume { to: verb.to, from: verb.from, keep_ms, bandwidth: verb.bandwidth };
     let begun = match client.move_volume(&verb.name, &request).await {
         Ok(operation) => operation,
         Err(error) if error.kind == ErrorKind::NotFound && client.volume(&verb.name).await.is_ok() => {
@@ -58,13 +64,11 @@ pub(super) async fn run(context: &Context, verb: Move) -> Result<(), Failure> {
     let end = if verb.detach {
         begun
     } else {
-        tokio::select! {
-            end = follow(client, &verb.name, begun) => end?,
-            _ = tokio::signal::ctrl_c() => {
-                return Err(Failure::new(Exit::Interrupted, format!("no longer following the move of volume {}, which goes on", verb.name))
-                    .todo(format!("`pollux volume show {}` tells how far it is", verb.name)));
-            }
-        }
+        let interrupted = || {
+            let why = format!("no longer following the move of volume {}, which goes on", verb.name);
+            Failure::new(Exit::Interrupted, why).todo(format!("`pollux volume show {}` tells how far it is", verb.name))
+        };
+        unless_interrupted(follow(client, &verb.name, begun), interrupted).await?
     };
     if let Some(result) = end.result.filter(|result| *result != OperationResult::Succeeded) {
         let cancelled = result == OperationResult::Cancelled;
@@ -103,29 +107,40 @@ fn cost(end: &OperationView) -> String {
 
 /// Until it has ended, or nothing is left to do but to keep the old replica.
 async fn follow(client: &Client, name: &str, begun: OperationView) -> Result<OperationView, Failure> {
-    let mut told = String::new();
-    loop {
-        match client.operation(&begun.id).await {
-            Ok(now) if now.ended.is_some() => return Ok(now),
-            Ok(now) => {
-                if let Ok(volume) = client.volume(name).await {
-                    let line = progress(&volume, &now);
-                    if line != told {
-                        note(&line);
-                        told = line;
-                    }
-                    let kept = volume.moving.as_ref().is_some_and(|moving| moving.phase == "kept");
-                    if kept && begun_keeps(&volume) {
-                        return Ok(now);
-                    }
-                }
-            }
-            // What was accepted goes on, whoever can say how far it is.
-            Err(error) if error.kind == ErrorKind::Unavailable => {}
-            Err(error) => return Err(error.into()),
+    let (id, mut told) = (begun.id.clone(), String::new());
+    let mut first = true;
+    let look = async |_: Duration| {
+        // What lacks of the new replica changes all the time, and the operation does not say how much that is.
+        if !std::mem::take(&mut first) {
+            tokio::time::sleep(Duration::from_millis(LOOK_MS)).await;
         }
-        tokio::time::sleep(Duration::from_millis(LOOK_MS)).await;
-    }
+        let operation = client.operation(&id).await?;
+        let volume = if operation.ended.is_some() { None } else { client.volume(name).await.ok() };
+        Ok::<_, ApiError>((operation, volume))
+    };
+    let judge = |(operation, volume): &(OperationView, Option<VolumeView>)| {
+        if operation.ended.is_some() {
+            return Some(operation.clone());
+        }
+        let volume = volume.as_ref()?;
+        let line = progress(volume, operation);
+        if line != told {
+            note(&line);
+            told = line;
+        }
+        let kept = volume.moving.as_ref().is_some_and(|moving| moving.phase == "kept");
+        (kept && begun_keeps(volume)).then(|| operation.clone())
+    };
+    until((begun, None), Patience::Unlimited, look, judge).await.map_err(|unseen| match unseen {
+        Unseen::Late((last, _)) => lost(&last, "nobody has looked any more"),
+        Unseen::Lost((last, _), error) => lost(&last, &error.to_string()),
+    })
+}
+
+/// Whatever the error says of itself: the move was accepted.
+fn lost(last: &OperationView, why: &str) -> Failure {
+    let what = format!("lost sight of the move of volume {}, which goes on: {why}", last.vm);
+    Failure::new(Exit::TimedOut, what).todo(format!("`pollux op watch {}` looks again", short(&last.id)))
 }
 
 /// The old replica is still in the set: it is being kept, and not on its way out.

@@ -19,6 +19,7 @@ use crate::api::client::{Client, Tagged};
 pub(super) const EXAMPLES: &str = "Examples:
   pollux volume verify data
   pollux volume verify data --repair
+  pollux volume verify data --detach && pollux volume show data
 
 The node that writes to the volume compares digests of its replicas in sync, beside its VM, which runs on. A replica differs where it holds
 something else than the one whose content counts (the authority in `pollux volume show`). With --repair what differs is copied from
@@ -38,6 +39,9 @@ pub(crate) struct Verify {
     /// Copy what differs from the replica whose content counts, and compare again.
     #[arg(long)]
     repair: bool,
+    /// Do not follow it. It goes on without whoever asked, and `pollux volume show` tells what came of it.
+    #[arg(long)]
+    detach: bool,
 }
 
 pub(super) async fn run(context: &Context, verb: Verify) -> Result<(), Failure> {
@@ -46,6 +50,14 @@ pub(super) async fn run(context: &Context, verb: Verify) -> Result<(), Failure> 
         Ok(begun) => begun,
         Err(error) => return Err(suggest::for_volume(client, &verb.name, error).await),
     };
+    if verb.detach {
+        return show(context.format, &begun, |begun| {
+            let VerificationView { node, volume, .. } = begun;
+            format!(
+                "{node} compares the replicas of volume {volume}: `pollux volume show {volume}` tells what came of it\n"
+            )
+        });
+    }
     let end = follow(client, begun).await?;
     if let Some(error) = end.error.clone() {
         let what = format!("the replicas of volume {} were not compared: {}", end.volume, error.message);
@@ -85,10 +97,13 @@ fn judge(end: &VerificationView) -> Result<(), Failure> {
         }
         Some(VerificationResult::Incomplete) => {
             let why = format!(
-                "no difference was found, but {} of volume {volume} could not be compared: the guest writes there all the time",
+                "no difference was found, but {} of volume {volume} could not be compared: a replica did not tell in time what \
+                 it holds there",
                 bytes(end.left_out_bytes)
             );
-            Err(Failure::new(Exit::Failed, why).todo("try again in a calmer moment"))
+            let todo =
+                "look at the disks and the links of its replicas' hosts, or try again when less is asked of them";
+            Err(Failure::new(Exit::Failed, why).todo(todo))
         }
         Some(VerificationResult::Unknown) | None => {
             let why = format!("the daemon says nothing of what came of comparing the replicas of volume {volume}");
@@ -142,7 +157,7 @@ async fn follow(client: &Client, first: VerificationView) -> Result<Verification
     tokio::select! {
         end = until_over(client, first) => end,
         _ = tokio::signal::ctrl_c() => {
-            let why = format!("no longer following: {node} goes on comparing the replicas of volume {volume}");
+            let why = format!("no longer following: {node} goes on comparing the replicas of volume {volume}, beside its VM");
             Err(Failure::new(Exit::Interrupted, why).todo(format!("`pollux volume show {volume}` tells what came of it")))
         }
     }

@@ -2,68 +2,52 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use pollux_api::{ErrorKind, ReplicaState, VolumeView};
-use tokio::time::{self, Instant};
+use pollux_api::{ReplicaState, VolumeView};
+use tokio::time::Instant;
 
 use super::super::{
     exit::{Exit, Failure},
+    looking::{Patience, Unseen, news, unless_interrupted, until},
     output::{note, span},
 };
-use crate::api::client::{Client, Tagged};
-
-/// One wait for news, in milliseconds.
-const WAIT_MS: u64 = 10_000;
-/// Between two questions that nobody could answer, in milliseconds.
-const RETRY_MS: u64 = 500;
+use crate::api::client::Client;
 
 /// Wait until no replica is being made any more. One that cannot be made is a failure; the others stay.
 pub(super) async fn until_made(client: &Client, first: VolumeView, limit: Duration) -> Result<VolumeView, Failure> {
-    let name = first.name.clone();
-    let end = Instant::now() + limit;
+    let (name, mut seen, mut told) = (first.name.clone(), None, BTreeSet::new());
+    let look = async |wait| {
+        let tagged = client.volume_after(&name, seen.as_ref(), wait).await;
+        tagged.map(|tagged| news(&mut seen, tagged))
+    };
+    let judge = |now: &VolumeView| {
+        tell(now, &mut told);
+        failed(now).map(Err).or_else(|| making(now).is_empty().then(|| Ok(now.clone())))
+    };
     let looking = async {
-        let mut now = first;
-        let mut seen: Option<Tagged<VolumeView>> = None;
-        let mut told: BTreeSet<u64> = BTreeSet::new();
-        loop {
-            tell(&now, &mut told);
-            if let Some(failed) = failed(&now) {
-                return Err(failed);
-            }
-            let making = now.replicas.iter().filter(|replica| replica.state == ReplicaState::Making);
-            let waits: Vec<String> = making.map(|replica| replica.place.clone()).collect();
-            if waits.is_empty() {
-                return Ok(now);
-            }
-            let left = end.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                let why = format!(
-                    "volume {name} is created, but after {} not yet made in {}",
-                    written(limit),
-                    waits.join(", ")
-                );
+        match until(first, Patience::Until(Instant::now() + limit), look, judge).await {
+            Ok(end) => end,
+            Err(Unseen::Late(last)) => {
+                let waits = making(&last).join(", ");
+                let why = format!("volume {name} is created, but after {} not yet made in {waits}", written(limit));
                 let todo = format!(
                     "see whether those nodes are alive with `pollux node list`; `pollux volume show {name}` tells how far it is"
                 );
-                return Err(Failure::new(Exit::TimedOut, why).todo(todo));
+                Err(Failure::new(Exit::TimedOut, why).todo(todo))
             }
-            match client.volume_after(&name, seen.as_ref(), left.min(Duration::from_millis(WAIT_MS))).await {
-                Ok(tagged) => {
-                    now = tagged.view.clone();
-                    seen = Some(tagged);
-                }
-                // What was asked for was accepted; that nobody can say how far it is for a moment changes nothing about it.
-                Err(error) if error.kind == ErrorKind::Unavailable => {
-                    time::sleep(left.min(Duration::from_millis(RETRY_MS))).await;
-                }
-                Err(error) => return Err(error.into()),
-            }
+            Err(Unseen::Lost(_, error)) => Err(error.into()),
         }
     };
-    tokio::select! {
-        end = looking => end,
-        _ = tokio::signal::ctrl_c() => Err(Failure::new(Exit::Interrupted, format!("no longer waiting for volume {name}, which is created"))
-            .todo(format!("`pollux volume show {name}` tells how far it is"))),
-    }
+    let interrupted = || {
+        Failure::new(Exit::Interrupted, format!("no longer waiting for volume {name}, which is created"))
+            .todo(format!("`pollux volume show {name}` tells how far it is"))
+    };
+    unless_interrupted(looking, interrupted).await
+}
+
+/// Where replicas are still being made.
+fn making(volume: &VolumeView) -> Vec<String> {
+    let making = volume.replicas.iter().filter(|replica| replica.state == ReplicaState::Making);
+    making.map(|replica| replica.place.clone()).collect()
 }
 
 /// One line for each replica that was made since.

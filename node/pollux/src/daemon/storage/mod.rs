@@ -160,7 +160,8 @@ impl Storage for Api {
             }
         };
         let (volume, version) = (it.id, it.version);
-        let command = Command::BeginVolumeMove { volume, from, pool: to.id, keep_ms: request.keep_ms, version };
+        let (keep_ms, bandwidth) = (request.keep_ms, request.bandwidth);
+        let command = Command::BeginVolumeMove { volume, from, pool: to.id, keep_ms, version, bandwidth };
         let (id, _) = self.propose(command).await?;
         self.operation(&id.to_string()).await
     }

@@ -102,6 +102,9 @@ fn unusable(fault: &PoolFault) -> ApiError {
         }
         PoolFault::Device(DeviceFault::Tool { .. } | DeviceFault::Kernel { .. }) => ApiError::conflict(message)
             .todo("look at that node's kernel log; `mkfs.ext4` and `blkid` come with e2fsprogs and util-linux"),
+        PoolFault::Opening { .. } => {
+            ApiError::unavailable(message).todo("look at that host's disks and its kernel's log")
+        }
         PoolFault::Pool(PoolError::Kernel { .. }) | PoolFault::Io { .. } => ApiError::internal(message),
     }
 }
