@@ -138,15 +138,15 @@ fn a_node_that_had_a_store_is_given_no_other() {
 fn a_store_of_another_version_is_refused_by_its_number() {
     let directory = TempDir::new().unwrap();
     let store = Store::Dir { path: directory.path().to_owned(), known: None };
-    Disk::open(&store).unwrap().set_format(7).unwrap();
+    Disk::open(&store).unwrap().set_format(8).unwrap();
 
     let refused = Disk::open(&store);
 
-    assert!(matches!(refused, Err(StoreError::Newer { found: 7, known: 6, .. })), "{refused:?}");
+    assert!(matches!(refused, Err(StoreError::Newer { found: 8, known: 7, .. })), "{refused:?}");
     let older = Store::Dir { path: directory.path().join("older"), known: None };
     Disk::open(&older).unwrap().set_format(1).unwrap();
     let refused = Disk::open(&older);
-    assert!(matches!(refused, Err(StoreError::Older { found: 1, known: 6, .. })), "{refused:?}");
+    assert!(matches!(refused, Err(StoreError::Older { found: 1, known: 7, .. })), "{refused:?}");
 }
 
 #[test]
