@@ -112,8 +112,11 @@ impl Volumes {
         let mut whole = true;
         let ours = state.pools.values().filter(|pool| pool.node == self.0.me.node);
         for pool in ours {
-            // What is wrong with it was told for its replicas.
-            let Ok(pool) = self.0.pools.try_get(pool) else { continue };
+            // It is being opened, perhaps; or what is wrong with it was told for its replicas. What should not be there is looked for later.
+            let Ok(pool) = self.0.pools.try_get(pool) else {
+                whole = false;
+                continue;
+            };
             let listed = {
                 let pool = pool.clone();
                 blocking(move || {

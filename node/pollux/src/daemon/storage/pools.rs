@@ -101,7 +101,7 @@ fn unusable(fault: &PoolFault) -> ApiError {
             ))
         }
         PoolFault::Device(DeviceFault::Tool { .. } | DeviceFault::Kernel { .. }) => ApiError::conflict(message)
-            .todo("look at that node's kernel log; `mkfs.ext4` and `blkid` come with e2fsprogs and util-linux"),
+            .todo("look at that node's kernel log; `mkfs.xfs` and `blkid` come with xfsprogs and util-linux"),
         PoolFault::Opening { .. } => {
             ApiError::unavailable(message).todo("look at that host's disks and its kernel's log")
         }
