@@ -107,6 +107,17 @@ pub enum OperationKind {
     },
 }
 
+impl OperationKind {
+    /// Most bytes per second that the copying may use, if somebody has said so.
+    #[must_use]
+    pub const fn bandwidth(&self) -> Option<u64> {
+        match self {
+            Self::Migrate { wishes, .. } => wishes.bandwidth,
+            Self::MoveVolume { bandwidth, .. } => *bandwidth,
+        }
+    }
+}
+
 /// How a user wants a VM to be moved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MoveWishes {

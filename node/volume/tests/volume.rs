@@ -307,7 +307,7 @@ async fn a_comparison_that_nobody_waits_for_any_more_stops() {
     let (mut volume, handle) = world.start().await;
     let digests = || world.inner.digests.load(Ordering::Relaxed);
     let asking = async {
-        // A piece of half a MiB each half second, from two replicas.
+        // Piece by piece, from two replicas.
         handle.limit_copying(Some(1 << 20)).await;
         handle.compare(0..SIZE, R1, false).await.expect("it is in use")
     };

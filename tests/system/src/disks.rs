@@ -369,6 +369,45 @@ impl Client {
         Work { writes: number("writes"), errors: number("errors"), longest_ms: number("longest_ms") }
     }
 
+    /// The guest reads back what it wrote to its first disk, and never saw an error.
+    ///
+    /// # Panics
+    /// If something is not as it must be.
+    #[track_caller]
+    pub fn checks_disk(&self) {
+        self.ask("DISKCHECK");
+        assert_eq!(self.disk_work().errors, 0);
+    }
+
+    /// A guest that was started anew takes what is in these blocks for its own; the highest number that it has found.
+    ///
+    /// # Panics
+    /// If it cannot.
+    #[track_caller]
+    #[must_use]
+    pub fn adopts_disk(&self, blocks: u32) -> u64 {
+        self.number(&format!("DISKADOPT /dev/vda {blocks}"))
+    }
+
+    /// The guest flushes what it wrote to its first disk; the highest number that is on stable storage by that.
+    ///
+    /// # Panics
+    /// If it cannot.
+    #[track_caller]
+    #[must_use]
+    pub fn flushes_disk(&self) -> u64 {
+        self.number("DISKFLUSH")
+    }
+
+    #[track_caller]
+    fn number(&self, request: &str) -> u64 {
+        let told = self.ask(request);
+        told.split_whitespace()
+            .nth(1)
+            .and_then(|word| word.parse().ok())
+            .unwrap_or_else(|| panic!("no number in {told}"))
+    }
+
     /// Waits until the guest's work on its disk has gone on.
     ///
     /// # Panics

@@ -115,7 +115,7 @@ impl VolumeTable {
         let roles = self.roles();
         let Roles { writer, source, target } = &roles;
         self.guest.disk_goes_on(SETTLE);
-        let flushed = number(&self.guest.ask("DISKFLUSH"));
+        let flushed = self.guest.flushes_disk();
 
         let hold = phase.place().map(|place| Hold::named(&self.world, writer, place));
         let begun = self.begin(source, target, phase.keep());
@@ -199,7 +199,7 @@ impl VolumeTable {
         assert_eq!(boot != self.boot, was_killed, "the guest lives as long as its node's daemon");
         if was_killed {
             self.boot = boot;
-            let found = number(&self.guest.ask(&format!("DISKADOPT /dev/vda {BLOCKS}")));
+            let found = self.guest.adopts_disk(BLOCKS);
             assert!(
                 found >= flushed,
                 "the blocks' numbers came to {flushed} when they were flushed, and to {found} now"
@@ -215,8 +215,7 @@ impl VolumeTable {
         self.world.in_sync(via, "data", nodes);
         self.guest.works_on_disk(BLOCKS, 0);
         self.guest.ask("DISKFLUSH");
-        self.guest.ask("DISKCHECK");
-        assert_eq!(self.guest.disk_work().errors, 0);
+        self.guest.checks_disk();
         self.world.replicas_are_equal(via, "data");
         self.guest.works_on_disk(BLOCKS, RATE);
         pools_hold_nothing_else(&self.world, via, &[POOL]);
@@ -249,8 +248,4 @@ pub fn pools_hold_nothing_else(world: &World, via: &str, pools: &[&str]) {
         }
         if found == wanted { Ok(()) } else { Err(format!("{found:?} instead of {wanted:?}")) }
     });
-}
-
-fn number(told: &str) -> u64 {
-    told.split_whitespace().nth(1).and_then(|word| word.parse().ok()).unwrap_or_else(|| panic!("no number in {told}"))
 }

@@ -52,8 +52,7 @@ fn long_a_vm_takes_its_volumes_along_live_warm_and_cold() {
     world.in_sync("n1", "logs", &["n2", "n3"]);
     assert_eq!(guest.boot(), boot, "it is the same guest");
     guest.works_on_disk(BLOCKS, 0);
-    guest.ask("DISKCHECK");
-    assert_eq!(guest.disk_work().errors, 0);
+    guest.checks_disk();
 
     // Cold: it is stopped, and stays so; where it is at home it is started.
     let _: Vm = world.pollux("n1", &["vm", "stop", "web"]).json();
@@ -67,8 +66,7 @@ fn long_a_vm_takes_its_volumes_along_live_warm_and_cold() {
     world.replicas_are_equal("n1", "logs");
     let _: Vm = world.pollux("n2", &["vm", "start", "web"]).json();
     assert_ne!(guest.boot(), boot, "it is started anew");
-    let found = guest.ask(&format!("DISKADOPT /dev/vda {BLOCKS}"));
-    assert!(found.split_whitespace().nth(1).is_some_and(|number| number != "0"), "what it wrote is there: {found}");
+    assert_ne!(guest.adopts_disk(BLOCKS), 0, "what it wrote is there");
 }
 
 #[test]
@@ -132,6 +130,5 @@ fn long_a_vm_that_does_not_set_out_leaves_its_volume_where_it_was() {
     world.pool_is_empty("n1");
     assert_eq!(guest.boot(), boot, "it is the same guest");
     guest.works_on_disk(FEW, 0);
-    guest.ask("DISKCHECK");
-    assert_eq!(guest.disk_work().errors, 0);
+    guest.checks_disk();
 }

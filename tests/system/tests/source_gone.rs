@@ -50,8 +50,6 @@ fn long_a_target_that_gives_up_because_its_source_is_dead_keeps_the_replica() {
     there().expect("and it is still kept");
     let _: Vm = world.pollux("n2", &["vm", "start", "web", "--node", "n3"]).json();
     assert_ne!(guest.boot(), boot, "it is started anew");
-    let adopted = guest.ask(&format!("DISKADOPT /dev/vda {BLOCKS}"));
-    assert!(adopted.split_whitespace().nth(1).is_some_and(|number| number != "0"), "what it wrote is there: {adopted}");
-    guest.ask("DISKCHECK");
-    assert_eq!(guest.disk_work().errors, 0);
+    assert_ne!(guest.adopts_disk(BLOCKS), 0, "what it wrote is there");
+    guest.checks_disk();
 }

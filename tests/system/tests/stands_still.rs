@@ -73,8 +73,7 @@ fn long_a_guest_without_room_stops_when_there_is_some_or_by_force_and_goes_on_wh
     world.in_sync("n3", "data", &["n2"]);
     guest.disk_goes_on(SETTLE);
     guest.works_on_disk(BLOCKS, 0);
-    guest.ask("DISKCHECK");
-    assert_eq!(guest.disk_work().errors, 0);
+    guest.checks_disk();
     drop(world);
     pool.is_gone();
 }

@@ -50,8 +50,7 @@ fn long_what_a_disk_made_of_a_replica_is_found_and_repaired_while_the_guest_writ
     is_found_and_repaired(&world, "n1");
     guest.disk_goes_on(SETTLE);
     guest.works_on_disk(BLOCKS, 0);
-    guest.ask("DISKCHECK");
-    assert_eq!(guest.disk_work().errors, 0);
+    guest.checks_disk();
 
     let _: Vm = world.pollux("n1", &["vm", "stop", "web"]).json();
     is_found_and_repaired(&world, "n3");

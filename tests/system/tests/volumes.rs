@@ -51,8 +51,7 @@ fn long_a_mirrored_disk_outlives_its_replicas_and_moves_with_its_vm() {
 
     assert_eq!(guest.boot(), boot, "it is the same guest");
     guest.works_on_disk(BLOCKS, 0);
-    guest.ask("DISKCHECK");
-    assert_eq!(guest.disk_work().errors, 0);
+    guest.checks_disk();
     let _: Vm = world.pollux("n1", &["vm", "stop", "web"]).json();
     world.replicas_are_equal("n1", "data");
 }
@@ -66,7 +65,7 @@ fn long_what_was_flushed_is_there_after_everything_died_at_once() {
     let boot = guest.boot();
     guest.works_on_disk(BLOCKS, RATE);
     guest.disk_goes_on(SETTLE);
-    let flushed = number(&guest.ask("DISKFLUSH"));
+    let flushed = guest.flushes_disk();
     guest.disk_goes_on(SETTLE);
 
     for node in world.nodes() {
@@ -79,7 +78,7 @@ fn long_what_was_flushed_is_there_after_everything_died_at_once() {
         world.start_again(node);
     }
     assert_ne!(guest.boot(), boot, "its memory is gone");
-    let found = number(&guest.ask(&format!("DISKADOPT /dev/vda {BLOCKS}")));
+    let found = guest.adopts_disk(BLOCKS);
     assert!(found >= flushed, "the blocks' numbers came to {flushed} when they were flushed, and to {found} now");
     guest.works_on_disk(BLOCKS, RATE);
     world.in_sync("n1", "data", &["n1", "n2"]);
@@ -88,8 +87,4 @@ fn long_what_was_flushed_is_there_after_everything_died_at_once() {
     guest.ask("DISKCHECK");
     let _: Vm = world.pollux("n1", &["vm", "stop", "web"]).json();
     world.replicas_are_equal("n1", "data");
-}
-
-fn number(told: &str) -> u64 {
-    told.split_whitespace().nth(1).and_then(|word| word.parse().ok()).unwrap_or_else(|| panic!("no number in {told}"))
 }

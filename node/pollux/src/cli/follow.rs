@@ -12,7 +12,7 @@ use crate::api::client::Client;
 
 use super::{
     exit::{Exit, Failure},
-    looking::{Patience, Unseen, news, unless_interrupted, until},
+    looking::{Patience, news, unless_interrupted, until},
     output::{Format, bytes, note, show, span},
 };
 
@@ -188,10 +188,7 @@ async fn until_ended(client: &Client, first: OperationView, screen: &Screen) -> 
         now.result.is_some().then(|| now.clone())
     };
     until(first, Patience::Unlimited, look, judge).await.map_err(|unseen| {
-        let why = match unseen {
-            Unseen::Lost(_, error) => error.to_string(),
-            Unseen::Late(_) => "nobody has looked any more".to_owned(),
-        };
+        let (_, why) = unseen.lost();
         // Whatever the error says of itself: the operation was accepted.
         Failure::new(Exit::TimedOut, format!("lost sight of operation {id}, which goes on: {why}"))
             .todo(format!("`pollux op watch {}` looks again", short(&id)))

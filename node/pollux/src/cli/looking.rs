@@ -34,6 +34,16 @@ pub(crate) enum Unseen<V> {
     Lost(V, ApiError),
 }
 
+impl<V> Unseen<V> {
+    /// What was seen last, and why no more: where there is no limit, nobody can say.
+    pub(crate) fn lost(self) -> (V, ApiError) {
+        match self {
+            Self::Lost(last, error) => (last, error),
+            Self::Late(last) => (last, ApiError::unavailable("nobody has looked any more")),
+        }
+    }
+}
+
 /// Looks until `judge` sees an end. `look` answers when there is news, or the time that it is given is over.
 pub(crate) async fn until<V, T>(
     first: V,

@@ -170,6 +170,11 @@ pub(crate) fn age(now: u64, then: u64) -> String {
     span(now.saturating_sub(then))
 }
 
+/// [`span`], of a limit that somebody gave.
+pub(crate) fn span_of(limit: Duration) -> String {
+    span(u64::try_from(limit.as_millis()).unwrap_or(u64::MAX))
+}
+
 /// A length of time in its two largest units.
 pub(crate) fn span(ms: u64) -> String {
     let s = ms / 1000;

@@ -168,10 +168,6 @@ impl Sight<'_> {
                 (pollux_api::OperationKind::MoveVolume, from_place.clone(), to_place.clone(), None)
             }
         };
-        let bandwidth = match &operation.kind {
-            OperationKind::Migrate { wishes, .. } => wishes.bandwidth,
-            OperationKind::MoveVolume { bandwidth, .. } => *bandwidth,
-        };
         let (result, reason, report) = match operation.ended.as_ref().map(|(_, result)| result) {
             None => (None, None, None),
             Some(OperationResult::Succeeded(report)) => {
@@ -192,7 +188,7 @@ impl Sight<'_> {
             from,
             to,
             blackout_ms_max: wishes.map_or(0, |wishes| wishes.blackout_ms_max),
-            bandwidth,
+            bandwidth: operation.kind.bandwidth(),
             allow_throttle: wishes.is_some_and(|wishes| wishes.throttle),
             phase: self.phase_of(operation).into(),
             cancel: operation.cancel,

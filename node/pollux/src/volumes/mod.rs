@@ -15,6 +15,8 @@
 mod claim;
 mod device;
 mod door;
+#[cfg(test)]
+pub(crate) mod fixture;
 mod hold;
 mod pools;
 mod scrub;

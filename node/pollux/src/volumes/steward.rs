@@ -42,10 +42,7 @@ pub(super) fn kept_until(state: &ClusterState, volume: &Volume) -> Option<(Volum
 
 /// How fast the operation that moves a volume may copy, if it says so.
 fn bandwidth(state: &ClusterState, moving: VolumeMove) -> Option<u64> {
-    match &state.operations.get(&moving.op)?.kind {
-        OperationKind::Migrate { wishes, .. } => wishes.bandwidth,
-        OperationKind::MoveVolume { bandwidth, .. } => *bandwidth,
-    }
+    state.operations.get(&moving.op)?.kind.bandwidth()
 }
 
 /// Who is to go by now, and when that may change without an entry.
@@ -257,13 +254,9 @@ impl Volumes {
 
 #[cfg(test)]
 mod tests {
-    use pollux_state::{
-        id::PoolId,
-        operation::Operation,
-        volume::{Kept, Replica},
-    };
+    use pollux_state::{operation::Operation, volume::Kept};
 
-    use super::*;
+    use super::{super::fixture::volume, *};
 
     const OP: OpId = OpId([7; 16]);
     const OLD: ReplicaId = ReplicaId(1);
@@ -271,23 +264,9 @@ mod tests {
 
     /// A volume whose new replica was found equal, and whose old one has left the set.
     fn moved() -> (ClusterState, Volume) {
-        let replica = |pool| Replica { pool: PoolId(pool), made: true, failed: None };
         let kept = Some(Kept { since: 0, report: CopyReport::default() });
-        let it = Volume {
-            id: VolumeId(1),
-            name: "data".into(),
-            size: 1 << 30,
-            generation: Generation(3),
-            user: None,
-            holder: None,
-            replicas: [(OLD, replica(1)), (NEW, replica(2))].into(),
-            set: [NEW].into(),
-            version: 5,
-            authority: NEW,
-            created: 0,
-            moving: Some(VolumeMove { op: OP, from: OLD, to: NEW, kept }),
-            incomplete: false,
-        };
+        let moving = Some(VolumeMove { op: OP, from: OLD, to: NEW, kept });
+        let it = Volume { version: 5, moving, ..volume(&[OLD.0, NEW.0], &[NEW.0]) };
         let kind = OperationKind::MoveVolume {
             volume: it.id,
             volume_name: it.name.clone(),

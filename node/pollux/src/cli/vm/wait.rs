@@ -10,7 +10,7 @@ use crate::api::client::Client;
 use super::super::{
     exit::{Exit, Failure},
     looking::{self, Patience, Unseen, news, unless_interrupted},
-    output::{note, span},
+    output::{note, span_of},
 };
 
 /// What one look at the VM says.
@@ -46,11 +46,11 @@ pub(crate) async fn until_stopped(
     };
     until(client, vm, limit, judge).await?.map_err(|vm| {
         let on = vm.node.as_deref().unwrap_or("no node");
-        let failure = Failure::new(Exit::TimedOut, format!("VM {name} still runs on {on} after {}", written(limit)));
+        let failure = Failure::new(Exit::TimedOut, format!("VM {name} still runs on {on} after {}", span_of(limit)));
         if vm.phase != Phase::Running {
             failure.todo("it is being moved: see `pollux op list`; it stops once that has ended")
         } else if vm.trouble.is_some() && !force {
-            Failure::new(Exit::TimedOut, format!("{}, after {}", stands_still(&vm), written(limit))).todo(format!(
+            Failure::new(Exit::TimedOut, format!("{}, after {}", stands_still(&vm), span_of(limit))).todo(format!(
                 "make room, or mend what it names: then it stops by itself; or `pollux vm stop {name} --force` pulls the plug, \
                  and what it has not written to its disk is lost"
             ))
@@ -87,7 +87,7 @@ pub(crate) async fn until_running(client: &Client, vm: VmView, limit: Duration) 
         _ => Look::Wait,
     };
     until(client, vm, limit, judge).await?.map_err(|vm| {
-        Failure::new(Exit::TimedOut, format!("VM {name} does not run on {} after {}", vm.home, written(limit))).todo(
+        Failure::new(Exit::TimedOut, format!("VM {name} does not run on {} after {}", vm.home, span_of(limit))).todo(
             format!("it is still wanted running; `pollux vm show {name}` and `pollux node list` say what it waits for"),
         )
     })
@@ -122,8 +122,4 @@ async fn until(
             .todo(format!("`pollux vm show {name}` says what it does"))
     };
     unless_interrupted(looking, interrupted).await
-}
-
-fn written(limit: Duration) -> String {
-    span(u64::try_from(limit.as_millis()).unwrap_or(u64::MAX))
 }

@@ -8,7 +8,7 @@ use pollux_api::ApiError;
 
 use super::super::{
     exit::Failure,
-    looking::{Patience, Unseen, news, until},
+    looking::{Patience, news, until},
     output::note,
 };
 use crate::api::client::{Client, Tagged};
@@ -60,10 +60,9 @@ pub(super) async fn until_over<W: Work>(client: &Client, first: W) -> Result<W, 
     if let Some(bar) = &bar {
         bar.finish_and_clear();
     }
-    end.map_err(|unseen| match unseen {
-        Unseen::Lost(last, error) => last.lost(&error),
-        // There is no time that could be over.
-        Unseen::Late(last) => last.lost(&ApiError::unavailable("nobody has looked any more")),
+    end.map_err(|unseen| {
+        let (last, error) = unseen.lost();
+        last.lost(&error)
     })
 }
 

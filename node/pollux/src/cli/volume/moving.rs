@@ -9,7 +9,7 @@ use super::super::{
     Context,
     exit::{Exit, Failure},
     follow::short,
-    looking::{Patience, Unseen, unless_interrupted, until},
+    looking::{Patience, unless_interrupted, until},
     output::{bytes, note, show, span},
     rate::rate,
     suggest,
@@ -131,16 +131,12 @@ async fn follow(client: &Client, name: &str, begun: OperationView) -> Result<Ope
         let kept = volume.moving.as_ref().is_some_and(|moving| moving.phase == "kept");
         (kept && begun_keeps(volume)).then(|| operation.clone())
     };
-    until((begun, None), Patience::Unlimited, look, judge).await.map_err(|unseen| match unseen {
-        Unseen::Late((last, _)) => lost(&last, "nobody has looked any more"),
-        Unseen::Lost((last, _), error) => lost(&last, &error.to_string()),
+    until((begun, None), Patience::Unlimited, look, judge).await.map_err(|unseen| {
+        let ((last, _), why) = unseen.lost();
+        // Whatever the error says of itself: the move was accepted.
+        let what = format!("lost sight of the move of volume {}, which goes on: {why}", last.vm);
+        Failure::new(Exit::TimedOut, what).todo(format!("`pollux op watch {}` looks again", short(&last.id)))
     })
-}
-
-/// Whatever the error says of itself: the move was accepted.
-fn lost(last: &OperationView, why: &str) -> Failure {
-    let what = format!("lost sight of the move of volume {}, which goes on: {why}", last.vm);
-    Failure::new(Exit::TimedOut, what).todo(format!("`pollux op watch {}` looks again", short(&last.id)))
 }
 
 /// The old replica is still in the set: it is being kept, and not on its way out.

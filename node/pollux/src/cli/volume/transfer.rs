@@ -14,6 +14,7 @@ use super::{
     super::{
         Context,
         exit::{Exit, Failure},
+        looking::unless_interrupted,
         output::{bytes, show},
         suggest,
     },
@@ -143,11 +144,11 @@ fn told(end: &TransferView) -> String {
 /// Follows one to its end. Ctrl-C leaves it alone.
 async fn follow(client: &Client, first: TransferView) -> Result<TransferView, Failure> {
     let volume = first.volume.clone();
-    tokio::select! {
-        end = until_over(client, first) => end,
-        _ = tokio::signal::ctrl_c() => Err(Failure::new(Exit::Interrupted, format!("detached; the work on volume {volume} goes on"))
-            .todo(format!("`pollux volume show {volume}` tells whether somebody works on it"))),
-    }
+    let interrupted = || {
+        Failure::new(Exit::Interrupted, format!("detached; the work on volume {volume} goes on"))
+            .todo(format!("`pollux volume show {volume}` tells whether somebody works on it"))
+    };
+    unless_interrupted(until_over(client, first), interrupted).await
 }
 
 impl Work for TransferView {

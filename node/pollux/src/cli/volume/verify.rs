@@ -9,6 +9,7 @@ use super::{
     super::{
         Context,
         exit::{Exit, Failure},
+        looking::unless_interrupted,
         output::{bytes, show, table},
         suggest,
     },
@@ -154,13 +155,12 @@ fn row(end: &VerificationView, it: &VerifiedReplica) -> [String; 6] {
 /// Follows one to its end. Ctrl-C leaves it alone.
 async fn follow(client: &Client, first: VerificationView) -> Result<VerificationView, Failure> {
     let (volume, node) = (first.volume.clone(), first.node.clone());
-    tokio::select! {
-        end = until_over(client, first) => end,
-        _ = tokio::signal::ctrl_c() => {
-            let why = format!("no longer following: {node} goes on comparing the replicas of volume {volume}, beside its VM");
-            Err(Failure::new(Exit::Interrupted, why).todo(format!("`pollux volume show {volume}` tells what came of it")))
-        }
-    }
+    let interrupted = || {
+        let why =
+            format!("no longer following: {node} goes on comparing the replicas of volume {volume}, beside its VM");
+        Failure::new(Exit::Interrupted, why).todo(format!("`pollux volume show {volume}` tells what came of it"))
+    };
+    unless_interrupted(until_over(client, first), interrupted).await
 }
 
 impl Work for VerificationView {

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use super::super::{
     exit::{Exit, Failure},
     looking::{Patience, Unseen, news, unless_interrupted, until},
-    output::{note, span},
+    output::{note, span_of},
 };
 use crate::api::client::Client;
 
@@ -28,7 +28,7 @@ pub(super) async fn until_made(client: &Client, first: VolumeView, limit: Durati
             Ok(end) => end,
             Err(Unseen::Late(last)) => {
                 let waits = making(&last).join(", ");
-                let why = format!("volume {name} is created, but after {} not yet made in {waits}", written(limit));
+                let why = format!("volume {name} is created, but after {} not yet made in {waits}", span_of(limit));
                 let todo = format!(
                     "see whether those nodes are alive with `pollux node list`; `pollux volume show {name}` tells how far it is"
                 );
@@ -70,8 +70,4 @@ fn failed(volume: &VolumeView) -> Option<Failure> {
          delete {name}`"
     );
     Some(Failure::new(Exit::Failed, format!("volume {name} cannot be made in {place}: {why}")).todo(todo))
-}
-
-fn written(limit: Duration) -> String {
-    span(u64::try_from(limit.as_millis()).unwrap_or(u64::MAX))
 }

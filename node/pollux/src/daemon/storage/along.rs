@@ -171,15 +171,14 @@ fn pool(state: &ClusterState, to: NodeId, named: Option<&str>, like: Option<&str
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use pollux_state::{
         id::{Incarnation, OpId, VolumeId},
         node::{Facts, Node},
-        volume::{Pool, Replica, VolumeMove},
+        volume::{Pool, VolumeMove},
     };
 
     use super::*;
+    use crate::volumes::fixture::volume;
 
     const N1: NodeId = NodeId(1);
     const N3: NodeId = NodeId(3);
@@ -198,26 +197,6 @@ mod tests {
             state.nodes.insert(node, it);
         }
         state
-    }
-
-    /// A volume with replicas in these pools, numbered like them; those of `set` are in sync.
-    fn volume(pools: &[u64], set: &[u64]) -> Volume {
-        let replica = |pool: &u64| (ReplicaId(*pool), Replica { pool: PoolId(*pool), made: true, failed: None });
-        Volume {
-            id: VolumeId(1),
-            name: "data".into(),
-            size: 1 << 30,
-            generation: pollux_state::id::Generation(3),
-            user: None,
-            holder: None,
-            replicas: pools.iter().map(replica).collect(),
-            set: set.iter().map(|id| ReplicaId(*id)).collect::<BTreeSet<_>>(),
-            version: 1,
-            authority: ReplicaId(set[0]),
-            created: 0,
-            moving: None,
-            incomplete: false,
-        }
     }
 
     fn wish(storage: Storage) -> Wish {

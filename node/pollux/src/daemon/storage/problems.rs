@@ -96,14 +96,15 @@ impl Fault {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use std::collections::{BTreeMap, BTreeSet};
+    use std::collections::BTreeSet;
 
     use pollux_state::{
-        id::{Generation, Incarnation, NodeId, Owner, PoolId, VolumeId},
+        id::{Incarnation, NodeId, Owner, PoolId},
         volume::{Hold, Pool},
     };
 
     use super::*;
+    use crate::volumes::fixture::volume;
 
     /// A volume with replicas 1 and 2 in pools of n1 and n2, both in sync.
     pub(in super::super) fn data() -> (ClusterState, Volume) {
@@ -112,23 +113,7 @@ pub(super) mod tests {
             let (node, name, path) = (NodeId(id), "fast".to_owned(), "/srv/fast".to_owned());
             state.pools.insert(PoolId(id), Pool { id: PoolId(id), node, name, path, since: 0 });
         }
-        let replica = |id| (ReplicaId(id), Replica { pool: PoolId(id), made: true, failed: None });
-        let volume = Volume {
-            id: VolumeId(1),
-            name: "data".into(),
-            size: 1 << 30,
-            generation: Generation(3),
-            user: None,
-            holder: None,
-            replicas: BTreeMap::from([replica(1), replica(2)]),
-            set: BTreeSet::from([ReplicaId(1), ReplicaId(2)]),
-            version: 1,
-            authority: ReplicaId(1),
-            created: 0,
-            moving: None,
-            incomplete: false,
-        };
-        (state, volume)
+        (state, volume(&[1, 2], &[1, 2]))
     }
 
     #[test]
