@@ -55,6 +55,8 @@ pub enum Event {
     Leaving,
     /// The guest switched itself off. QEMU keeps it, paused.
     GuestOff,
+    /// After [`Effect::Settle`]: what the guest wrote is on stable storage, or that took too long.
+    Settled,
     /// After [`Effect::Pause`]: vCPUs are still, every frame of before has left, the gate is closed.
     Paused,
     /// After [`Effect::Resume`]: the guest runs.
@@ -145,6 +147,9 @@ pub enum Effect {
     Discard,
     /// Press the guest's power button.
     PowerButton,
+    /// The guest is off: put what it wrote on stable storage, so that whoever uses its disks next has nothing to copy. Answer:
+    /// `Settled`, within a few seconds.
+    Settle,
     /// Pause the guest, let every frame it sent before leave, close the gate. Answer: `Paused`.
     Pause,
     /// Open the gate for frames of this generation, then let the guest run. Answer: `Resumed`.

@@ -92,7 +92,8 @@ impl Role {
                     *self = Self::Idle(Idle::new(now));
                 }
             }
-            Self::Idle(_) | Self::Releasing(_) => {}
+            Self::Releasing(releasing) => releasing.take_in(&event),
+            Self::Idle(_) => {}
         }
     }
 

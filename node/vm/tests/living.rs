@@ -97,8 +97,9 @@ fn a_start_that_fails_is_given_up_and_tried_again_after_a_pause() {
 fn a_guest_that_switches_itself_off_keeps_its_machine_until_the_log_agrees() {
     let mut desk = Desk::with_running_guest();
 
-    let fx = desk.hear(Event::GuestOff);
-    assert_eq!(fx.first(), Some(&Effect::CloseGate));
+    assert_eq!(desk.hear(Event::GuestOff), [Effect::CloseGate, Effect::Settle]);
+    assert!(desk.told().is_empty(), "whoever may use its disks next has nothing to copy");
+    let fx = desk.hear(Event::Settled);
     assert!(releases_because(&fx, &StopCause::GuestPowerOff), "{fx:?}");
     assert!(desk.wait(A_SECOND).is_empty(), "an answer that does not come is not a yes");
 
@@ -119,7 +120,8 @@ fn a_stop_presses_the_power_button_once() {
     assert!(desk.told().is_empty());
     assert_eq!(desk.core.gate(), Some(Generation(5)), "the guest may take its time");
 
-    let fx = desk.hear(Event::GuestOff);
+    desk.hear(Event::GuestOff);
+    let fx = desk.hear(Event::Settled);
     assert!(releases_because(&fx, &StopCause::Operator), "{fx:?}");
 }
 

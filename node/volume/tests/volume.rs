@@ -510,3 +510,23 @@ async fn a_volume_that_ends_in_order_leaves_nothing_to_copy() {
     write(&mut volume, 8 << 20, 2, 4096).await.unwrap();
     assert!(world.inner.said.lock().unwrap().is_empty(), "nobody had to leave the set");
 }
+
+#[tokio::test]
+async fn one_whose_guest_is_off_leaves_nothing_to_copy_to_whoever_takes_it_over_and_is_still_one() {
+    let world = World::new();
+    let (mut volume, handle) = world.start().await;
+    write(&mut volume, 0, 1, 65_536).await.unwrap();
+    assert!(beside(&mut volume, handle.finish(PATIENCE)).await);
+    let (mut other, handle) = world.start().await;
+    write(&mut other, 8 << 20, 2, 4096).await.unwrap();
+    assert!(world.inner.said.lock().unwrap().is_empty(), "nobody had to leave the set");
+
+    // What comes after that counts again.
+    assert!(beside(&mut other, handle.finish(PATIENCE)).await);
+    write(&mut other, 0, 3, 65_536).await.unwrap();
+    assert!(other.finish(PATIENCE).await);
+    drop(other);
+    let (mut next, _handle) = world.start().await;
+    write(&mut next, 8 << 20, 4, 4096).await.unwrap();
+    assert!(world.inner.said.lock().unwrap().is_empty(), "nobody had to leave the set");
+}

@@ -377,6 +377,7 @@ impl Actor {
                 self.worker.queue(Job::End).await;
             }
             Effect::PowerButton => self.worker.press(),
+            Effect::Settle => self.worker.queue(Job::Settle).await,
             Effect::Pause => self.worker.queue(Job::Pause).await,
             Effect::Throttle { percent } => self.worker.queue(Job::Throttle(percent)).await,
             Effect::Resume { generation } => {

@@ -126,6 +126,9 @@ pub trait Guest: Send + Sync + 'static {
     /// Presses the power button.
     async fn power_button(&self) -> Result<(), GuestError>;
 
+    /// The guest is off: puts what it wrote on stable storage, within a few seconds or not.
+    async fn settle(&self) {}
+
     /// Pages of its memory that were ever written; all others are zero.
     async fn populated(&self) -> Result<PageSet, GuestError>;
 

@@ -38,6 +38,7 @@ pub(super) enum Job {
     Resume(Generation, Option<Ticket>),
     Pause,
     PowerButton,
+    Settle,
     Announce,
     Throttle(u8),
     Load(Bytes),
@@ -128,6 +129,7 @@ impl Bench {
             job @ (Job::Resume(..)
             | Job::Pause
             | Job::PowerButton
+            | Job::Settle
             | Job::Announce
             | Job::Throttle(_)
             | Job::Load(_)) => {
@@ -232,6 +234,10 @@ async fn drive(guest: Arc<dyn Guest>, job: Job) -> Option<Event> {
                 tracing::warn!(%error, "the power button could not be pressed");
             }
             None
+        }
+        Job::Settle => {
+            guest.settle().await;
+            Some(Event::Settled)
         }
         Job::Announce => {
             guest.announce().await;

@@ -8,7 +8,7 @@ use pollux_state::{
 
 use crate::{
     core::VmCore,
-    event::Effects,
+    event::{Effect, Effects, Event},
     role::{Role, Turn},
 };
 
@@ -16,11 +16,33 @@ use crate::{
 pub(crate) struct Releasing {
     generation: Generation,
     cause: StopCause,
+    disks: Disks,
+}
+
+/// Whether its disks are fit for whoever uses them next. From [`Command::Release`] on that may be anybody, at once.
+#[derive(Debug, PartialEq, Eq)]
+enum Disks {
+    Unsettled,
+    Settling,
+    /// Or not worth waiting for: something may be under way that never ends.
+    Settled,
 }
 
 impl Releasing {
+    /// Whatever the guest is doing.
     pub(crate) fn new(generation: Generation, cause: StopCause) -> Self {
-        Self { generation, cause }
+        Self { generation, cause, disks: Disks::Settled }
+    }
+
+    /// It has switched itself off.
+    pub(crate) fn off(generation: Generation, cause: StopCause) -> Self {
+        Self { generation, cause, disks: Disks::Unsettled }
+    }
+
+    pub(crate) fn take_in(&mut self, event: &Event) {
+        if *event == Event::Settled {
+            self.disks = Disks::Settled;
+        }
     }
 
     pub(crate) fn step(mut self, core: &mut VmCore, fx: &mut Effects) -> Turn {
@@ -41,6 +63,15 @@ impl Releasing {
         }
         if core.owned(self.generation).is_none() {
             return core.discard(fx);
+        }
+        match self.disks {
+            Disks::Unsettled => {
+                self.disks = Disks::Settling;
+                fx.push(Effect::Settle);
+                return Turn::Stay(Role::Releasing(self));
+            }
+            Disks::Settling => return Turn::Stay(Role::Releasing(self)),
+            Disks::Settled => {}
         }
         let (incarnation, cause) = (me.incarnation, self.cause.clone());
         core.ask(fx, Command::Release { vm: core.vm, expect: self.generation, incarnation, cause });

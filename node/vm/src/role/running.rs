@@ -141,7 +141,7 @@ impl Running {
         if self.off {
             let asked = matches!(seen.desired, Desired::Stopped { .. });
             let cause = if asked { StopCause::Operator } else { StopCause::GuestPowerOff };
-            return Turn::Go(Role::Releasing(Releasing::new(self.generation, cause)));
+            return Turn::Go(Role::Releasing(Releasing::off(self.generation, cause)));
         }
         match seen.desired {
             Desired::Running => self.pressed = None,

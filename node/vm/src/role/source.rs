@@ -223,15 +223,15 @@ impl Source {
     }
 
     fn guest_over(&mut self, core: &VmCore, generation: Generation) -> Option<Turn> {
-        let cause = if let Some(why) = self.ended.take() {
-            StopCause::QemuEnded(why)
+        let releasing = if let Some(why) = self.ended.take() {
+            Releasing::new(generation, StopCause::QemuEnded(why))
         } else if self.off {
             let asked = core.view.vm.as_ref().is_some_and(|seen| matches!(seen.desired, Desired::Stopped { .. }));
-            if asked { StopCause::Operator } else { StopCause::GuestPowerOff }
+            Releasing::off(generation, if asked { StopCause::Operator } else { StopCause::GuestPowerOff })
         } else {
             return None;
         };
-        Some(Turn::Go(Role::Releasing(Releasing::new(generation, cause))))
+        Some(Turn::Go(Role::Releasing(releasing)))
     }
 
     /// The move is on.

@@ -49,6 +49,8 @@ pub(super) enum Wish {
     Prefer(Vec<ReplicaId>),
     /// Put everything on stable storage.
     Flush { done: oneshot::Sender<bool> },
+    /// Nothing is under way and nothing more comes: have everything put on stable storage.
+    Finish { done: oneshot::Sender<bool> },
     /// Compare what the replicas hold.
     Compare { range: Range<u64>, authority: ReplicaId, repair: bool, found: watch::Sender<Comparison> },
 }
@@ -132,6 +134,13 @@ impl VolumeHandle {
         self.wishes.send(Wish::Flush { done }).await.is_ok() && flushed.await.unwrap_or(false)
     }
 
+    /// The same as [`Volume::finish`], for who does not have it.
+    pub async fn finish(&self, within: Duration) -> bool {
+        let (done, finished) = oneshot::channel();
+        let finish = async { self.wishes.send(Wish::Finish { done }).await.is_ok() && finished.await.unwrap_or(false) };
+        tokio::time::timeout(within, finish).await.unwrap_or(false)
+    }
+
     /// Reads from these first, the nearest in front.
     pub async fn prefer(&self, replicas: Vec<ReplicaId>) {
         // One that has ended reads nothing.
@@ -154,6 +163,14 @@ impl Volume {
                 self.handing_over = Some((until, said));
                 self.try_to_seal();
             }
+            Wish::Finish { done } => {
+                if self.begin_to_finish() {
+                    self.finishing = Some(done);
+                } else {
+                    // Whoever does not wait any more does not need to know.
+                    let _ = done.send(true);
+                }
+            }
             Wish::Compare { range, authority, repair, found } => self.compare(range, authority, repair, found),
             Wish::TakeBack { done } => self.take_back(done),
         }
@@ -162,11 +179,9 @@ impl Volume {
     /// Every request has its answer, and no more come: has everything put on stable storage, so that the next start has nothing to
     /// copy. Whether that was done within that time, or is somebody else's to do.
     pub async fn finish(&mut self, within: Duration) -> bool {
-        if self.peers.rests || self.over.is_some() {
+        if !self.begin_to_finish() {
             return true;
         }
-        self.apply(Event::Finish);
-        self.comparing = None;
         let mut nothing = Vec::new();
         let done = std::future::poll_fn(|cx| {
             // What ends now was answered to nobody.
@@ -174,6 +189,25 @@ impl Volume {
             self.settled.map_or(Poll::Pending, Poll::Ready)
         });
         tokio::time::timeout(within, done).await.unwrap_or(false)
+    }
+
+    pub(super) fn finished(&mut self, settled: bool) {
+        self.settled = Some(settled);
+        if let Some(done) = self.finishing.take() {
+            // Whoever does not wait any more starts with what is left.
+            let _ = done.send(settled);
+        }
+    }
+
+    /// Whether there is anything to do for that, which [`Volume::settled`] then says when it is done.
+    fn begin_to_finish(&mut self) -> bool {
+        if self.peers.rests || self.over.is_some() || self.settled == Some(true) {
+            return false;
+        }
+        self.settled = None;
+        self.comparing = None;
+        self.apply(Event::Finish);
+        true
     }
 
     /// Tries until the mirror can say that all hold the same, or it has to do without.

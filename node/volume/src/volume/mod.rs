@@ -94,8 +94,10 @@ pub struct Volume {
     handing_over: Option<(Instant, oneshot::Sender<Handover>)>,
     /// The guest goes on here after all, once the ways are open again.
     taking_back: Option<TakingBack>,
-    /// Everything could, or could not, be put on stable storage at the end.
+    /// Everything could, or could not, be put on stable storage at the end. Until something new comes.
     settled: Option<bool>,
+    /// Who waits for that.
+    finishing: Option<oneshot::Sender<bool>>,
     /// Why nothing is done any more.
     over: Option<&'static str>,
     /// Of the request that failed last, for people.
@@ -167,11 +169,15 @@ impl Volume {
             Effect::Sealed(seal) => self.sealed(Some(seal)),
             Effect::NotSealed { why } => self.not_sealed(why),
             Effect::Compared { range, outcome } => self.compared(&range, outcome),
-            Effect::Finished { settled } => self.settled = Some(settled),
+            Effect::Finished { settled } => self.finished(settled),
             Effect::Over { why } => {
-                tracing::error!(volume = self.name, why, "the volume cannot be used from here any more");
+                if self.settled == Some(true) {
+                    tracing::info!(volume = self.name, why, "the volume was not used from here any more");
+                } else {
+                    tracing::error!(volume = self.name, why, "the volume cannot be used from here any more");
+                }
                 self.over = Some(why);
-                self.settled = Some(false);
+                self.finished(false);
                 // Whoever waits for what was being compared is told by its end.
                 self.comparing = None;
             }
@@ -326,6 +332,7 @@ impl Disk for Volume {
         };
         // It may have to wait, which is noticed by time.
         self.tick_soon();
+        self.settled = None;
         self.last_request += 1;
         let id = RequestId(self.last_request);
         self.open.insert(id, Open { tag, operation, read: Vec::new() });

@@ -197,6 +197,7 @@ impl Volume {
             handing_over: None,
             taking_back: None,
             settled: None,
+            finishing: None,
             over: None,
             trouble: None,
         };

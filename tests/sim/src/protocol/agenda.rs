@@ -111,6 +111,8 @@ pub(super) enum Work {
     Off,
     /// The power button is pressed.
     Button,
+    /// What the guest wrote is on stable storage, as far as that can be had.
+    Settled,
     /// The guest stands still.
     Paused,
     /// QEMU is told that the guest may go on.

@@ -82,6 +82,7 @@ impl World {
             Effect::Launch { standby, generation } => self.launch(process, vm, (!standby).then_some(generation.0)),
             Effect::Discard => self.discard(process, vm),
             Effect::PowerButton => self.machine_does(process, vm, (1, 10), Work::Button),
+            Effect::Settle => self.machine_does(process, vm, (1, 100), Work::Settled),
             Effect::Pause => self.machine_does(process, vm, (1, 5), Work::Paused),
             Effect::Resume { generation } => {
                 self.check_resume(process, vm, generation);
@@ -212,6 +213,7 @@ impl World {
             }
             // A guest that stands still finds the button pressed when it goes on.
             Work::Button if !dead => self.machine_does(process, vm, (5, 20), Work::Button),
+            Work::Settled => self.tell(process, vm, Event::Settled),
             Work::Paused if !dead => self.paused(process, vm),
             Work::Continue => {
                 if !dead {

@@ -146,6 +146,12 @@ impl Drives {
         let _ = tokio::time::timeout(most, all).await;
     }
 
+    /// The guest is off, and nothing is under way: there shall be nothing to copy for whoever uses its volumes next.
+    pub(super) async fn settle(&self) {
+        let volumes = locked(&self.volumes).clone();
+        futures::future::join_all(volumes.iter().map(|volume| volume.finish(FINISH_MAX))).await;
+    }
+
     /// The guest stands still and may go on elsewhere: what has to be known of its volumes there, packed in front of its device state.
     pub(super) async fn hand_over(&self, state: Bytes) -> Result<Bytes, GuestError> {
         let volumes = locked(&self.volumes).clone();

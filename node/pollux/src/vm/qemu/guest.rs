@@ -264,6 +264,10 @@ impl Guest for QemuGuest {
         self.drives.flush(FLUSH_BEFORE_PAUSE_MAX).await;
     }
 
+    async fn settle(&self) {
+        self.drives.settle().await;
+    }
+
     async fn pause(&self) -> Result<(), GuestError> {
         *self.listens() = false;
         // Who lets it go on after its disk failed has looked at that before, or will.
