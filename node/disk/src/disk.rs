@@ -269,7 +269,10 @@ pub async fn perform(disk: &mut (impl Disk + ?Sized), operation: Operation) -> R
 }
 
 /// Whether this is a range that a disk of `size` bytes can be asked about.
-pub(crate) fn check_range(size: u64, offset: u64, bytes: u64) -> Result<(), DiskError> {
+///
+/// # Errors
+/// [`DiskError::OutOfRange`] when not.
+pub fn check_range(size: u64, offset: u64, bytes: u64) -> Result<(), DiskError> {
     let aligned = (offset | bytes).is_multiple_of(u64::from(SECTOR_BYTES));
     let inside = offset.checked_add(bytes).is_some_and(|end| end <= size);
     if aligned && inside && bytes > 0 { Ok(()) } else { Err(DiskError::OutOfRange { offset, bytes, size }) }

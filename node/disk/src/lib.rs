@@ -25,7 +25,7 @@ pub mod fuzzing;
 pub use buffers::{Buffer, Buffers};
 pub use disk::{
     BLOCK_BYTES, Completion, Disk, DiskError, Extent, Operation, Outcome, Piece, SECTOR_BYTES, TRANSFER_BYTES_MAX, Tag,
-    perform,
+    check_range, perform,
 };
 pub use engine::EngineKind;
 pub use replica::{

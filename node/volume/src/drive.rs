@@ -58,6 +58,21 @@ impl Drive {
         (drive, DriveHandle { puts: send, changes })
     }
 
+    /// Waits until a volume is in it. `false`: none will be.
+    pub async fn filled(&mut self) -> bool {
+        std::future::poll_fn(|cx| {
+            while self.volume.is_none() {
+                match self.puts.poll_recv(cx) {
+                    Poll::Ready(Some(put)) => self.take(put),
+                    Poll::Ready(None) => return Poll::Ready(false),
+                    Poll::Pending => return Poll::Pending,
+                }
+            }
+            Poll::Ready(true)
+        })
+        .await
+    }
+
     /// Nobody is served any more, and every request has its answer: has everything put on stable storage, so that the next start
     /// has nothing to copy. Whether that was done within that time, or nothing was to be done.
     pub async fn finish(&mut self, within: Duration) -> bool {

@@ -16,6 +16,7 @@ pub mod fuzzing;
 mod claim;
 mod digest;
 mod drive;
+mod flash;
 mod keeper;
 mod keepers;
 mod log;
@@ -26,6 +27,7 @@ mod volume;
 
 pub use claim::{Claim, Door, Opened, Place, SessionId};
 pub use drive::{Drive, DriveHandle};
+pub use flash::{Flash, FlashHandle, PrepareError, prepare};
 pub use keeper::Keeper;
 pub use keepers::{Keepers, boot_id};
 pub use refusal::Refusal;
