@@ -72,6 +72,9 @@ const AUTHORITY: &str = "authority";
 /// Facts about what a host lacks begin so.
 const LACKS: &str = "lacks ";
 
+/// The fact which UEFI firmware guests can boot by.
+const UEFI: &str = "uefi";
+
 /// Facts about the processors' time stamp counter.
 const TSC_KHZ: &str = "tsc-khz";
 const TSC_SCALES: &str = "tsc-scales";
@@ -115,6 +118,19 @@ impl Facts {
     pub fn tsc(&self) -> Option<Tsc> {
         let khz = self.extra.get(TSC_KHZ)?.parse().ok()?;
         Some(Tsc { khz, scales: self.extra.get(TSC_SCALES).is_some_and(|scales| scales == "yes") })
+    }
+
+    /// The same of a host on which guests can boot by this build of UEFI firmware.
+    #[must_use]
+    pub fn with_uefi(mut self, build: &str) -> Self {
+        self.extra.insert(UEFI.into(), build.into());
+        self
+    }
+
+    /// The build of UEFI firmware that guests can boot by; `None`: there is none.
+    #[must_use]
+    pub fn uefi(&self) -> Option<&str> {
+        self.extra.get(UEFI).map(String::as_str)
     }
 
     /// The same of a host that lacks something: `what` in a word, and why in words for people.

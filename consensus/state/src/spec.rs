@@ -11,7 +11,7 @@ use crate::{
     },
     refusal::Refusal,
     text::clip,
-    vm::{Nic, VmSpec},
+    vm::{DiskRole, Nic, VmSpec},
 };
 
 impl VmSpec {
@@ -51,16 +51,23 @@ impl VmSpec {
                 return Err(invalid("disks", format!("{} stands there twice; give it once", disk.volume)));
             }
         }
+        if self.disks.iter().filter(|disk| disk.role == DiskRole::Firmware).count() > 1 {
+            return Err(invalid("firmware", "its variables are in one volume; give one".into()));
+        }
         Ok(())
     }
 
     /// From a kernel that its nodes have, or by the firmware from its first volume.
     fn check_boot(&self) -> Result<(), Refusal> {
         if !self.kernel.is_empty() {
+            if self.firmware().is_some() {
+                let why = "UEFI boots from a volume, and a kernel is given; leave one of them away";
+                return Err(invalid("firmware", why.into()));
+            }
             check_path("kernel", &self.kernel, PATH_MAX)?;
             return if self.initrd.is_empty() { Ok(()) } else { check_path("initrd", &self.initrd, PATH_MAX) };
         }
-        if self.disks.is_empty() {
+        if self.data_disks().next().is_none() {
             let why = format!("give an absolute path of at most {PATH_MAX} bytes, or a volume to boot from");
             return Err(invalid("kernel", why));
         }

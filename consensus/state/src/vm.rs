@@ -35,7 +35,8 @@ pub struct VmSpec {
     pub cpu: String,
     /// Start it again by itself when its node's daemon ended while it ran.
     pub autostart: bool,
-    /// Its volumes, at most 8, in the order in which the guest sees them.
+    /// Its volumes, at most 8, in the order in which the guest sees them; among them the one with its firmware's variables, which the
+    /// guest does not see as a disk.
     pub disks: Vec<Disk>,
 }
 
@@ -44,6 +45,45 @@ pub struct VmSpec {
 pub struct Disk {
     /// Which. Nobody else's.
     pub volume: VolumeId,
+    /// What for.
+    pub role: DiskRole,
+}
+
+/// What a VM has a volume for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DiskRole {
+    /// A disk of the guest's.
+    Data,
+    /// The variables of its UEFI firmware. A VM that has none boots by a BIOS, or from a kernel.
+    Firmware,
+}
+
+impl Disk {
+    /// A volume as a disk of the guest's.
+    #[must_use]
+    pub const fn data(volume: VolumeId) -> Self {
+        Self { volume, role: DiskRole::Data }
+    }
+
+    /// A volume for the firmware's variables.
+    #[must_use]
+    pub const fn firmware(volume: VolumeId) -> Self {
+        Self { volume, role: DiskRole::Firmware }
+    }
+}
+
+impl VmSpec {
+    /// The disks that the guest sees, in its order. Without a kernel the firmware boots from the first.
+    pub fn data_disks(&self) -> impl Iterator<Item = &Disk> {
+        self.disks.iter().filter(|disk| disk.role == DiskRole::Data)
+    }
+
+    /// The volume with the variables of its UEFI firmware, if that is what it boots by.
+    #[must_use]
+    pub fn firmware(&self) -> Option<VolumeId> {
+        self.disks.iter().find(|disk| disk.role == DiskRole::Firmware).map(|disk| disk.volume)
+    }
 }
 
 /// One virtio network card.

@@ -25,6 +25,17 @@ pub struct CreateNic {
     pub mtu: Option<u32>,
 }
 
+/// What boots a VM that has no kernel of its own.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Firmware {
+    /// QEMU's BIOS.
+    #[default]
+    Bios,
+    /// UEFI, whose variables are kept on a volume.
+    Uefi,
+}
+
 /// A VM to be.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -52,6 +63,13 @@ pub struct CreateVm {
     /// Volumes, in the order in which the guest sees them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub volumes: Vec<String>,
+    /// What boots the first of `volumes`.
+    #[serde(default, skip_serializing_if = "is_bios")]
+    pub firmware: Firmware,
+    /// The volume that keeps the variables of UEFI firmware; without one it is made, beside the first of `volumes` and called after the
+    /// VM: `NAME-firmware`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub firmware_vars: Option<String>,
     /// QEMU machine type with its version.
     #[serde(default = "default_machine")]
     pub machine: String,
@@ -83,6 +101,10 @@ fn default_machine() -> String {
 
 fn default_cpu() -> String {
     CPU_DEFAULT.to_owned()
+}
+
+fn is_bios(firmware: &Firmware) -> bool {
+    *firmware == Firmware::Bios
 }
 
 fn yes() -> bool {

@@ -7,7 +7,7 @@ use serde::{
     de::{self, Visitor},
 };
 
-use crate::CreateNic;
+use crate::{CreateNic, Firmware};
 
 /// Largest file read, in bytes.
 pub const FILE_BYTES_MAX: u64 = 64 * 1024;
@@ -35,6 +35,11 @@ pub struct VmFile {
     /// Volumes, by name; without a kernel the firmware boots from the first.
     #[serde(default)]
     pub volumes: Vec<String>,
+    /// What boots the first volume: `bios` or `uefi`.
+    pub firmware: Option<Firmware>,
+    /// The volume that keeps the variables of UEFI firmware.
+    #[serde(rename = "firmware-vars")]
+    pub firmware_vars: Option<String>,
     /// QEMU machine type with its version.
     pub machine: Option<String>,
     /// QEMU CPU model.

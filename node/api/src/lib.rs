@@ -64,7 +64,7 @@ mod vm;
 mod volume;
 
 pub use cluster::{ClusterView, Problem, TokenRequest, TokenView};
-pub use create::{CPU_DEFAULT, CreateNic, CreateVm, MACHINE_DEFAULT, MEMORY_MIB_DEFAULT, VCPUS_DEFAULT};
+pub use create::{CPU_DEFAULT, CreateNic, CreateVm, Firmware, MACHINE_DEFAULT, MEMORY_MIB_DEFAULT, VCPUS_DEFAULT};
 pub use error::{ApiError, ErrorKind};
 pub use event::{EventView, EventsView};
 pub use migration::{

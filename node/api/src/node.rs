@@ -57,6 +57,9 @@ pub struct NodeView {
     pub accelerator: String,
     /// Memory of the host in MiB.
     pub memory_mib: u64,
+    /// Which build of UEFI firmware guests can boot by; empty: there is none.
+    #[serde(default)]
+    pub uefi: String,
     /// Logical processors.
     pub processors: u32,
     /// Bridges that VMs can be attached to.

@@ -90,6 +90,10 @@ pub struct VmView {
     /// Why the guest stands still although it may run: a request of a disk failed, is kept, and is issued again by itself.
     #[serde(default)]
     pub trouble: Option<String>,
+    /// What its UEFI firmware has written and is in the memory of its node only: why. The guest runs and does not know; what was written is
+    /// saved by itself once that is mended, and moves along, but a VM that is started anew before does not have it.
+    #[serde(default)]
+    pub unsaved: Option<String>,
     /// Guest memory in MiB.
     pub memory_mib: u64,
     /// Processors.
@@ -99,6 +103,9 @@ pub struct VmView {
     /// Its volumes, in the order in which the guest sees them.
     #[serde(default)]
     pub disks: Vec<DiskView>,
+    /// The volume with the variables of its UEFI firmware; `null`: it boots by a BIOS, or from a kernel.
+    #[serde(default)]
+    pub firmware: Option<String>,
     /// Kernel image, a path on every node; empty: the firmware boots from the first of `disks`.
     pub kernel: String,
     /// Initial RAM disk; empty: none.

@@ -99,6 +99,9 @@ pub struct VolumeView {
     pub incomplete: bool,
     /// The VM that has it.
     pub vm: Option<String>,
+    /// It has it for the variables of its firmware, and its guest sees no disk.
+    #[serde(default)]
+    pub firmware: bool,
     /// Who may write to it now.
     pub writer: Option<WriterView>,
     /// The fencing number of the right to write.

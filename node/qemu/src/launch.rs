@@ -88,6 +88,20 @@ pub struct DiskFd {
     pub socket: OwnedFd,
 }
 
+/// UEFI firmware, in two flash devices.
+///
+/// QEMU reads the variables when it starts, and again never: what the guest writes to them it keeps in memory, part of the device
+/// state, and writes through. It waits for such a write with everything else it does, and can neither park nor tell the guest
+/// of one that failed, so the server at the other end has to answer at once, or nearly. After a device state was loaded the whole is
+/// written when the machine first runs.
+#[derive(Debug)]
+pub struct FirmwareFd {
+    /// The code; read only.
+    pub code: OwnedFd,
+    /// QEMU's end of the connection to an NBD server with the variables, and with nothing else.
+    pub variables: OwnedFd,
+}
+
 /// Everything a QEMU is started with.
 #[derive(Debug)]
 pub struct Launch {
@@ -113,6 +127,8 @@ pub struct Launch {
     pub nics: Vec<NicFd>,
     /// Disks, in order. [`Boot::Disk`] boots from the first.
     pub disks: Vec<DiskFd>,
+    /// What boots them; `None`: QEMU's BIOS.
+    pub firmware: Option<FirmwareFd>,
     /// Booting, or waiting for state.
     pub role: Role,
     /// Whom to run as; `None` keeps the daemon's user, for a daemon that is not root. With [`Accelerator::Kvm`] the
@@ -187,7 +203,8 @@ impl Launch {
         line.with("-display", "none").with("-nic", "none");
         line.with("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny");
         // The description of the device state is for people who debug it, and a good part of its size.
-        line.with("-machine", format!("{},memory-backend=ram,suppress-vmdesc=on", self.machine));
+        let flash = if self.firmware.is_some() { ",pflash0=uefi-code,pflash1=uefi-variables" } else { "" };
+        line.with("-machine", format!("{},memory-backend=ram,suppress-vmdesc=on{flash}", self.machine));
         line.with("-accel", if self.accelerator == Accelerator::Kvm { "kvm" } else { "tcg" });
         line.with("-cpu", &self.cpu).with("-smp", self.vcpus.to_string());
         line.with("-m", format!("{}M", self.memory_bytes / MEMORY_UNIT));
@@ -228,6 +245,17 @@ impl Launch {
                     "virtio-blk-pci,id=vd{at},drive=disk{at},addr={slot:#x},serial={},werror=stop,rerror=stop{boots}",
                     disk.serial
                 ),
+            );
+        }
+        if let Some(FirmwareFd { code, variables }) = &self.firmware {
+            use std::os::fd::AsRawFd;
+            let (code, variables) = (code.as_raw_fd(), variables.as_raw_fd());
+            let code =
+                format!("driver=file,node-name=uefi-code,read-only=on,locking=off,filename=/proc/self/fd/{code}");
+            line.with("-blockdev", code);
+            line.with(
+                "-blockdev",
+                format!("driver=nbd,node-name=uefi-variables,server.type=fd,server.str={variables}"),
             );
         }
         match boot {
@@ -295,6 +323,7 @@ mod tests {
             boot: Boot::Kernel { kernel: "/dev/null".into(), initrd: None, append: "a b,c".to_owned() },
             nics: vec![NicFd { mac: "52:54:00:00:00:01".to_owned(), socket: null(), mtu: None }],
             disks: vec![DiskFd { serial: "volume-7".to_owned(), socket: null() }],
+            firmware: None,
             role,
             identity: None,
             cgroup: None,
@@ -344,6 +373,24 @@ mod tests {
             "virtio-blk-pci,id=vd0,drive=disk0,addr=0x10,serial=volume-7,werror=stop,rerror=stop",
         ] {
             assert!(line.contains(part), "`{part}` is missing in `{line}`");
+        }
+    }
+
+    #[test]
+    fn a_machine_has_flash_where_it_boots_by_uefi() {
+        let null = || std::fs::File::open("/dev/null").unwrap().into();
+        let mut launch = launch(Role::Fresh);
+        let plain = line(&launch).join(" ");
+        assert!(!plain.contains("pflash"), "{plain}");
+        launch.firmware = Some(FirmwareFd { code: null(), variables: null() });
+        let uefi = line(&launch).join(" ");
+        for part in [
+            ",pflash0=uefi-code,pflash1=uefi-variables -accel",
+            "driver=file,node-name=uefi-code,read-only=on,locking=off,filename=/proc/self/fd/",
+            "driver=nbd,node-name=uefi-variables,server.type=fd,server.str=",
+            "virtio-blk-pci,id=vd0,drive=disk0,addr=0x10",
+        ] {
+            assert!(uefi.contains(part), "`{part}` is missing in `{uefi}`");
         }
     }
 

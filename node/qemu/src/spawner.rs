@@ -205,6 +205,8 @@ fn start(launch: Launch) -> Result<Spawned, SpawnError> {
     descriptors.extend(boot.descriptors());
     descriptors.extend(launch.nics.iter().map(|nic| nic.socket.as_raw_fd()));
     descriptors.extend(launch.disks.iter().map(|disk| disk.socket.as_raw_fd()));
+    let flash = launch.firmware.iter().flat_map(|firmware| [&firmware.code, &firmware.variables]);
+    descriptors.extend(flash.map(AsRawFd::as_raw_fd));
 
     let groups = if launch.accelerator == Accelerator::Kvm { kvm_group() } else { None };
     let order = Execution {

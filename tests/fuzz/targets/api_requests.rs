@@ -56,7 +56,7 @@ fn creates(request: CreateVm) {
         machine: request.machine,
         cpu: request.cpu,
         autostart: request.autostart,
-        disks: (1..).zip(&request.volumes).map(|(id, _)| Disk { volume: VolumeId(id) }).collect(),
+        disks: (1..).zip(&request.volumes).map(|(id, _)| Disk::data(VolumeId(id))).collect(),
     };
     match spec.validate() {
         Ok(()) => {

@@ -251,7 +251,7 @@ fn spec(input: &mut Unstructured<'_>, vm: VmId) -> Result<VmSpec> {
         spec.nics.push(Nic { mac, bridge: "br0".into(), mtu: NIC_MTU_DEFAULT });
     }
     if input.ratio(1, 2)? {
-        spec.disks.push(Disk { volume: VolumeId(input.int_in_range(1..=3)?) });
+        spec.disks.push(Disk::data(VolumeId(input.int_in_range(1..=3)?)));
     }
     match input.int_in_range(0..=15_u8)? {
         0 => spec.name = text(input)?,

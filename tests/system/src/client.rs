@@ -9,6 +9,8 @@ use std::{
 use pollux_lab::Host;
 use pollux_probe::guest::{Guest, Hello, Ran};
 
+use crate::World;
+
 /// Where the guest serves its line protocol.
 pub const TCP_PORT: u16 = 7000;
 /// Longest wait for a guest to boot; it takes about 10 s without hardware help on a busy machine.
@@ -27,6 +29,16 @@ pub struct Client {
 }
 
 impl Client {
+    /// The guest at this address.
+    ///
+    /// # Panics
+    /// If there is no place where clients are.
+    #[track_caller]
+    #[must_use]
+    pub fn at(world: &World, address: Ipv4Addr) -> Self {
+        Self::new(world.host("lan"), address)
+    }
+
     pub(crate) fn new(lan: Host, address: Ipv4Addr) -> Self {
         Self { lan, address: (address, TCP_PORT).into() }
     }

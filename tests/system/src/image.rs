@@ -38,6 +38,15 @@ pub fn debian_disk(at: &Path, words: &str) {
     assert!(made.as_ref().is_ok_and(std::process::ExitStatus::success), "deploy/guest-debian failed: {made:?}");
 }
 
+/// Puts a raw disk there that the small guest boots from by UEFI, with these words on its kernel's command line.
+///
+/// # Panics
+/// If it cannot be put there.
+pub fn uefi_disk(at: &Path, words: &str) {
+    let made = Command::new(repository().join("deploy/guest/esp")).arg(at).args(["--append", words]).status();
+    assert!(made.as_ref().is_ok_and(std::process::ExitStatus::success), "deploy/guest/esp failed: {made:?}");
+}
+
 fn repository() -> PathBuf {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     here.ancestors().nth(2).unwrap_or(here).to_owned()

@@ -21,6 +21,10 @@ pub struct Vm {
     pub runtime: String,
     /// Why it stands still although it may run, if it does.
     pub trouble: Option<String>,
+    /// Why what its firmware wrote is not saved, if it is not.
+    pub unsaved: Option<String>,
+    /// The volume with its firmware's variables.
+    pub firmware: Option<String>,
     /// Why it does not run, while stopped.
     pub stop_cause: Option<String>,
     /// Attempts to start it that failed in a row.

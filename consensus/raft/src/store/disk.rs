@@ -19,7 +19,7 @@ use crate::types::LogId;
 
 /// The format written. A build refuses another one by its number; from the first release on it will migrate the one before.
 /// 2: refusals of tokens by their kind, the store's own identity. 5: pools, volumes. 7: a bandwidth of volume moves.
-const FORMAT: u32 = 7;
+pub(super) const FORMAT: u32 = 8;
 /// Memory redb may use for caching pages, in bytes. The whole log between two snapshots fits.
 const CACHE_BYTES: usize = 16 << 20;
 

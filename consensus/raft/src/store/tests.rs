@@ -7,7 +7,11 @@ use openraft::{
 };
 use tempfile::TempDir;
 
-use super::{disk::Change, memory::MemoryDisk, *};
+use super::{
+    disk::{Change, FORMAT},
+    memory::MemoryDisk,
+    *,
+};
 use crate::types::{StorageError, TypeConfig};
 
 struct InDirectory;
@@ -138,15 +142,21 @@ fn a_node_that_had_a_store_is_given_no_other() {
 fn a_store_of_another_version_is_refused_by_its_number() {
     let directory = TempDir::new().unwrap();
     let store = Store::Dir { path: directory.path().to_owned(), known: None };
-    Disk::open(&store).unwrap().set_format(8).unwrap();
+    Disk::open(&store).unwrap().set_format(FORMAT + 1).unwrap();
 
     let refused = Disk::open(&store);
 
-    assert!(matches!(refused, Err(StoreError::Newer { found: 8, known: 7, .. })), "{refused:?}");
+    assert!(
+        matches!(refused, Err(StoreError::Newer { found, known: FORMAT, .. }) if found == FORMAT + 1),
+        "{refused:?}"
+    );
     let older = Store::Dir { path: directory.path().join("older"), known: None };
-    Disk::open(&older).unwrap().set_format(1).unwrap();
+    Disk::open(&older).unwrap().set_format(FORMAT - 1).unwrap();
     let refused = Disk::open(&older);
-    assert!(matches!(refused, Err(StoreError::Older { found: 1, known: 7, .. })), "{refused:?}");
+    assert!(
+        matches!(refused, Err(StoreError::Older { found, known: FORMAT, .. }) if found == FORMAT - 1),
+        "{refused:?}"
+    );
 }
 
 #[test]

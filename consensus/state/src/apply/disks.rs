@@ -29,7 +29,7 @@ impl Step<'_> {
         let text = format!("VM {} has volume {} now", vm.spec.name, volume.name);
 
         let disks = &mut self.vm_mut(vm_id)?.spec.disks;
-        disks.insert(if boot { 0 } else { disks.len() }, Disk { volume: id });
+        disks.insert(if boot { 0 } else { disks.len() }, Disk::data(id));
         let volume = self.volume_mut(id)?;
         volume.user = Some(vm_id);
         let generation = volume.pass_on();
@@ -47,7 +47,14 @@ impl Step<'_> {
             let why = format!("operation {} moves it with VM {}; cancel that, or wait for it", moving.op, vm.spec.name);
             return Err(Refusal::volume(volume, why));
         }
-        if vm.spec.kernel.is_empty() && vm.spec.disks.len() == 1 {
+        if vm.spec.firmware() == Some(id) {
+            let why = format!(
+                "the firmware of VM {0} keeps its variables in it; it is free again when {0} is deleted",
+                vm.spec.name
+            );
+            return Err(Refusal::volume(volume, why));
+        }
+        if vm.spec.kernel.is_empty() && vm.spec.data_disks().count() == 1 {
             let why = format!("VM {0} boots from it; give {0} another first, or delete {0}", vm.spec.name);
             return Err(Refusal::volume(volume, why));
         }

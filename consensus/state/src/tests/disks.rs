@@ -19,7 +19,7 @@ fn assert_volume(refusal: &Refusal, word: &str) {
 }
 
 fn boots_from(name: &str, disks: &[VolumeId]) -> VmSpec {
-    let disks = disks.iter().map(|volume| Disk { volume: *volume }).collect();
+    let disks = disks.iter().map(|volume| Disk::data(*volume)).collect();
     VmSpec { disks, kernel: String::new(), initrd: String::new(), append: String::new(), ..spec(name) }
 }
 
@@ -96,7 +96,7 @@ fn a_volume_has_a_size_and_one_to_three_different_pools() {
 fn nobody_writes_to_a_volume_whose_set_is_not_made() {
     let mut world = World::with_new_data();
     world.accept(N1, made(R1));
-    let spec = VmSpec { disks: vec![Disk { volume: DATA }], ..spec("web") };
+    let spec = VmSpec { disks: vec![Disk::data(DATA)], ..spec("web") };
     world.accept(N1, Command::CreateVm { spec, home: N1, desired: Desired::Running });
     let refusal = world.refuse(N1, claim(0, FIRST_LIFE));
     assert!(refusal.to_string().contains("the replica of its volume data in n2:fast is not made yet"), "{refusal}");
@@ -213,6 +213,69 @@ fn what_a_vm_boots_from_has_to_be_said() {
     }
     let many: Vec<VolumeId> = (1..=DISKS_MAX as u64).map(VolumeId).collect();
     boots_from("web", &many).validate().expect("right");
+}
+
+/// A VM that boots from `disk` by UEFI, whose variables are in `firmware`.
+fn boots_by_uefi(name: &str, disk: VolumeId, firmware: VolumeId) -> VmSpec {
+    VmSpec { disks: vec![Disk::firmware(firmware), Disk::data(disk)], ..boots_from(name, &[]) }
+}
+
+#[test]
+fn uefi_needs_a_volume_to_boot_from_and_one_for_its_variables() {
+    let right = boots_by_uefi("web", DATA, VolumeId(2));
+    right.validate().expect("right");
+    assert_eq!(right.firmware(), Some(VolumeId(2)));
+    assert_eq!(
+        right.data_disks().map(|disk| disk.volume).collect::<Vec<_>>(),
+        [DATA],
+        "the guest does not see the other"
+    );
+    assert_eq!(boots_from("web", &[DATA]).firmware(), None);
+
+    let wrong = [
+        (VmSpec { kernel: "/vmlinuz".to_string(), ..right.clone() }, "firmware"),
+        (
+            VmSpec { disks: vec![Disk::firmware(DATA), Disk::firmware(VolumeId(2)), Disk::data(VolumeId(3))], ..right },
+            "firmware",
+        ),
+        (boots_by_uefi("web", DATA, DATA), "disks"),
+        (VmSpec { disks: vec![Disk::firmware(DATA)], ..boots_from("web", &[]) }, "kernel"),
+    ];
+    for (spec, field) in wrong {
+        let refusal = spec.validate().expect_err("it is wrong");
+        assert!(matches!(&refusal, Refusal::Invalid { what, .. } if what == field), "{refusal}");
+    }
+}
+
+#[test]
+fn the_firmwares_variables_stay_with_the_vm_and_outlive_it() {
+    let mut world = World::with_data();
+    let new = |world: &mut World, name| {
+        let Outcome::VolumeCreated(volume) = world.accept(N1, create_volume(name, &[P1])) else { panic!("created") };
+        world.accept(
+            N1,
+            Command::ReplicaMade { volume, replica: *world.state.volumes[&volume].set.first().expect("one") },
+        );
+        volume
+    };
+    let (root, vars) = (new(&mut world, "root"), new(&mut world, "web-firmware"));
+    let spec = boots_by_uefi("web", root, vars);
+    world.accept(N1, Command::CreateVm { spec, home: N1, desired: STOP });
+    assert_eq!(world.state.volumes[&vars].user, Some(WEB));
+
+    let take = |volume| Command::DetachVolume { vm: WEB, volume, expect: Generation(1) };
+    assert_volume(&world.refuse(N1, take(vars)), "free again when web is deleted");
+    assert_volume(&world.refuse(N1, take(root)), "boots from it");
+
+    // Who may run the VM may write them, and nobody else.
+    world.accept(N1, Command::SetDesired { vm: WEB, desired: Desired::Running, home: None });
+    world.accept(N1, claim(0, FIRST_LIFE));
+    assert_eq!(world.state.volumes[&vars].generation, Generation(2));
+
+    world.accept(N1, Command::SetDesired { vm: WEB, desired: STOP, home: None });
+    world.accept(N1, release(1, FIRST_LIFE, StopCause::Operator));
+    world.accept(N1, Command::DeleteVm { vm: WEB });
+    assert_eq!(world.state.volumes[&vars].user, None);
 }
 
 #[test]

@@ -202,8 +202,9 @@ fn disks(world: &mut World) {
     world.accept(N2, Command::LeaveSet { volume: held, replica, generation, version: 1, why });
     world.accept(N2, Command::ReplicaFailed { volume: held, replica, reason: "its disk is full".to_string() });
 
-    let used = volume(world, "used", &[P1]);
-    let spec = VmSpec { disks: vec![Disk { volume: used }], kernel: String::new(), ..spec("disks") };
+    let (used, variables) = (volume(world, "used", &[P1]), volume(world, "variables", &[P1]));
+    let spec =
+        VmSpec { disks: vec![Disk::data(used), Disk::firmware(variables)], kernel: String::new(), ..spec("disks") };
     let spec = VmSpec { initrd: String::new(), append: String::new(), ..spec };
     let Outcome::Created(vm) = world.accept(N1, Command::CreateVm { spec, home: N1, desired: Desired::Running }) else {
         panic!("created")
@@ -307,7 +308,7 @@ fn the_largest_state_there_can_be_fits_into_a_snapshot() {
         nics: vec![nic; NICS_MAX],
         machine: "m".repeat(MACHINE_MAX),
         cpu: "c".repeat(CPU_MAX),
-        disks: vec![Disk { volume: VolumeId(u64::MAX) }; DISKS_MAX],
+        disks: vec![Disk::data(VolumeId(u64::MAX)); DISKS_MAX],
         ..spec("web")
     };
     let phase = stopped(StopCause::QemuEnded(text()));

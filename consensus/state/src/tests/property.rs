@@ -194,7 +194,7 @@ impl Drive {
             16 => {
                 let mut spec = spec(["web", "db", "mail"][usize::from(deed.variant % 3)]);
                 if deed.variant.is_multiple_of(2) {
-                    spec.disks.push(Disk { volume: VolumeId(deed.vm) });
+                    spec.disks.push(Disk::data(VolumeId(deed.vm)));
                 }
                 Command::CreateVm { spec, home: node, desired: desired(deed.variant) }
             }

@@ -119,7 +119,7 @@ impl World {
     pub(super) fn with_web_on_data() -> Self {
         let mut world = Self::with_data();
         let stopped = Desired::Stopped { force: false };
-        let spec = VmSpec { disks: vec![Disk { volume: DATA }], ..spec("web") };
+        let spec = VmSpec { disks: vec![Disk::data(DATA)], ..spec("web") };
         world.accept(N1, Command::CreateVm { spec, home: N1, desired: stopped });
         world
     }

@@ -12,10 +12,10 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::SinkExt;
 use pollux_api::{
-    ApiError, ClusterView, CreateVm, Desired, DiskView, EventView, EventsView, Health, MigrateVm, NicView, NodeRole,
-    NodeView, Obstacle, OperationKind, OperationResult, OperationView, Phase, PoolView, Preflight, PreflightView,
-    ReleaseVm, RemoveNode, RemovedView, Runtime, StartVm, StopVm, TakeBack, TargetView, TokenRequest, TokenView,
-    TransferView, VerificationView, VmLog, VmView, VolumeView, WhyView,
+    ApiError, ClusterView, CreateVm, Desired, DiskView, EventView, EventsView, Firmware, Health, MigrateVm, NicView,
+    NodeRole, NodeView, Obstacle, OperationKind, OperationResult, OperationView, Phase, PoolView, Preflight,
+    PreflightView, ReleaseVm, RemoveNode, RemovedView, Runtime, StartVm, StopVm, TakeBack, TargetView, TokenRequest,
+    TokenView, TransferView, VerificationView, VmLog, VmView, VolumeView, WhyView,
     console::{Heard, News, Start},
 };
 use pollux_state::limits::NIC_MTU_DEFAULT;
@@ -172,6 +172,7 @@ pub(crate) fn node() -> NodeView {
         qemu: "QEMU emulator version 10.0.2".into(),
         accelerator: "tcg".into(),
         memory_mib: 8192,
+        uefi: String::new(),
         processors: 4,
         bridges: vec!["br0".into()],
         kernel: "6.12.0".into(),
@@ -247,6 +248,7 @@ impl Backend for Fake {
             generation: 0,
             runtime: Runtime::None,
             trouble: None,
+            unsaved: None,
             memory_mib: request.memory_mib,
             vcpus: request.vcpus,
             nics: nics.collect(),
@@ -260,6 +262,10 @@ impl Backend for Fake {
                     boot: at == 0 && request.kernel.is_empty(),
                 })
                 .collect(),
+            firmware: match request.firmware {
+                Firmware::Bios => None,
+                Firmware::Uefi => Some(request.firmware_vars.unwrap_or_else(|| "web-firmware".into())),
+            },
             kernel: request.kernel,
             initrd: request.initrd,
             append: request.append,

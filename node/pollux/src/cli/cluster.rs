@@ -147,6 +147,7 @@ mod tests {
             qemu: "Debian 1:10.0.2+ds-2+deb13u1~bpo12+1".into(),
             accelerator: "tcg".into(),
             memory_mib: 8192,
+            uefi: String::new(),
             processors: 4,
             bridges: vec!["br0".into()],
             kernel: "6.12.0".into(),

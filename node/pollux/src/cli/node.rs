@@ -29,6 +29,7 @@ use super::{
 
 /// The QEMU that Debian installs.
 const DEFAULT_QEMU: &str = "/usr/bin/qemu-system-x86_64";
+const DEFAULT_FIRMWARE: &str = "/usr/share/OVMF";
 /// Longest token read from standard input, in bytes.
 const TOKEN_BYTES_MAX: u64 = 4096;
 
@@ -75,6 +76,9 @@ pub(crate) struct Run {
     /// The QEMU that runs the guests: an absolute path.
     #[arg(long, env = "POLLUX_QEMU", default_value = DEFAULT_QEMU, value_name = "PATH")]
     pub(crate) qemu: PathBuf,
+    /// The directory with the UEFI firmware that guests can boot by, as Debian's package ovmf has it.
+    #[arg(long, env = "POLLUX_FIRMWARE", default_value = DEFAULT_FIRMWARE, value_name = "DIRECTORY")]
+    pub(crate) firmware: PathBuf,
     /// Most that copying VMs from this node may send, all moves together: such as `500MB` or `4Gbit`, per second. Without it,
     /// what the network gives; consensus goes first in any case.
     #[arg(long, env = "POLLUX_BULK_BANDWIDTH", value_name = "RATE", value_parser = rate)]
@@ -159,9 +163,20 @@ fn group_name(text: &str) -> Result<String, String> {
 
 /// Be the daemon, until a signal ends it.
 pub(crate) async fn run(socket: PathBuf, verb: Run) -> Result<(), Failure> {
-    let Run { dir, qemu, bulk_bandwidth, metrics, scrub_rate, scrub_every, guest_users, cgroup, log_format: _ } = verb;
+    let Run {
+        dir,
+        qemu,
+        firmware,
+        bulk_bandwidth,
+        metrics,
+        scrub_rate,
+        scrub_every,
+        guest_users,
+        cgroup,
+        log_format: _,
+    } = verb;
     let scrub = ScrubSettings { bytes_per_s: scrub_rate, every: scrub_every };
-    let config = RunConfig { dir, socket, qemu, bulk_bandwidth, metrics, users: guest_users, cgroup, scrub };
+    let config = RunConfig { dir, socket, qemu, firmware, bulk_bandwidth, metrics, users: guest_users, cgroup, scrub };
     daemon::run(config).await.map_err(|error| {
         let exit = match error {
             RunError::NoNode(_) => Exit::NotFound,
@@ -269,6 +284,7 @@ fn single(node: &NodeView) -> String {
         ("processors", node.processors.to_string()),
         ("memory", mib(node.memory_mib)),
         ("bridges", node.bridges.join(", ")),
+        ("uefi firmware", if node.uefi.is_empty() { "none".to_owned() } else { format!("build {}", node.uefi) }),
         ("moves", if node.tracking == "ok" { "possible".to_owned() } else { format!("impossible: {}", node.tracking) }),
         ("lacks", if node.lacks.is_empty() { "nothing".to_owned() } else { node.lacks.join("; ") }),
         ("refused", node.refused.as_ref().map_or_else(|| "not known: it does not answer".to_owned(), refused)),

@@ -96,13 +96,13 @@ impl Api {
         }
     }
 
-    /// VMs that stand still although they may run, as their nodes tell.
+    /// VMs that stand still although they may run, and such whose firmware's variables are not saved, as their nodes tell.
     async fn standing_still(&self, state: &ClusterState, down: &storage::Down) -> Vec<Problem> {
         let owners = state.vms.values().filter(|vm| !vm.spec.disks.is_empty()).filter_map(|vm| vm.phase.owner());
         let nodes: BTreeSet<NodeId> = owners.map(|owner| owner.node).filter(|node| !down.contains(node)).collect();
         let asked = nodes.iter().map(|node| forward::troubles(&self.0, state, *node));
         let told = futures::future::join_all(asked).await;
-        super::problems::of_standstill(state, told.into_iter().flatten())
+        told.into_iter().flat_map(|told| super::problems::of_guests(state, told)).collect()
     }
 
     async fn vm_view(&self, state: &ClusterState, vm: &Vm) -> VmView {
@@ -267,11 +267,12 @@ impl Backend for Api {
         };
         let desired = if request.start { Desired::Running } else { Desired::Stopped { force: false } };
         let name = request.name.clone();
+        let firmware = self.new_firmware(&state, &request)?;
         let spec = self.spec(&state, request)?;
         if desired == Desired::Running {
-            super::preflight::carried(&self.0, &state, &spec, home).await?;
+            super::preflight::startable(&self.0, &state, &spec, home).await?;
         }
-        self.propose(Command::CreateVm { spec, home, desired }).await?;
+        self.create_with_firmware(spec, home, desired, firmware).await?;
         self.named_vm(&name).await
     }
 
@@ -280,7 +281,7 @@ impl Backend for Api {
         let Vm { id: vm, spec, phase, home: at, .. } = vm_named(&state, name)?;
         let home = request.node.as_deref().map(|name| node_named(&state, name).map(|node| node.id)).transpose()?;
         if matches!(phase, Phase::Stopped { .. }) {
-            super::preflight::carried(&self.0, &state, spec, home.unwrap_or(*at)).await?;
+            super::preflight::startable(&self.0, &state, spec, home.unwrap_or(*at)).await?;
         }
         self.propose(Command::SetDesired { vm: *vm, desired: Desired::Running, home }).await?;
         self.named_vm(name).await
@@ -446,7 +447,8 @@ fn wishes((blackout_ms_max, bandwidth): (u32, Option<u64>), (throttle, warm): (b
 
 impl Api {
     fn spec(&self, state: &ClusterState, request: CreateVm) -> Result<VmSpec, ApiError> {
-        let disks = request.volumes.iter().map(|name| Ok(Disk { volume: volume_named(state, name)?.id }));
+        let disks = request.volumes.iter().map(|name| Ok(Disk::data(volume_named(state, name)?.id)));
+        let firmware = request.firmware_vars.iter().map(|name| Ok(Disk::firmware(volume_named(state, name)?.id)));
         let nics = request.nics.into_iter().map(|nic| {
             let mac = match nic.mac {
                 Some(mac) => mac.parse::<MacAddr>().map_err(|_| {
@@ -472,7 +474,7 @@ impl Api {
             machine: request.machine,
             cpu: request.cpu,
             autostart: request.autostart,
-            disks: disks.collect::<Result<_, ApiError>>()?,
+            disks: disks.chain(firmware).collect::<Result<_, ApiError>>()?,
         })
     }
 }

@@ -37,7 +37,11 @@ pub(super) async fn gather(host: &QemuHost, authority: bool) -> Facts {
         tracing::warn!(what, "{why}");
         facts = facts.with_lack(what, &why);
     }
-    let facts = facts.with_authority(authority);
+    let mut facts = facts.with_authority(authority);
+    match host.uefi() {
+        Ok(build) => facts = facts.with_uefi(build),
+        Err(why) => tracing::info!(why, "VMs cannot boot by UEFI here"),
+    }
     match pollux_qemu::tsc().filter(|_| pollux_qemu::kvm_usable()) {
         Some((khz, scales)) => facts.with_tsc(Tsc { khz, scales }),
         None => facts,

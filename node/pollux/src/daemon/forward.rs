@@ -60,7 +60,7 @@ pub(super) enum Question {
     Verification(OpId),
     /// What did you find when you compared volumes?
     Compared,
-    /// Which guests of yours stand still although they may run, and why?
+    /// Which guests of yours stand still although they may run, of which are the firmware's variables not saved, and why?
     Troubles,
 }
 
@@ -71,6 +71,17 @@ pub(super) struct Doing {
     pub(super) progress: Option<pollux_api::ProgressView>,
     /// Why the guest stands still although it may run.
     pub(super) trouble: Option<String>,
+    /// Why its firmware's variables are not saved.
+    pub(super) unsaved: Option<String>,
+}
+
+/// What is wrong with the guests of a node: why, in words, by VM.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(super) struct Troubles {
+    /// They stand still although they may run.
+    pub(super) waits: BTreeMap<VmId, String>,
+    /// Their firmware's variables are not saved.
+    pub(super) unsaved: BTreeMap<VmId, String>,
 }
 
 /// Answers another daemon.
@@ -114,19 +125,33 @@ fn doing_here(daemon: &Daemon, vm: VmId) -> Doing {
         runtime: Some(views::runtime(status.as_ref(), trouble.is_some())),
         progress: progress.map(|(progress, since)| views::progress_view(&progress, since)),
         trouble,
+        unsaved: unsaved_here(daemon, vm),
     }
 }
 
-fn troubles_here(daemon: &Daemon) -> BTreeMap<VmId, String> {
+fn troubles_here(daemon: &Daemon) -> Troubles {
     let state = daemon.consensus.watch().borrow().state.clone();
-    state.vms.keys().filter_map(|vm| Some((*vm, trouble_here(daemon, *vm)?))).collect()
+    let each = |why: fn(&Daemon, VmId) -> Option<String>| -> BTreeMap<VmId, String> {
+        state.vms.keys().filter_map(|vm| Some((*vm, why(daemon, *vm)?))).collect()
+    };
+    Troubles { waits: each(trouble_here), unsaved: each(unsaved_here) }
+}
+
+/// Why what the firmware of a guest of this node wrote is not saved, if it is not.
+fn unsaved_here(daemon: &Daemon, vm: VmId) -> Option<String> {
+    let (volume, why) = daemon.vms()?.unsaved(vm)?;
+    Some(format!("{}: {why}", volume_name(daemon, volume)))
+}
+
+fn volume_name(daemon: &Daemon, id: VolumeId) -> String {
+    let state = daemon.consensus.watch().borrow().state.clone();
+    state.volumes.get(&id).map_or_else(|| id.to_string(), |it| format!("volume {}", it.name))
 }
 
 /// Why a guest of this node stands still although it may run, if it does.
 pub(super) fn trouble_here(daemon: &Daemon, vm: VmId) -> Option<String> {
-    let state = daemon.consensus.watch().borrow().state.clone();
-    let name = |id: VolumeId| state.volumes.get(&id).map_or_else(|| id.to_string(), |it| format!("volume {}", it.name));
-    let troubles = daemon.vms()?.troubles(vm).into_iter().map(|(volume, why)| format!("{}: {why}", name(volume)));
+    let troubles = daemon.vms()?.troubles(vm).into_iter();
+    let troubles = troubles.map(|(volume, why)| format!("{}: {why}", volume_name(daemon, volume)));
     troubles.reduce(|all, one| format!("{all}; {one}"))
 }
 
@@ -143,8 +168,8 @@ pub(super) async fn doing(daemon: &Daemon, state: &ClusterState, node: NodeId, v
     serde_json::from_slice(&ask(daemon, state, node, Question::Doing(vm)).await?).ok()
 }
 
-/// Asks `node` which of its guests stand still although they may run, and why.
-pub(super) async fn troubles(daemon: &Daemon, state: &ClusterState, node: NodeId) -> BTreeMap<VmId, String> {
+/// Asks `node` what is wrong with its guests.
+pub(super) async fn troubles(daemon: &Daemon, state: &ClusterState, node: NodeId) -> Troubles {
     let told = ask(daemon, state, node, Question::Troubles).await;
     told.and_then(|told| serde_json::from_slice(&told).ok()).unwrap_or_default()
 }

@@ -23,7 +23,7 @@ use super::{
     run::Daemon,
     storage::{self, Plan, Wish},
 };
-use crate::vm::MTU;
+use crate::vm::{FIRMWARE, MTU};
 
 /// What the leader thinks of the nodes; `None`: it could not be asked.
 pub(super) type Health = Option<BTreeMap<NodeId, NodeHealth>>;
@@ -51,21 +51,30 @@ pub(super) async fn check(
         .todo(format!("nothing was started; `pollux vm migrate {name} --dry-run` tells which nodes could take it")))
 }
 
-/// Refuses a start on a node whose bridges do not carry what the guest's cards would tell it: it would talk, and the large frames
-/// of its answers would be lost. What else may be missing there is found by the start itself.
-pub(super) async fn carried(daemon: &Daemon, state: &ClusterState, spec: &VmSpec, on: NodeId) -> Result<(), ApiError> {
+/// Refuses a start on a node that has no firmware for it, or whose bridges do not carry what the guest's cards would tell it: it would
+/// talk, and the large frames of its answers would be lost. What else may be missing there is found by the start itself.
+pub(super) async fn startable(
+    daemon: &Daemon,
+    state: &ClusterState,
+    spec: &VmSpec,
+    on: NodeId,
+) -> Result<(), ApiError> {
     // What is wrong in itself is the log's to refuse, and nothing to ask QEMU about.
-    if spec.nics.iter().all(|nic| nic.told_mtu().is_none()) || spec.validate().is_err() {
+    let asks = spec.firmware().is_some() || spec.nics.iter().any(|nic| nic.told_mtu().is_some());
+    if !asks || spec.validate().is_err() {
         return Ok(());
     }
     let found = forward::can_run(daemon, state, on, spec).await.unwrap_or_default();
-    let narrow: Vec<String> = found.into_iter().filter(|found| found.about == MTU).map(|found| found.what).collect();
-    if narrow.is_empty() {
-        return Ok(());
-    }
+    let of = |about: &str| found.iter().filter(|it| it.about == about).map(|it| it.what.clone()).collect::<Vec<_>>();
+    let (missing, narrow) = (of(FIRMWARE), of(MTU));
+    let todo = match (missing.is_empty(), narrow.is_empty()) {
+        (true, true) => return Ok(()),
+        (true, false) => "nothing was changed; raise the MTU there, or create the VM with a smaller --mtu",
+        (false, _) => "nothing was changed; `pollux node show NODE` tells which nodes have UEFI firmware",
+    };
     let (name, node) = (&spec.name, state.name_of(on).map_or_else(|| on.to_string(), str::to_owned));
-    Err(ApiError::conflict(format!("VM {name} cannot run on {node}: {}", narrow.join("; ")))
-        .todo("nothing was changed; raise the MTU there, or create the VM with a smaller --mtu"))
+    let why = [missing, narrow].concat().join("; ");
+    Err(ApiError::conflict(format!("VM {name} cannot run on {node}: {why}")).todo(todo))
 }
 
 /// Everything that stands in the way of `vm` moving to `to` now.
@@ -83,6 +92,7 @@ pub(super) async fn obstacles(
     let owner = vm.phase.owner().and_then(|owner| state.nodes.get(&owner.node));
     if let Some(from) = owner.filter(|from| from.id != to.id) {
         found.extend(of_pair(from, to));
+        found.extend(of_firmware(&vm.spec, from, to));
     }
     // Of its own host the owner has found the VM to fit.
     if !silent && owner.is_none_or(|from| from.id != to.id) {
@@ -154,6 +164,20 @@ fn of_pair(from: &Node, to: &Node) -> Vec<Obstacle> {
         found.push(Obstacle::new("tsc", text));
     }
     found
+}
+
+/// A guest that boots by UEFI has the firmware in its memory, and gets it again from its host at each reset: it has to be the same. That
+/// there is none at all the target says itself.
+fn of_firmware(spec: &VmSpec, from: &Node, to: &Node) -> Option<Obstacle> {
+    spec.firmware()?;
+    let (here, there) = (from.facts.uefi()?, to.facts.uefi()?);
+    (here != there).then(|| {
+        let text = format!(
+            "the UEFI firmware differs: build {here} on {}, {there} on {}; bring the package ovmf to one version",
+            from.name, to.name
+        );
+        Obstacle::new(FIRMWARE, text)
+    })
 }
 
 /// One line of the answer to "could it move there?". A forecast is made when `wishes` say how it would be moved.

@@ -10,7 +10,7 @@ use pollux_state::{
     vm::{Desired, Phase, StopCause},
 };
 
-use super::backend::problem;
+use super::{backend::problem, forward::Troubles};
 
 /// Fewer voters than this do not survive the loss of one.
 const SAFE_VOTERS: usize = 3;
@@ -107,10 +107,10 @@ pub(super) fn of(state: &ClusterState, status: &Status, nodes: &[NodeView], quor
     problems
 }
 
-/// Guests that stand still although they may run, each with why.
-pub(super) fn of_standstill(state: &ClusterState, told: impl Iterator<Item = (VmId, String)>) -> Vec<Problem> {
-    let named = told.filter_map(|(vm, why)| Some((state.vms.get(&vm)?.spec.name.as_str(), why)));
-    let told = |(name, why): (&str, String)| {
+/// What a node tells of its guests: those that stand still although they may run, and those whose firmware's variables are not saved.
+pub(super) fn of_guests(state: &ClusterState, told: Troubles) -> Vec<Problem> {
+    let named = |(vm, why): (VmId, String)| Some((state.vms.get(&vm)?.spec.name.as_str(), why));
+    let waits = |(name, why): (&str, String)| {
         let what =
             format!("VM {name} stands still, for a disk does not take what it writes or does not give it: {why}");
         problem(
@@ -118,7 +118,16 @@ pub(super) fn of_standstill(state: &ClusterState, told: impl Iterator<Item = (Vm
             "mend what it names (`pollux pool list` tells what is free); nothing is lost, and it goes on by itself",
         )
     };
-    named.map(told).collect()
+    let unsaved = |(name, why): (&str, String)| {
+        let what = format!("VM {name} runs, and what its firmware wrote is in its node's memory only: {why}");
+        problem(
+            what,
+            "mend what it names, and it is saved by itself; until then move the VM if it has to leave its node, for a start anew \
+             does without",
+        )
+    };
+    let waiting = told.waits.into_iter().filter_map(named).map(waits);
+    waiting.chain(told.unsaved.into_iter().filter_map(named).map(unsaved)).collect()
 }
 
 /// How many voters may be lost before the rest is no majority; `None`: it is none already, or nobody says who lives.

@@ -59,6 +59,8 @@ pub struct RunConfig {
     pub socket: PathBuf,
     /// The QEMU to run guests with.
     pub qemu: PathBuf,
+    /// Where the UEFI firmware is that guests can boot by.
+    pub firmware: PathBuf,
     /// Most bytes per second that all bulk work of this node together may send; `None`: what its links have.
     pub bulk_bandwidth: Option<u64>,
     /// Where metrics are served to whoever asks, besides the API's socket; `None`: nowhere.
@@ -184,7 +186,7 @@ pub async fn run(config: RunConfig) -> Result<(), RunError> {
         let cluster = identity.cluster().to_string();
         format!("pollux-{}-{}", cluster.get(..8).unwrap_or(&cluster), identity.node())
     });
-    let host = QemuHost::start(config.qemu.clone(), config.users, &group)
+    let host = QemuHost::start(config.qemu.clone(), &config.firmware, config.users, &group)
         .map_err(|error| RunError::Host(error.to_string()))?;
     let metrics = metrics::install().map_err(MetricsError::from)?;
     let exposed = match config.metrics {

@@ -48,6 +48,7 @@ impl Sight<'_> {
             qemu: facts.qemu.clone(),
             accelerator: facts.accelerator.clone(),
             memory_mib: facts.memory_mib,
+            uefi: facts.uefi().unwrap_or_default().to_owned(),
             processors: facts.processors,
             bridges: facts.bridges.clone(),
             kernel: facts.kernel.clone(),
@@ -91,6 +92,7 @@ impl Sight<'_> {
             generation: vm.generation.0,
             runtime: doing.runtime.unwrap_or(pollux_api::Runtime::Unknown),
             trouble: doing.trouble,
+            unsaved: doing.unsaved,
             memory_mib: spec.memory_mib,
             vcpus: spec.vcpus,
             nics: spec
@@ -98,7 +100,8 @@ impl Sight<'_> {
                 .iter()
                 .map(|nic| pollux_api::NicView { mac: nic.mac.to_string(), bridge: nic.bridge.clone(), mtu: nic.mtu })
                 .collect(),
-            disks: spec.disks.iter().enumerate().map(|(at, disk)| self.disk(spec, at, disk)).collect(),
+            disks: spec.data_disks().enumerate().map(|(at, disk)| self.disk(spec, at, disk)).collect(),
+            firmware: spec.firmware().and_then(|id| self.state.volumes.get(&id)).map(|volume| volume.name.clone()),
             kernel: spec.kernel.clone(),
             initrd: spec.initrd.clone(),
             append: spec.append.clone(),

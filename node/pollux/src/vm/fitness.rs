@@ -14,6 +14,8 @@ use super::qemu::QemuHost;
 const OVERHEAD_MIB: u64 = 128;
 /// What obstacles are about that a bridge with a small MTU is.
 pub(crate) const MTU: &str = "mtu";
+/// What obstacles are about that a missing UEFI firmware is.
+pub(crate) const FIRMWARE: &str = "firmware";
 /// Answers of QEMU that are remembered.
 const ANSWERS_MAX: usize = 64;
 
@@ -25,6 +27,9 @@ impl QemuHost {
             if let Err(error) = std::fs::File::open(Path::new(file)) {
                 found.push(Obstacle::new("files", format!("{file} cannot be read there: {error}")));
             }
+        }
+        if let (Some(_), Err(why)) = (spec.firmware(), self.uefi()) {
+            found.push(Obstacle::new(FIRMWARE, why));
         }
         found.extend(bridges(spec));
         found.extend(memory(spec));

@@ -60,6 +60,9 @@ pub struct Order {
 /// The volumes of a node, as its guests' disks.
 #[async_trait]
 pub trait Disks: Send + Sync + 'static {
+    /// How a volume is called, if it is in the cluster.
+    fn name(&self, volume: VolumeId) -> Option<String>;
+
     /// A volume's size, in bytes.
     fn size(&self, volume: VolumeId) -> Result<u64, GuestError>;
 
@@ -151,6 +154,12 @@ pub trait Guest: Send + Sync + 'static {
     /// The volumes for which it stands still although it may run, each with why, for people.
     fn troubles(&self) -> Vec<(VolumeId, String)> {
         Vec::new()
+    }
+
+    /// What its firmware has written and no volume has taken for a while: which volume should, and in words what is wrong. The guest
+    /// knows nothing of it and runs.
+    fn unsaved(&self) -> Option<(VolumeId, String)> {
+        None
     }
 
     /// What the guest wrote to its serial console.

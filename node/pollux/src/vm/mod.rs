@@ -44,7 +44,7 @@ pub use actor::Status;
 pub use budget::Budget;
 pub use clock::Clock;
 pub use console::{Attached, CONSOLES_MAX, Changes, ConsolePort};
-pub(crate) use fitness::MTU;
+pub(crate) use fitness::{FIRMWARE, MTU};
 pub use marks::Marks;
 pub use registry::Vms;
 pub use sample::drop_all as take_probe;

@@ -18,8 +18,7 @@ use async_trait::async_trait;
 use pollux_memory::GuestMemory;
 use pollux_net::{Counters, Fence, Port, PortConfig, PortHandle, Tap, nic_socket_pair, tap_name};
 use pollux_qemu::{
-    Accelerator, Boot, DiskFd, Group, Groups, Launch, Machine, NicFd, Role, SpawnError, Spawner, TrackingWish,
-    kvm_usable,
+    Accelerator, Boot, Group, Groups, Launch, Machine, NicFd, Role, SpawnError, Spawner, TrackingWish, Uefi, kvm_usable,
 };
 use pollux_state::{
     id::{MacAddr, VmId},
@@ -28,7 +27,7 @@ use pollux_state::{
 use tokio::sync::Mutex;
 use tokio_util::task::TaskTracker;
 
-use drives::Drives;
+use drives::{Drives, Sockets};
 use guest::QemuGuest;
 
 use super::{
@@ -46,6 +45,8 @@ pub struct QemuHost {
     users: Users,
     /// Or why there are none: in words.
     groups: Result<Groups, String>,
+    /// What guests can boot by beside QEMU's BIOS, or why there is none: in words.
+    uefi: Result<Uefi, String>,
     tasks: TaskTracker,
     pub(super) answers: Answers,
     census: Arc<Census>,
@@ -75,19 +76,24 @@ impl Census {
 
 impl QemuHost {
     /// Starts the thread that starts every QEMU. Each VM's gets a user of its own out of `users`, where the daemon is root, and a
-    /// control group of its own in the one called `group`; what is left there of an earlier life ends.
+    /// control group of its own in the one called `group`; what is left there of an earlier life ends. The UEFI firmware is the one in
+    /// the directory `firmware`, if there is one.
     ///
     /// # Errors
     /// The thread cannot be started.
-    pub fn start(binary: PathBuf, users: Users, group: &str) -> std::io::Result<Self> {
+    pub fn start(binary: PathBuf, firmware: &Path, users: Users, group: &str) -> std::io::Result<Self> {
         let accelerator = if kvm_usable() { Accelerator::Kvm } else { Accelerator::Tcg };
         let groups = Groups::open(group).map_err(|error| in_words(&error));
+        let uefi = Uefi::read(firmware).map_err(|error| {
+            format!("there is no UEFI firmware: {}; once it is there, start this node's daemon again", in_words(&error))
+        });
         Ok(Self {
             spawner: Spawner::start()?,
             binary,
             accelerator,
             users,
             groups,
+            uefi,
             tasks: TaskTracker::new(),
             answers: Answers::default(),
             census: Arc::default(),
@@ -146,6 +152,14 @@ impl QemuHost {
         self.accelerator
     }
 
+    /// The build of the UEFI firmware that guests can boot by, or why there is none.
+    ///
+    /// # Errors
+    /// Why, in words.
+    pub fn uefi(&self) -> Result<&str, &str> {
+        self.uefi.as_ref().map(Uefi::build).map_err(String::as_str)
+    }
+
     /// How many guests there are on this node, standbys included.
     #[must_use]
     pub fn machines(&self) -> usize {
@@ -183,8 +197,8 @@ impl Host for QemuHost {
         let memory = Arc::new(memory.map_err(failed("its memory"))?);
         let mut ports = Vec::new();
         let group = self.group(&order).await?;
-        let made = match Drives::make(&order, self.disks.get().cloned()).await {
-            Ok((drives, disks)) => match self.machine(&order, &memory, &mut ports, disks, group.as_deref()).await {
+        let made = match Drives::make(&order, self.disks.get().cloned(), &self.uefi).await {
+            Ok((drives, sockets)) => match self.machine(&order, &memory, &mut ports, sockets, group.as_deref()).await {
                 Ok(machine) => Ok((machine, drives)),
                 Err(error) => {
                     drives.end().await;
@@ -219,7 +233,7 @@ impl QemuHost {
         order: &Order,
         memory: &Arc<GuestMemory>,
         ports: &mut Vec<NicPort>,
-        disks: Vec<DiskFd>,
+        sockets: Sockets,
         group: Option<&Group>,
     ) -> Result<Machine, GuestError> {
         let spec = &order.spec;
@@ -254,7 +268,8 @@ impl QemuHost {
             memory: memory.fd().try_clone_to_owned().map_err(failed("its memory"))?,
             boot,
             nics,
-            disks,
+            disks: sockets.disks,
+            firmware: sockets.firmware,
             role: if order.standby { Role::Incoming } else { Role::Fresh },
             identity: self.users.of(order.vm),
             cgroup: group.map(Group::procs),

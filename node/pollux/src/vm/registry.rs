@@ -79,6 +79,13 @@ impl Vms {
         guest.map(|guest| guest.troubles()).unwrap_or_default()
     }
 
+    /// What the firmware of `vm` has written here and no volume has taken for a while: which volume should, and what is wrong.
+    #[must_use]
+    pub fn unsaved(&self, vm: VmId) -> Option<(VolumeId, String)> {
+        let guest = self.actors().get(&vm).and_then(|handle| handle.guest.borrow().clone());
+        guest.and_then(|guest| guest.unsaved())
+    }
+
     /// What the guest of `vm` wrote to its console.
     #[must_use]
     pub fn log(&self, vm: VmId) -> Option<Log> {

@@ -287,6 +287,10 @@ fn set_of(volume: &pollux_state::volume::Volume) -> Set {
 
 #[async_trait]
 impl Disks for Volumes {
+    fn name(&self, volume: VolumeId) -> Option<String> {
+        self.state().volumes.get(&volume).map(|volume| volume.name.clone())
+    }
+
     fn size(&self, volume: VolumeId) -> Result<u64, GuestError> {
         let state = self.state();
         state.volumes.get(&volume).map(|volume| volume.size).ok_or_else(|| unknown(volume))

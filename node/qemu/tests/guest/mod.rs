@@ -87,6 +87,7 @@ impl World {
             boot: disguise.boot(self.directory.path()),
             nics: Vec::new(),
             disks: Vec::new(),
+            firmware: None,
             role,
             identity: rustix::process::geteuid().is_root().then_some(NOBODY),
             cgroup: None,

@@ -72,6 +72,7 @@ pub(crate) fn volume(name: &str, pools: &[&str]) -> VolumeView {
         health: VolumeHealth::Ready,
         incomplete: false,
         vm: None,
+        firmware: false,
         writer: None,
         generation: 0,
         version: 1,

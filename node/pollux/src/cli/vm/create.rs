@@ -8,7 +8,7 @@ use std::{
 
 use clap::Args;
 use pollux_api::{
-    CPU_DEFAULT, CreateNic, CreateVm, MACHINE_DEFAULT, MEMORY_MIB_DEFAULT, VCPUS_DEFAULT,
+    CPU_DEFAULT, CreateNic, CreateVm, Firmware, MACHINE_DEFAULT, MEMORY_MIB_DEFAULT, VCPUS_DEFAULT,
     file::{VmFile, memory_mib},
 };
 use pollux_state::limits::NIC_MTU;
@@ -28,6 +28,7 @@ pub(crate) const EXAMPLES: &str = "Examples:
   pollux vm create web --memory 512M --kernel /boot/vmlinuz --initrd /srv/web.img \\
       --append 'console=ttyS0' --nic br0
   pollux vm create db --volume db-root --volume db-data --nic br0     # boots from db-root
+  pollux vm create new --volume new-root --firmware uefi             # by UEFI
   pollux vm create web --file vm.toml --node n2 --wait
 
 A file:
@@ -38,11 +39,13 @@ A file:
   initrd = \"web.cpio.gz\"        # beside the file
   append = \"console=ttyS0\"
   volumes = [\"data\"]            # without a kernel it boots from the first
+  firmware = \"uefi\"             # then, and not by a BIOS
   [[nic]]
   bridge = \"br0\"                # mac = \"52:54:00:...\" if it must be that one
   mtu = 9000                    # where every node's bridge carries such frames
 
-Kernel and initrd must be at the same path on every node that is to run the VM.";
+Kernel and initrd must be at the same path on every node that is to run the VM. UEFI firmware is in Debian's package ovmf; its
+variables are on a volume of their own, which stays when the VM is deleted, like its disks.";
 
 /// What the VM is to be. Flags go before the file, the file before the defaults.
 #[derive(Debug, Default, Args)]
@@ -71,6 +74,12 @@ pub(crate) struct Create {
     /// A volume, as the guest's next disk; may be given several times. Replaces those of the file.
     #[arg(long = "volume", value_name = "NAME")]
     volumes: Vec<String>,
+    /// What boots the first volume: bios, or uefi [default: bios].
+    #[arg(long, value_enum, value_name = "FIRMWARE")]
+    firmware: Option<FirmwareKind>,
+    /// The volume that keeps the variables of UEFI firmware; without it one is made beside the first volume, NAME-firmware.
+    #[arg(long, value_name = "VOLUME")]
+    firmware_vars: Option<String>,
     /// A network card on a bridge; may be given several times. Replaces those of the file.
     #[arg(long = "nic", value_name = "BRIDGE[,mac=ADDRESS][,mtu=BYTES]", value_parser = nic)]
     nics: Vec<CreateNic>,
@@ -98,6 +107,24 @@ pub(crate) struct Create {
     /// How long to wait.
     #[arg(long, default_value = "60s", value_parser = humantime::parse_duration)]
     timeout: Duration,
+}
+
+/// What boots a volume.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum FirmwareKind {
+    /// QEMU's BIOS.
+    Bios,
+    /// UEFI.
+    Uefi,
+}
+
+impl From<FirmwareKind> for Firmware {
+    fn from(kind: FirmwareKind) -> Self {
+        match kind {
+            FirmwareKind::Bios => Self::Bios,
+            FirmwareKind::Uefi => Self::Uefi,
+        }
+    }
 }
 
 pub(crate) async fn run(context: &Context, verb: Create) -> Result<(), Failure> {
@@ -147,6 +174,9 @@ fn request(flags: Create, file: VmFile, here: &Path) -> Result<CreateVm, Failure
         return Err(Failure::usage("the VM has nothing to boot from: neither a kernel nor a volume")
             .todo("add `kernel = \"...\"` or `volumes = [...]` to the file, or use --kernel or --volume"));
     }
+    let firmware = flags.firmware.map(Firmware::from).or(file.firmware).unwrap_or_default();
+    let firmware_vars = flags.firmware_vars.or(file.firmware_vars);
+    check_firmware(firmware, firmware_vars.as_deref(), kernel.is_some())?;
     Ok(CreateVm {
         name: flags.name.or(file.name).ok_or_else(|| {
             Failure::usage("the file gives the VM no name")
@@ -159,12 +189,28 @@ fn request(flags: Create, file: VmFile, here: &Path) -> Result<CreateVm, Failure
         append: flags.append.or(file.append).unwrap_or_default(),
         nics,
         volumes,
+        firmware,
+        firmware_vars,
         machine: flags.machine.or(file.machine).unwrap_or_else(|| MACHINE_DEFAULT.to_owned()),
         cpu: flags.cpu.or(file.cpu).unwrap_or_else(|| CPU_DEFAULT.to_owned()),
         autostart: !flags.no_autostart && file.autostart.unwrap_or(true),
         start: !flags.no_start && file.start.unwrap_or(true),
         node: flags.node.or(file.node),
     })
+}
+
+/// UEFI boots from a volume, and nothing else has variables.
+fn check_firmware(firmware: Firmware, vars: Option<&str>, kernel: bool) -> Result<(), Failure> {
+    match (firmware, vars) {
+        (Firmware::Bios, Some(vars)) => Err(Failure::usage(format!(
+            "--firmware-vars {vars} is of no use to a VM that boots by a BIOS, or from a kernel: it keeps no variables"
+        ))
+        .todo("add --firmware uefi, or leave --firmware-vars away")),
+        (Firmware::Uefi, _) if kernel => {
+            Err(Failure::usage("UEFI boots from a volume, and the VM is given a kernel").todo("leave one of them away"))
+        }
+        (Firmware::Bios, None) | (Firmware::Uefi, _) => Ok(()),
+    }
 }
 
 /// `BRIDGE`, and after it perhaps `,mac=ADDRESS` and `,mtu=BYTES`.
@@ -260,6 +306,32 @@ mod tests {
             "from the flags"
         );
         assert_eq!(request(flags(&[]), file(), here()).unwrap().volumes, ["old"], "from the file");
+    }
+
+    #[test]
+    fn uefi_is_asked_for_by_flags_or_by_the_file_and_needs_a_volume() {
+        let flags = || Create { name: Some("web".into()), volumes: vec!["root".into()], ..Create::default() };
+        let plain = request(flags(), VmFile::default(), here()).unwrap();
+        assert_eq!((plain.firmware, plain.firmware_vars), (Firmware::Bios, None));
+
+        let uefi = || Create { firmware: Some(FirmwareKind::Uefi), ..flags() };
+        assert_eq!(request(uefi(), VmFile::default(), here()).unwrap().firmware, Firmware::Uefi);
+        let file = VmFile { firmware: Some(Firmware::Uefi), firmware_vars: Some("old".into()), ..VmFile::default() };
+        let vm = request(flags(), file.clone(), here()).unwrap();
+        assert_eq!((vm.firmware, vm.firmware_vars.as_deref()), (Firmware::Uefi, Some("old")), "from the file");
+        let bios = Create { firmware: Some(FirmwareKind::Bios), ..flags() };
+
+        let kernel = Create { kernel: Some("/vmlinuz".into()), ..uefi() };
+        let vars = Create { firmware_vars: Some("web-firmware".into()), ..flags() };
+        for (flags, file, todo) in [
+            (kernel, VmFile::default(), "leave one of them away"),
+            (vars, VmFile::default(), "add --firmware uefi"),
+            (bios, file, "add --firmware uefi"),
+        ] {
+            let failure = request(flags, file, here()).unwrap_err();
+            assert_eq!(failure.exit, Exit::Usage);
+            assert!(failure.todo.contains(todo), "{failure:?}");
+        }
     }
 
     #[test]

@@ -72,7 +72,7 @@ mod tests {
           |
         2 | memmory = 512
           | ^^^^^^^
-        unknown field `memmory`, expected one of `name`, `memory`, `vcpus`, `kernel`, `initrd`, `append`, `nic`, `volumes`, `machine`, `cpu`, `autostart`, `start`, `node`
+        unknown field `memmory`, expected one of `name`, `memory`, `vcpus`, `kernel`, `initrd`, `append`, `nic`, `volumes`, `firmware`, `firmware-vars`, `machine`, `cpu`, `autostart`, `start`, `node`
         ");
 
         let failure = parse("memory = \"lots\"").unwrap_err();

@@ -57,10 +57,16 @@ pub(crate) fn many(vms: &[VmView], now: u64) -> String {
                 vm.disks.len().to_string(),
                 vm.generation.to_string(),
                 age(now, vm.since),
-                vm.stop_cause.clone().or_else(|| vm.trouble.clone()).unwrap_or_default(),
+                why(vm),
             ]
         }),
     )
+}
+
+/// Why it does not run, or not as it should.
+fn why(vm: &VmView) -> String {
+    let unsaved = || vm.unsaved.as_ref().map(|why| format!("firmware's variables in memory only: {why}"));
+    vm.stop_cause.clone().or_else(|| vm.trouble.clone()).or_else(unsaved).unwrap_or_default()
 }
 
 /// All about one.
@@ -85,6 +91,12 @@ pub(crate) fn single(vm: &VmView, now: u64) -> String {
     if let Some(trouble) = &vm.trouble {
         rows.push(("waits", format!("{trouble}; nothing is lost, and it goes on by itself once that is mended")));
     }
+    if let Some(unsaved) = &vm.unsaved {
+        rows.push((
+            "unsaved",
+            format!("what its firmware wrote: {unsaved}; it moves along, and is saved by itself once that is mended"),
+        ));
+    }
     if let Some(operation) = &vm.operation {
         rows.push(("operation", operation.clone()));
     }
@@ -94,12 +106,16 @@ pub(crate) fn single(vm: &VmView, now: u64) -> String {
         ("machine", vm.machine.clone()),
     ]);
     match vm.disks.first().filter(|disk| disk.boot) {
-        Some(disk) => rows.push(("boots from", format!("volume {}, through the firmware", disk.volume))),
+        Some(disk) => {
+            let by = if vm.firmware.is_some() { "UEFI" } else { "the BIOS" };
+            rows.push(("boots from", format!("volume {}, through {by}", disk.volume)));
+        }
         None => {
             rows.extend([("kernel", vm.kernel.clone()), ("initrd", vm.initrd.clone()), ("append", vm.append.clone())])
         }
     }
     rows.extend(vm.disks.iter().map(|disk| ("disk", format!("volume {}, {}", disk.volume, bytes(disk.size_bytes)))));
+    rows.extend(vm.firmware.iter().map(|volume| ("firmware", format!("UEFI, its variables in volume {volume}"))));
     rows.extend(vm.nics.iter().map(|nic| ("network card", card(nic))));
     rows.push(("autostart", if vm.autostart { "yes" } else { "no" }.to_owned()));
     rows.push(("created", format!("{} ({} ago)", moment(vm.created), age(now, vm.created))));
@@ -133,10 +149,12 @@ pub(crate) mod tests {
             generation: 3,
             runtime: Runtime::Running,
             trouble: None,
+            unsaved: None,
             memory_mib: 256,
             vcpus: 1,
             nics: vec![NicView { mac: "52:54:00:00:00:01".into(), bridge: "br0".into(), mtu: 1500 }],
             disks: Vec::new(),
+            firmware: None,
             kernel: "/boot/vmlinuz".into(),
             initrd: String::new(),
             append: "console=ttyS0".into(),
@@ -234,7 +252,19 @@ pub(crate) mod tests {
         let disk = |volume: &str, boot| pollux_api::DiskView { volume: volume.into(), size_bytes: 10 << 30, boot };
         let vm = VmView { kernel: String::new(), disks: vec![disk("root", true), disk("data", false)], ..web() };
         let text = single(&vm, NOW);
-        assert!(text.contains("boots from    volume root, through the firmware\n"), "{text}");
+        assert!(text.contains("boots from    volume root, through the BIOS\n"), "{text}");
         assert!(text.contains("disk          volume data, 10.0 GiB\n") && !text.contains("kernel"), "{text}");
+
+        let by_uefi = VmView { firmware: Some("web-firmware".into()), ..vm };
+        let text = single(&by_uefi, NOW);
+        assert!(text.contains("boots from    volume root, through UEFI\n"), "{text}");
+        assert!(text.contains("firmware      UEFI, its variables in volume web-firmware\n"), "{text}");
+        assert!(!text.contains("unsaved"), "{text}");
+        let why = "volume web-firmware: not saved for 12 s: the pool is full";
+        let unsaved = VmView { unsaved: Some(why.into()), ..by_uefi };
+        let text = single(&unsaved, NOW);
+        assert!(text.contains(&format!("unsaved       what its firmware wrote: {why};")), "{text}");
+        let row = many(&[unsaved], NOW);
+        assert!(row.contains(" running ") && row.contains(why), "it runs: {row}");
     }
 }

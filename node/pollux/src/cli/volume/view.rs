@@ -21,6 +21,12 @@ fn in_sync(volume: &VolumeView) -> usize {
     volume.replicas.iter().filter(|replica| replica.state == ReplicaState::Insync).count()
 }
 
+/// The VM that has it, and what for if it is no disk.
+fn user(volume: &VolumeView) -> String {
+    let vm = volume.vm.as_deref().unwrap_or_default();
+    if volume.firmware { format!("{vm} (firmware)") } else { vm.to_owned() }
+}
+
 /// All volumes, one a line.
 pub(super) fn many(volumes: &[VolumeView]) -> String {
     table(
@@ -32,7 +38,7 @@ pub(super) fn many(volumes: &[VolumeView]) -> String {
                 volume.name.clone(),
                 health(volume.health).to_owned(),
                 bytes(volume.size_bytes),
-                volume.vm.clone().unwrap_or_default(),
+                user(volume),
                 volume.writer.as_ref().map(|writer| writer.node.clone()).unwrap_or_default(),
                 format!("{} of {}", in_sync(volume), volume.replicas.len()),
                 places.join(" "),
@@ -50,7 +56,7 @@ pub(super) fn single(volume: &VolumeView, now: u64) -> String {
         ("id", volume.id.to_string()),
         ("state", health(volume.health).to_owned()),
         ("size", bytes(volume.size_bytes)),
-        ("vm", volume.vm.clone().unwrap_or_default()),
+        ("vm", user(volume)),
         (
             "writer",
             volume.writer.as_ref().map(|writer| format!("{}, {}", writer.node, writer.doing)).unwrap_or_default(),

@@ -5,6 +5,7 @@
 
 mod along;
 mod comparisons;
+mod firmware;
 mod live;
 mod measure;
 mod pools;

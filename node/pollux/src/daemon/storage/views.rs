@@ -50,7 +50,8 @@ pub(super) fn pool(state: &ClusterState, pool: &Pool, told: Option<&[PoolUsage]>
 pub(super) fn volume(state: &ClusterState, volume: &Volume, down: &Down, live: Option<&Live>) -> VolumeView {
     let replicas: Vec<ReplicaView> =
         volume.replicas.iter().map(|(id, it)| replica(state, volume, (*id, it), down, live)).collect();
-    let vm = volume.user.and_then(|vm| state.vms.get(&vm)).map(|vm| vm.spec.name.clone());
+    let user = volume.user.and_then(|vm| state.vms.get(&vm));
+    let vm = user.map(|vm| vm.spec.name.clone());
     VolumeView {
         id: volume.id.0,
         name: volume.name.clone(),
@@ -66,6 +67,7 @@ pub(super) fn volume(state: &ClusterState, volume: &Volume, down: &Down, live: O
             },
         }),
         vm,
+        firmware: user.is_some_and(|vm| vm.spec.firmware() == Some(volume.id)),
         generation: volume.generation.0,
         version: volume.version,
         replicas,

@@ -2,7 +2,7 @@
 //!
 //! Made with the machine. A machine that boots needs its volumes from the start; a standby gets them when it is let run, and so does a
 //! guest whose right went elsewhere and came back: under each generation a volume is brought into use anew (DESIGN, rule 4). They
-//! end with the machine.
+//! end with the machine. The variables of a UEFI firmware are on a volume like the others, behind a [`Flash`].
 
 use std::{
     os::unix::net::UnixStream,
@@ -14,17 +14,26 @@ use std::{
 };
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use pollux_disk::nbd::{End, ServeOptions, serve};
-use pollux_qemu::DiskFd;
-use pollux_state::id::{Generation, VmId, VolumeId};
-use pollux_volume::{Drive, DriveHandle, Handover, VolumeHandle};
+use pollux_disk::{
+    Disk,
+    nbd::{End, ServeOptions, serve},
+};
+use pollux_qemu::{DiskFd, FirmwareFd, Uefi, are_variables};
+use pollux_state::{
+    id::{Generation, VmId, VolumeId},
+    vm::DiskRole,
+};
+use pollux_volume::{Drive, DriveHandle, Flash, FlashHandle, Handover, VolumeHandle, prepare};
 use pollux_wire::{codec, limits::Limit};
-use tokio::{net, sync::Mutex};
+use tokio::{
+    net,
+    sync::{Mutex, oneshot},
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     super::host::{Disks, GuestError, Order},
-    failed,
+    failed, in_words,
 };
 
 /// How long it may take to put on stable storage what a guest that has ended has written.
@@ -35,6 +44,8 @@ pub(super) struct Drives {
     vm: VmId,
     disks: Option<Arc<dyn Disks>>,
     drives: Vec<(VolumeId, DriveHandle)>,
+    /// Which of them has the firmware's variables, and how they are.
+    firmware: Option<(usize, FlashHandle)>,
     /// The generation under which the volumes are in use. Held while they are being brought into use.
     under: Mutex<Option<Generation>>,
     /// The volumes in use.
@@ -49,11 +60,16 @@ pub(super) struct Drives {
 
 impl Drives {
     /// The drives of a machine, and QEMU's ends of them.
-    pub(super) async fn make(order: &Order, disks: Option<Arc<dyn Disks>>) -> Result<(Self, Vec<DiskFd>), GuestError> {
+    pub(super) async fn make(
+        order: &Order,
+        disks: Option<Arc<dyn Disks>>,
+        uefi: &Result<Uefi, String>,
+    ) -> Result<(Self, Sockets), GuestError> {
         let mut made = Self {
             vm: order.vm,
             disks,
             drives: Vec::new(),
+            firmware: None,
             under: Mutex::new(None),
             volumes: StdMutex::default(),
             handovers: StdMutex::default(),
@@ -61,38 +77,49 @@ impl Drives {
             served: TaskTracker::new(),
             stop: CancellationToken::new(),
         };
-        let mut theirs = Vec::new();
+        let mut theirs = Sockets::default();
+        let mut prepared = None;
         for disk in &order.spec.disks {
             let size = made.disks()?.size(disk.volume)?;
-            let (mut drive, handle) = Drive::empty(size);
+            let (drive, handle) = Drive::empty(size);
             let (ours, socket) = UnixStream::pair().map_err(failed("a disk's socket"))?;
             ours.set_nonblocking(true).map_err(failed("a disk's socket"))?;
             let ours = net::UnixStream::from_std(ours).map_err(failed("a disk's socket"))?;
             let serial = disk.volume.to_string();
-            let (stop, name, vm) = (made.stop.clone(), serial.clone(), order.spec.name.clone());
-            made.served.spawn(async move {
-                let options = ServeOptions { name: String::new(), read_only: false };
-                match serve(ours, &mut drive, &options, &stop).await {
-                    End::Left | End::Closed | End::Stopped => tracing::debug!(vm, volume = name, "a disk has ended"),
-                    end @ (End::Broken(_) | End::Socket(_)) => {
-                        tracing::error!(vm, volume = name, error = %end, "a disk cannot be served any more");
-                    }
+            let stop = made.stop.clone();
+            let served = Served { ours, stop, vm: order.spec.name.clone(), volume: serial.clone() };
+            match disk.role {
+                DiskRole::Data => {
+                    made.served.spawn(async move { served.disk(drive).await });
+                    theirs.disks.push(DiskFd { serial, socket: socket.into() });
                 }
-                if !drive.finish(FINISH_MAX).await {
-                    tracing::warn!(
-                        vm,
-                        volume = name,
-                        "not everything is on stable storage; the next start copies a little"
-                    );
+                DiskRole::Firmware => {
+                    let uefi = uefi.as_ref().map_err(|why| GuestError(why.clone()))?;
+                    let code = uefi.code().map_err(failed("its firmware"))?;
+                    theirs.firmware = Some(FirmwareFd { code, variables: socket.into() });
+                    let (told, ready) = oneshot::channel();
+                    prepared = Some((made.drives.len(), ready));
+                    let (variables, standby) = (uefi.variables(), order.standby);
+                    made.served.spawn(async move { served.firmware(drive, variables, standby, told).await });
                 }
-            });
-            theirs.push(DiskFd { serial, socket: socket.into() });
+            }
             made.drives.push((disk.volume, handle));
         }
         if !order.standby {
             made.open(order.generation).await?;
         }
+        if let Some((at, ready)) = prepared {
+            let gone = |_| Err("it is not served any more".to_owned());
+            let volume = made.drives.get(at).map(|(volume, _)| made.name_of(*volume)).unwrap_or_default();
+            let handle = ready.await.unwrap_or_else(gone);
+            made.firmware = Some((at, handle.map_err(|why| GuestError(format!("{volume}: {why}")))?));
+        }
         Ok((made, theirs))
+    }
+
+    fn name_of(&self, volume: VolumeId) -> String {
+        let named = self.disks.as_ref().and_then(|disks| disks.name(volume));
+        named.map_or_else(|| volume.to_string(), |name| format!("volume {name}"))
     }
 
     fn disks(&self) -> Result<&Arc<dyn Disks>, GuestError> {
@@ -148,6 +175,9 @@ impl Drives {
 
     /// The guest is off, and nothing is under way: there shall be nothing to copy for whoever uses its volumes next.
     pub(super) async fn settle(&self) {
+        if let Some((_, variables)) = &self.firmware {
+            variables.clone().saved(FINISH_MAX).await;
+        }
         let volumes = locked(&self.volumes).clone();
         futures::future::join_all(volumes.iter().map(|volume| volume.finish(FINISH_MAX))).await;
     }
@@ -191,17 +221,31 @@ impl Drives {
     /// Which volumes do not do what they are asked, and why, for people.
     pub(super) fn troubles(&self) -> Vec<(VolumeId, String)> {
         let volumes = locked(&self.volumes);
-        let troubles = volumes.iter().zip(&self.drives).filter_map(|(handle, (volume, _))| {
+        let troubles = volumes.iter().zip(self.drives.iter().enumerate()).filter_map(|(handle, (at, (volume, _)))| {
             let status = handle.status();
             let status = status.borrow();
-            Some((*volume, status.over.map(str::to_owned).or_else(|| status.trouble.clone())?))
+            let why = status.over.map(str::to_owned).or_else(|| status.trouble.clone())?;
+            // A guest does not wait for that one.
+            (!self.is_firmware(at)).then_some((*volume, why))
         });
         troubles.collect()
     }
 
+    /// What the guest's firmware has written and is in this node's memory only: to which volume, for how long, and why.
+    pub(super) fn unsaved(&self) -> Option<(VolumeId, Duration, String)> {
+        let (at, handle) = self.firmware.as_ref()?;
+        let (lasts, why) = handle.unsaved()?;
+        self.drives.get(*at).map(|(volume, _)| (*volume, lasts, why))
+    }
+
+    fn is_firmware(&self, at: usize) -> bool {
+        self.firmware.as_ref().is_some_and(|(firmware, _)| *firmware == at)
+    }
+
     /// Which volume the guest's disk number `at` is.
     pub(super) fn volume(&self, at: usize) -> Option<VolumeId> {
-        self.drives.get(at).map(|(volume, _)| *volume)
+        let mut disks = self.drives.iter().enumerate().filter(|(number, _)| !self.is_firmware(*number));
+        disks.nth(at).map(|(_, (volume, _))| *volume)
     }
 
     /// Ends them; when this returns no volume is in use by this machine.
@@ -209,6 +253,73 @@ impl Drives {
         self.stop.cancel();
         self.served.close();
         self.served.wait().await;
+    }
+}
+
+/// QEMU's ends of a machine's drives.
+#[derive(Default)]
+pub(super) struct Sockets {
+    pub(super) disks: Vec<DiskFd>,
+    pub(super) firmware: Option<FirmwareFd>,
+}
+
+/// A drive's end of its connection with QEMU.
+struct Served {
+    ours: net::UnixStream,
+    stop: CancellationToken,
+    vm: String,
+    volume: String,
+}
+
+impl Served {
+    async fn disk(self, mut drive: Drive) {
+        let (vm, volume) = (self.vm.clone(), self.volume.clone());
+        self.serve(&mut drive).await;
+        if !drive.finish(FINISH_MAX).await {
+            tracing::warn!(vm, volume, "not everything is on stable storage; the next start copies a little");
+        }
+    }
+
+    /// Serves the variables of a firmware that begin as `template`. A machine that boots is told of them once they are there.
+    async fn firmware(
+        self,
+        mut drive: Drive,
+        template: Bytes,
+        standby: bool,
+        told: oneshot::Sender<Result<FlashHandle, String>>,
+    ) {
+        let content = if standby {
+            // It forgets them when it loads its state.
+            template.to_vec()
+        } else {
+            if !drive.filled().await {
+                return;
+            }
+            match prepare(&mut drive, &template, are_variables).await {
+                Ok(content) => content,
+                // Who made the machine gives it up.
+                Err(error) => return drop(told.send(Err(in_words(&error)))),
+            }
+        };
+        let (mut flash, handle) = Flash::new(drive, content);
+        // One that does not wait any more lets go of QEMU's end, too.
+        let _ = told.send(Ok(handle));
+        let (vm, volume) = (self.vm.clone(), self.volume.clone());
+        self.serve(&mut flash).await;
+        if !flash.finish(FINISH_MAX).await {
+            tracing::warn!(vm, volume, "not all of its firmware's variables are on stable storage");
+        }
+    }
+
+    async fn serve(self, disk: &mut impl Disk) {
+        let Self { ours, stop, vm, volume } = self;
+        let options = ServeOptions { name: String::new(), read_only: false };
+        match serve(ours, disk, &options, &stop).await {
+            End::Left | End::Closed | End::Stopped => tracing::debug!(vm, volume, "a disk has ended"),
+            end @ (End::Broken(_) | End::Socket(_)) => {
+                tracing::error!(vm, volume, error = %end, "a disk cannot be served any more");
+            }
+        }
     }
 }
 

@@ -404,6 +404,11 @@ impl Guest for QemuGuest {
         troubles
     }
 
+    fn unsaved(&self) -> Option<(VolumeId, String)> {
+        let (volume, lasts, why) = self.drives.unsaved()?;
+        Some((volume, format!("not saved for {} s: {why}", lasts.as_secs())))
+    }
+
     fn log(&self) -> Log {
         let (start, bytes) = self.machine.console().placed_log();
         Log { start, bytes }
