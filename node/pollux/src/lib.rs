@@ -1,6 +1,7 @@
 //! The daemon and the command line of Pollux.
 
 pub mod api;
+pub mod budget;
 pub mod cli;
 pub mod daemon;
 mod metrics;

@@ -60,6 +60,11 @@ pub trait Side: Send {
     /// # Errors
     /// [`Broken`], once. After that it is pending for ever.
     fn poll(&mut self, cx: &mut Context<'_>, done: &mut Vec<Done>) -> Poll<Result<(), Broken>>;
+
+    /// What is asked of it goes over a link.
+    fn is_far(&self) -> bool {
+        false
+    }
 }
 
 impl<S: Side + ?Sized> Side for Box<S> {
@@ -69,5 +74,9 @@ impl<S: Side + ?Sized> Side for Box<S> {
 
     fn poll(&mut self, cx: &mut Context<'_>, done: &mut Vec<Done>) -> Poll<Result<(), Broken>> {
         (**self).poll(cx, done)
+    }
+
+    fn is_far(&self) -> bool {
+        (**self).is_far()
     }
 }

@@ -46,6 +46,10 @@ struct Inner {
     digests: Arc<AtomicU32>,
     /// How often a way was opened.
     opened: Mutex<BTreeMap<ReplicaId, u32>>,
+    /// How many bytes more may be copied to R2, which is elsewhere; `None`: any.
+    leave: watch::Sender<Option<u64>>,
+    /// How often that was asked.
+    asked: AtomicU32,
     set: watch::Sender<Set>,
     said: Mutex<Vec<SetChange>>,
     generation: Mutex<Generation>,
@@ -89,6 +93,10 @@ impl Side for Cuttable {
         }
         self.side.poll(cx, done)
     }
+
+    fn is_far(&self) -> bool {
+        self.id == R2
+    }
 }
 
 impl Ways for ToReplicas {
@@ -126,6 +134,18 @@ impl Ways for ToReplicas {
             });
         })
     }
+
+    fn may_send(&self, bytes: u64) -> BoxFuture<'static, u64> {
+        let inner = Arc::clone(&self.0);
+        Box::pin(async move {
+            inner.asked.fetch_add(1, Ordering::Relaxed);
+            let mut leave = inner.leave.subscribe();
+            let left = *leave.wait_for(|left| *left != Some(0)).await.unwrap();
+            let some = left.map_or(bytes, |left| left.min(bytes));
+            inner.leave.send_modify(|left| *left = left.map(|left| left - some));
+            some
+        })
+    }
 }
 
 impl World {
@@ -148,6 +168,8 @@ impl World {
             full: watch::Sender::default(),
             digests: Arc::default(),
             opened: Mutex::default(),
+            leave: watch::Sender::default(),
+            asked: AtomicU32::default(),
             set: watch::Sender::new(set),
             said: Mutex::default(),
             generation: Mutex::new(Generation(0)),
@@ -529,4 +551,29 @@ async fn one_whose_guest_is_off_leaves_nothing_to_copy_to_whoever_takes_it_over_
     let (mut next, _handle) = world.start().await;
     write(&mut next, 8 << 20, 4, 4096).await.unwrap();
     assert!(world.inner.said.lock().unwrap().is_empty(), "nobody had to leave the set");
+}
+
+#[tokio::test]
+async fn a_replica_elsewhere_is_copied_to_as_its_node_gives_leave_and_the_guest_needs_none() {
+    let world = World::new();
+    let (mut volume, handle) = world.start().await;
+    world.cut([R2]);
+    for piece in 0..8 {
+        write(&mut volume, piece << 20, 3, 1 << 20).await.unwrap();
+    }
+    assert_eq!(world.members(), [R1].into());
+    assert_eq!(world.inner.asked.load(Ordering::Relaxed), 0, "nobody is there to copy to");
+
+    let lacks = || handle.status().borrow().replicas.iter().find(|it| it.id == R2).map_or(0, |it| it.lacks);
+    world.inner.leave.send_replace(Some(2 << 20));
+    world.cut([]);
+    idle(&mut volume, "what leave was given for", || world.inner.leave.borrow().is_some_and(|left| left == 0)).await;
+    for piece in 16..24 {
+        write(&mut volume, piece << 20, 4, 1 << 20).await.unwrap();
+    }
+    idle(&mut volume, "a status", || lacks() > 0).await;
+    assert!(world.members() == [R1].into() && lacks() >= 5 << 20, "it lacks {} bytes", lacks());
+
+    world.inner.leave.send_replace(None);
+    idle(&mut volume, "R2", || world.members() == [R1, R2].into()).await;
 }

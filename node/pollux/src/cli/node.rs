@@ -79,8 +79,8 @@ pub(crate) struct Run {
     /// The directory with the UEFI firmware that guests can boot by, as Debian's package ovmf has it.
     #[arg(long, env = "POLLUX_FIRMWARE", default_value = DEFAULT_FIRMWARE, value_name = "DIRECTORY")]
     pub(crate) firmware: PathBuf,
-    /// Most that copying VMs from this node may send, all moves together: such as `500MB` or `4Gbit`, per second. Without it,
-    /// what the network gives; consensus goes first in any case.
+    /// Most that copying may send from this node, per second, the memory of VMs and what replicas elsewhere lack together: such as
+    /// `500MB` or `4Gbit`. Without it, what the network gives; consensus and what guests write go first in any case.
     #[arg(long, env = "POLLUX_BULK_BANDWIDTH", value_name = "RATE", value_parser = rate)]
     pub(crate) bulk_bandwidth: Option<u64>,
     /// Serve metrics to Prometheus on this TCP address, read-only and to everybody who reaches it; without it only the daemon's socket

@@ -32,9 +32,10 @@ use super::{
 };
 use crate::{
     api,
+    budget::Budget,
     metrics::{self, MetricsError},
     vm::{
-        Budget, Clock, Marks, Minter, Shared, Vms,
+        Clock, Marks, Minter, Shared, Vms,
         qemu::{QemuHost, Users},
         wall_ms,
     },
@@ -233,7 +234,7 @@ pub async fn run(config: RunConfig) -> Result<(), RunError> {
     let api: Arc<dyn api::Backend> = Arc::new(Api(daemon.clone()));
     let serving = api::server::serve(api.clone(), &config.socket, api_stop.clone());
     let looking_after = async {
-        let bulk = Budget::new(config.bulk_bandwidth);
+        let bulk = Arc::new(Budget::new(config.bulk_bandwidth));
         look_after(&daemon, &dir, &node, (bulk, config.scrub)).await?;
         stop.cancelled().await;
         Ok(())
@@ -298,7 +299,7 @@ async fn look_after(
     daemon: &Arc<Daemon>,
     dir: &Dir,
     node: &NodeFile,
-    (bulk, scrub): (Budget, ScrubSettings),
+    (bulk, scrub): (Arc<Budget>, ScrubSettings),
 ) -> Result<(), RunError> {
     pollux_qemu::sweep_throttles();
     if dir.founding().exists() {
@@ -318,6 +319,7 @@ async fn look_after(
         endpoint: daemon.endpoint.clone(),
         boot: boot.clone(),
         mounts: dir.pools(),
+        bulk: bulk.clone(),
         scrub,
     };
     let volumes = Volumes::start(needs);

@@ -5,7 +5,6 @@
 //! hands the streams of moves to them. When it is shut down, every machine of this node ends.
 
 mod actor;
-mod budget;
 mod clock;
 mod console;
 mod fitness;
@@ -40,8 +39,9 @@ use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 
+use crate::budget::Budget;
+
 pub use actor::Status;
-pub use budget::Budget;
 pub use clock::Clock;
 pub use console::{Attached, CONSOLES_MAX, Changes, ConsolePort};
 pub(crate) use fitness::{FIRMWARE, MTU};
@@ -59,8 +59,8 @@ pub struct Shared {
     pub consensus: Consensus,
     /// The way to other nodes.
     pub endpoint: Endpoint,
-    /// What all moves of this node together may send.
-    pub bulk: Budget,
+    /// What all bulk work of this node together may send.
+    pub bulk: Arc<Budget>,
     /// Which standbys have certainly not acted.
     pub marks: Marks,
     /// How long the cores wait for others.

@@ -35,7 +35,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Budget, Shared,
+    Shared,
     actor::Mail,
     hold::{self, Place},
     host::Guest,
@@ -43,6 +43,7 @@ use super::{
     stopwatch::micros,
     turns::{Purpose, Turn},
 };
+use crate::budget::Budget;
 
 /// Page streams of a move: as many as can be encoded at once on a small host, with some to spare for the link.
 pub(super) const STREAMS: u16 = 4;

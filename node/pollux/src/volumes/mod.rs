@@ -47,9 +47,12 @@ use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::{pools::Pools, scrub::Scrubs, turns::Turns, ways::WaysOf};
-use crate::vm::{
-    Minter,
-    host::{Disks, GuestError},
+use crate::{
+    budget::Budget,
+    vm::{
+        Minter,
+        host::{Disks, GuestError},
+    },
 };
 
 pub(crate) use device::DeviceFault;
@@ -86,6 +89,7 @@ struct Inner {
     in_use: Mutex<HashMap<VolumeId, VolumeHandle>>,
     /// Those that are held here because something is to be copied.
     cared: Mutex<BTreeSet<VolumeId>>,
+    bulk: Arc<Budget>,
     /// Who compares their replicas.
     turns: Turns,
     /// What came of it, and the slow comparison in the background.
@@ -108,6 +112,8 @@ pub struct Needs {
     pub boot: String,
     /// Where block devices are mounted that are pools.
     pub mounts: PathBuf,
+    /// How much of the links copying may take, with all other bulk work.
+    pub bulk: Arc<Budget>,
     /// How volumes are scrubbed.
     pub scrub: ScrubSettings,
 }
@@ -129,7 +135,7 @@ impl Volumes {
     /// Starts tending this node's pools. The state that this node has applied must be current.
     #[must_use]
     pub fn start(needs: Needs) -> Self {
-        let Needs { me, cluster, consensus, endpoint, boot, mounts, scrub } = needs;
+        let Needs { me, cluster, consensus, endpoint, boot, mounts, bulk, scrub } = needs;
         let inner = Inner {
             me,
             pools: Arc::new(Pools::new(cluster.clone(), me.node, mounts)),
@@ -140,6 +146,7 @@ impl Volumes {
             minter: Minter::random(),
             in_use: Mutex::default(),
             cared: Mutex::default(),
+            bulk,
             turns: Turns::default(),
             scrubs: Scrubs::new(scrub),
             tasks: TaskTracker::new(),

@@ -10,6 +10,7 @@ use pollux_state::{
     id::{Generation, ReplicaId, VolumeId},
 };
 use pollux_volume::{Claim, Opened, Reached, Remote, SetChange, Side, Ways};
+use tokio::sync::oneshot;
 
 use super::Volumes;
 use crate::vm::{hold, wall_ms};
@@ -55,6 +56,27 @@ impl Ways for WaysOf {
             if let Outcome::Refused(why) = volumes.propose(command).await {
                 // What made it void is, or will be, seen in the set; or the right has gone elsewhere.
                 tracing::info!(%volume, %why, "a change of the in-sync set was refused by the log");
+            }
+        })
+    }
+
+    fn may_send(&self, bytes: u64) -> BoxFuture<'static, u64> {
+        let bulk = self.volumes.0.bulk.clone();
+        if !bulk.is_limited() {
+            return Box::pin(std::future::ready(bytes));
+        }
+        // A volume is polled when its user likes. Whoever's turn it is must not wait for that.
+        let (grant, granted) = oneshot::channel();
+        self.volumes.spawn(async move {
+            let some = bulk.take_some(bytes).await;
+            // One that has ended has no use for it.
+            let _ = grant.send(some);
+        });
+        Box::pin(async move {
+            match granted.await {
+                Ok(some) => some,
+                // The daemon ends.
+                Err(_) => std::future::pending().await,
             }
         })
     }

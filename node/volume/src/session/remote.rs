@@ -164,6 +164,10 @@ impl Remote {
 }
 
 impl Side for Remote {
+    fn is_far(&self) -> bool {
+        true
+    }
+
     fn submit(&mut self, ask: Ask) {
         let (tag, range) = (ask.tag, ask.range.clone());
         let bytes = match ask.part {

@@ -2,10 +2,12 @@
 //!
 //! How much a disk and a link carry nobody knows in advance. So it is found out: while the guest uses the volume there is something
 //! being copied half of the time at most, and the rate rises until it is; while it does not, nearly always. What was too much is taken
-//! back by the next tick. Below a floor, which any disk and link carry, it does not fall: somebody waits for the end.
+//! back by the next tick. Below a floor, which any disk and link carry, it does not fall: somebody waits for the end. What goes over a
+//! link waits for the node's leave besides ([`super::Ways::may_send`]).
 
 use std::time::Duration;
 
+use futures::future::BoxFuture;
 use pollux_mirror::Millis;
 use tokio::time::Instant;
 
@@ -26,6 +28,10 @@ pub(super) const HOLE_SHARE: u64 = 16;
 pub(super) struct Copying {
     /// What a person allows at most, in bytes per second.
     pub(super) most: Option<u64>,
+    /// What may be copied by now, and the node has yet to grant, in bytes.
+    pub(super) owed: u64,
+    /// It was asked.
+    pub(super) leave: Option<BoxFuture<'static, u64>>,
     /// Bytes per second.
     rate: u64,
     /// The number of the guest's requests when time was heard of last.
@@ -38,7 +44,8 @@ pub(super) struct Copying {
 
 impl Copying {
     pub(super) fn new() -> Self {
-        Self { most: None, rate: BUSY_BYTES_S, seen: 0, since: None, worked: Duration::ZERO }
+        let (rate, worked) = (BUSY_BYTES_S, Duration::ZERO);
+        Self { most: None, owed: 0, leave: None, rate, seen: 0, since: None, worked }
     }
 
     /// Whether something is under way, whenever that may have changed.

@@ -263,7 +263,25 @@ impl Volume {
         moved |= self.take_ways(cx);
         moved |= self.take_back_goes_on(cx);
         moved |= self.take_time(cx);
+        moved |= self.take_leave(cx);
         moved
+    }
+
+    /// Asks for the next of what may be copied by now, unless that was asked for.
+    fn ask_for_leave(&mut self) {
+        if self.copying.leave.is_none() && self.copying.owed > 0 {
+            self.copying.leave = Some(self.peers.may_send(self.copying.owed));
+        }
+    }
+
+    fn take_leave(&mut self, cx: &mut Context<'_>) -> bool {
+        let Some(leave) = &mut self.copying.leave else { return false };
+        let Poll::Ready(bytes) = leave.as_mut().poll(cx) else { return false };
+        self.copying.leave = None;
+        self.copying.owed = self.copying.owed.saturating_sub(bytes);
+        self.apply(Event::Credit(bytes));
+        self.ask_for_leave();
+        true
     }
 
     /// Time is heard of soon. Only ever sooner: a guest that asks often must not put that off.
@@ -283,8 +301,15 @@ impl Volume {
         self.ticked = now;
         self.compare_for_somebody();
         self.apply(Event::Tick);
-        if credit > 0 {
-            self.apply(Event::Credit(credit));
+        // Of what was not granted in its time nothing is left: the links are somebody else's just now.
+        self.copying.owed = credit;
+        if self.peers.copies_far(&self.mirror) {
+            self.ask_for_leave();
+        } else {
+            (self.copying.leave, self.copying.owed) = (None, 0);
+            if credit > 0 {
+                self.apply(Event::Credit(credit));
+            }
         }
         self.peers.tick(&self.mirror, now);
         self.try_to_seal();

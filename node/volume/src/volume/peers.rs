@@ -99,6 +99,16 @@ impl Peers {
         self.all.keys().any(|id| !mirror.is_sound(*id))
     }
 
+    /// What is copied now goes over a link.
+    pub(super) fn copies_far(&self, mirror: &Mirror) -> bool {
+        let far = |peer: &Peer| peer.side.as_ref().is_some_and(|side| side.is_far());
+        self.all.iter().any(|(id, peer)| far(peer) && !mirror.is_sound(*id))
+    }
+
+    pub(super) fn may_send(&self, bytes: u64) -> BoxFuture<'static, u64> {
+        self.ways.may_send(bytes)
+    }
+
     /// The boots of the hosts of those that are sound, as they were reached last: one whose way is broken at this moment has lost
     /// nothing by that.
     pub(super) fn boots(&self, mirror: &Mirror) -> BTreeMap<ReplicaId, String> {

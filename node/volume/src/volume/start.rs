@@ -83,6 +83,9 @@ pub trait Ways: Send + Sync + 'static {
 
     /// Proposes a change of the set until the log has answered. What came of it is seen in the set.
     fn change(&self, change: SetChange) -> BoxFuture<'static, ()>;
+
+    /// Waits until some of so many bytes may be copied to replicas elsewhere, and says how many.
+    fn may_send(&self, bytes: u64) -> BoxFuture<'static, u64>;
 }
 
 /// A volume that is to be used.

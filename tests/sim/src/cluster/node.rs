@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use pollux::vm::{Budget, Clock, Marks, Minter, Shared, Vms};
+use pollux::vm::{Clock, Marks, Minter, Shared, Vms};
 use pollux_link::{Binding, Endpoint, Identity, simulation};
 use pollux_raft::{Config, Consensus, FoundError, MemoryDisk, ProposeError, Retention, Store};
 use pollux_state::{
@@ -194,7 +194,7 @@ pub(super) async fn live(place: Arc<Place>) -> turmoil::Result {
         host: Arc::new(Machines::new(me, place.recorder.clone(), tasks.clone(), dice.bits())),
         consensus: consensus.clone(),
         endpoint,
-        bulk: Budget::default(),
+        bulk: Arc::default(),
         marks: Marks::open(place.marks.clone(), boot)?,
         limits: LIMITS,
         tasks: tasks.clone(),
