@@ -52,7 +52,8 @@ pub enum Event {
         /// What.
         lacks: Grains,
     },
-    /// So many bytes more may be copied.
+    /// So many bytes more may be copied or compared. A piece is begun while there are any, and what it takes beyond them is made up for
+    /// before the next.
     Credit(u64),
     /// Time has passed.
     Tick,

@@ -104,7 +104,9 @@ pub struct Mirror {
     welcome_again: BTreeSet<ReplicaId>,
     copies: BTreeMap<u64, Copy>,
     last_copy: u64,
-    credit: u64,
+    /// Bytes that may still be copied or compared. Whatever is begun is begun while there is any, and paid for whole: below zero nothing
+    /// is until time has made up for it. So it goes no faster than credit comes, however little that is and however long a piece.
+    credit: i64,
     comparing: Option<Comparing>,
     /// Requests about which something was heard.
     touched: Vec<RequestId>,
@@ -273,7 +275,8 @@ impl Mirror {
             Event::Credit(bytes) => {
                 // What was not used lately is not saved up.
                 let most = self.limits.copy_bytes.saturating_mul(self.limits.copies_max as u64);
-                self.credit = self.credit.saturating_add(bytes).min(most.max(bytes));
+                let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
+                self.credit = self.credit.saturating_add(bytes).min(i64::try_from(most).unwrap_or(i64::MAX).max(bytes));
             }
             Event::Tick => self.tick(&mut fx),
             Event::Seal { generation } => self.seal(generation, &mut fx),
@@ -379,6 +382,11 @@ impl Mirror {
             (Purpose::Welcome, Err(_)) => self.welcome_failed(replica, tag),
             (Purpose::JoinFlush, Err(_)) | (Purpose::Request(_) | Purpose::Aside, _) => {}
         }
+    }
+
+    /// So many bytes are being copied or compared.
+    fn pay(&mut self, bytes: u64) {
+        self.credit = self.credit.saturating_sub_unsigned(bytes);
     }
 
     fn end_for_good(&mut self, why: &'static str, fx: &mut Vec<Effect>) {

@@ -158,7 +158,7 @@ impl Mirror {
     /// Begins with the next piece, if it may be begun now.
     pub(super) fn compare_next(&mut self, fx: &mut Vec<Effect>) {
         let Some(comparing) = self.comparing.as_mut().filter(|comparing| comparing.round.is_none()) else { return };
-        if self.credit == 0 || self.finishing.is_some() {
+        if self.credit <= 0 || self.finishing.is_some() {
             comparing.since = self.now;
             // Nobody waits for a moment that may be long in coming.
             return self.keep_nothing_back();
@@ -182,7 +182,7 @@ impl Mirror {
             return self.keep_nothing_back();
         }
         self.ranges.enter(&range, false);
-        self.credit = self.credit.saturating_sub(range.end - range.start);
+        self.pay(range.end - range.start);
         let ask = |id| self.ask(id, Purpose::Digest, None, Part::Digest, range.clone(), fx);
         let asked = members.into_iter().map(ask).collect();
         if let Some(comparing) = &mut self.comparing {

@@ -55,13 +55,13 @@ impl Mirror {
         for to in lacking {
             let mut from = 0;
             for _ in 0..LOOKS_MAX {
-                if self.credit == 0 || self.copies.len() >= self.limits.copies_max {
+                if self.credit <= 0 || self.copies.len() >= self.limits.copies_max {
                     return;
                 }
                 let Some(run) = self.lacking(to, from).filter(|run| run.end > from) else { break };
                 from = run.end;
                 if self.copy(to, &run, fx) {
-                    self.credit = self.credit.saturating_sub(run.end - run.start);
+                    self.pay(run.end - run.start);
                 }
             }
         }

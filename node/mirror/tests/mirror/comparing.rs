@@ -59,10 +59,19 @@ fn it_goes_no_faster_than_credit_allows() {
     world.tell(Event::Compare { range: 0..SIZE, authority: R1, repair: false });
     assert!(world.asked.is_empty());
     world.tell(Event::Credit(1));
-    world.holds(R1, 7);
+    assert_eq!(world.holds(R1, 7), 0..COPY);
+    // A tick of 20 ms at 1 MB/s, again and again.
+    for came in 1..=60 {
+        world.tell(Event::Credit(20_000));
+        let paid_for = 1 + came * 20_000;
+        if world.is_asked(R1, |part| *part == Part::Digest) {
+            let compared = world.holds(R1, 7).start;
+            assert!((paid_for - 20_000..paid_for).contains(&compared), "{compared} of {paid_for} bytes");
+        }
+    }
+    let reached = world.compared().last().map(|(range, _)| range.end);
+    assert_eq!(reached, Some(3 * COPY), "of 1.2 million bytes");
     assert!(world.asked.is_empty());
-    world.tell(Event::Credit(1));
-    assert_eq!(world.holds(R1, 7), COPY..2 * COPY);
 }
 
 #[test]

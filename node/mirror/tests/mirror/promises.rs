@@ -103,7 +103,7 @@ fn one_that_catches_up_is_told_to_have_only_what_its_flush_covers() {
     world.tell(Event::Catch { replica: R2, lacks });
     world.does(R1, &Ok(()));
     let copies_one = |world: &mut World| {
-        world.tell(Event::Credit(1));
+        world.tell(Event::Credit(GRAIN_BYTES));
         world.does(R1, &Ok(()));
         let at =
             world.asked.iter().position(|(_, _, part, _)| matches!(part, Part::Copy { .. })).expect("it is copied");

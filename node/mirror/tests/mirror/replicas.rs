@@ -1,6 +1,6 @@
 //! Replicas that come and go.
 
-use pollux_mirror::{EXTENT_BYTES, Effect, Event, Extents, Grains, Kind, Part};
+use pollux_mirror::{EXTENT_BYTES, Effect, Event, Extents, Grains, Kind, Limits, Part};
 use pollux_wire::id::ReplicaId;
 
 use crate::world::{R1, R2, R3, SIZE, World, broken};
@@ -35,6 +35,28 @@ fn one_that_is_added_lacks_everything_and_the_members_note_so_before_anything_is
         world.tell(Event::Credit(u64::MAX));
     }
     assert_eq!(world.others, [Effect::Join { replica: R3, version: 1 }]);
+}
+
+#[test]
+fn it_is_copied_to_no_faster_than_credit_comes_however_little_that_is() {
+    const TICK_BYTES: u64 = 20_000;
+    let mut world = World::new(&[R1], &[(R2, Grains::default())]);
+    world.tell(Event::Catch { replica: R2, lacks: Grains::touching(&(0..SIZE)) });
+    world.does(R1, &Ok(()));
+    let lacked = |world: &World| world.mirror.status().replicas.iter().map(|it| it.lacks).sum::<u64>();
+    let piece = Limits::default().copy_bytes;
+    for ticks in 1..=200 {
+        world.tell(Event::Credit(TICK_BYTES));
+        for _ in 0..3 {
+            world.ends(R1, |part| !matches!(part, Part::Flush));
+            world.ends(R2, |part| !matches!(part, Part::Flush));
+        }
+        let copied = SIZE - lacked(&world);
+        assert!(
+            (ticks * TICK_BYTES..ticks * TICK_BYTES + piece).contains(&copied),
+            "{copied} bytes after {ticks} ticks"
+        );
+    }
 }
 
 #[test]
