@@ -24,12 +24,14 @@ use crate::{
 
 /// To a grain that could not be compared for so long, in milliseconds, because it is written all the time, writes are kept back.
 const BUSY_MS: Millis = 1_000;
-/// For so long at most, in milliseconds: no longer than a guest waits for anything else here. If that was too short, the next time for
-/// twice as long.
+/// Until so long after the digests were asked for, in milliseconds: no longer than a guest waits for anything else here. If that was too
+/// short, the next time for twice as long.
 const KEPT_BACK_MS: Millis = 20;
-/// And never for longer than this, in milliseconds: in the time before, a disk or a link that works at all has told 64 KiB. What was not
-/// told by then is left out.
-const KEPT_BACK_MS_MAX: Millis = 64 * KEPT_BACK_MS;
+/// And never for longer than this in all, in milliseconds. A slow disk between two seeks, or a link around half of the world, tells 64 KiB
+/// in less; a guest's file system and its users hardly notice more of their own disk, and anything longer does look like a stall.
+const KEPT_BACK_MS_MAX: Millis = 8 * KEPT_BACK_MS;
+/// After so many times in vain the grain is left out: one that is late now and then, as any disk is, is not so each time.
+const KEPT_BACK_TIMES_MAX: u32 = 8;
 
 /// What is to be compared.
 #[derive(Debug)]
@@ -44,11 +46,20 @@ pub(super) struct Comparing {
     piece_bytes: u64,
     /// Its first grain is not to be had without keeping the guest from writing there.
     insists: bool,
-    /// Where changes are kept back, and since when.
-    kept_back: Option<(Range<u64>, Millis)>,
-    /// For how long they may be.
+    kept_back: Option<KeptBack>,
+    /// For how long changes may be once the digests are asked for, and how often they were in vain.
     kept_back_ms: Millis,
+    kept_back_times: u32,
     round: Option<Round>,
+}
+
+/// Where changes are kept back.
+#[derive(Debug, Clone)]
+struct KeptBack {
+    piece: Range<u64>,
+    since: Millis,
+    /// When what was under way there had ended, and the digests were asked for.
+    asked: Option<Millis>,
 }
 
 /// A piece, and what was heard of it.
@@ -76,13 +87,14 @@ impl Mirror {
                 insists: false,
                 kept_back: None,
                 kept_back_ms: KEPT_BACK_MS,
+                kept_back_times: 0,
                 round: None,
             });
         }
     }
 
     fn piece_bytes_max(&self) -> u64 {
-        self.limits.copy_bytes.max(GRAIN_BYTES)
+        (self.limits.copy_bytes - self.limits.copy_bytes % GRAIN_BYTES).max(GRAIN_BYTES)
     }
 
     /// Nothing is compared any more. What was asked for it is not waited for.
@@ -112,23 +124,34 @@ impl Mirror {
     /// Changes are kept back there, so that it can be compared.
     pub(super) fn is_kept_back(&self, range: &Range<u64>) -> bool {
         let kept_back = self.comparing.as_ref().and_then(|comparing| comparing.kept_back.as_ref());
-        kept_back.is_some_and(|(piece, _)| overlap(piece, range))
+        kept_back.is_some_and(|kept_back| overlap(&kept_back.piece, range))
     }
 
     /// A guest's request has waited for what is compared for too long.
     pub(super) fn give_way(&mut self, range: &Range<u64>, fx: &mut Vec<Effect>) -> bool {
         let now = self.now;
         let Some(comparing) = &mut self.comparing else { return false };
-        if let Some((piece, since)) = comparing.kept_back.clone() {
-            if !overlap(&piece, range) || now.saturating_sub(since) < comparing.kept_back_ms {
+        if let Some(KeptBack { piece, since, asked }) = comparing.kept_back.clone() {
+            let late = |since: Millis, ms| now.saturating_sub(since) >= ms;
+            let too_long =
+                late(since, KEPT_BACK_MS_MAX) || asked.is_some_and(|asked| late(asked, comparing.kept_back_ms));
+            if !overlap(&piece, range) || !too_long {
                 return false;
             }
-            let in_vain = comparing.kept_back_ms >= KEPT_BACK_MS_MAX;
-            comparing.kept_back_ms *= 2;
+            // Where none was asked for, the guest's own requests took so long, and it is they that are waited for.
+            if asked.is_some() {
+                comparing.kept_back_ms = (comparing.kept_back_ms * 2).min(KEPT_BACK_MS_MAX);
+            }
+            comparing.kept_back_times += 1;
+            let in_vain = comparing.kept_back_times >= KEPT_BACK_TIMES_MAX;
             (comparing.kept_back, comparing.since) = (None, now);
             self.leave_round();
             if in_vain {
-                self.compared(piece, Err("a replica did not tell in time what it holds there"), fx);
+                let why = match asked {
+                    Some(_) => "a replica did not tell in time what it holds there",
+                    None => "what the guest asks for there took too long to be waited for",
+                };
+                self.compared(piece, Err(why), fx);
             }
             return true;
         }
@@ -165,10 +188,10 @@ impl Mirror {
         }
         comparing.insists |= self.now.saturating_sub(comparing.since) >= BUSY_MS;
         let first = comparing.rest.start..comparing.rest.end.min(comparing.rest.start + GRAIN_BYTES);
-        // What is under way there ends, and then nothing is. Between two times all that waited has its turn.
-        let may = comparing.kept_back.is_none() && self.now.saturating_sub(comparing.since) >= KEPT_BACK_MS;
+        // What is under way there ends, and then nothing is. Between two times all that waited has its turn, for as long.
+        let may = comparing.kept_back.is_none() && self.now.saturating_sub(comparing.since) >= comparing.kept_back_ms;
         if comparing.insists && may {
-            comparing.kept_back = Some((first.clone(), self.now));
+            comparing.kept_back = Some(KeptBack { piece: first.clone(), since: self.now, asked: None });
         }
         let (rest, bytes) =
             if comparing.insists { (first, GRAIN_BYTES) } else { (comparing.rest.clone(), comparing.piece_bytes) };
@@ -187,10 +210,13 @@ impl Mirror {
         let asked = members.into_iter().map(ask).collect();
         if let Some(comparing) = &mut self.comparing {
             comparing.round = Some(Round { range, asked, digests: BTreeMap::new() });
+            if let Some(kept_back) = &mut comparing.kept_back {
+                kept_back.asked = Some(self.now);
+            }
         }
     }
 
-    /// As much of the beginning of `rest` as nobody is writing to, at most so much.
+    /// As much of the beginning of `rest` as nobody is writing to, at most so much, in whole grains.
     fn undisturbed(&self, rest: &Range<u64>, mut bytes: u64) -> Option<Range<u64>> {
         loop {
             let range = rest.start..rest.end.min(rest.start + bytes);
@@ -200,7 +226,7 @@ impl Mirror {
             if bytes <= GRAIN_BYTES {
                 return None;
             }
-            bytes /= 2;
+            bytes = (bytes / 2).next_multiple_of(GRAIN_BYTES);
         }
     }
 
@@ -270,7 +296,7 @@ impl Mirror {
         if let Some(comparing) = &mut self.comparing {
             comparing.rest.start = range.end;
             comparing.since = self.now;
-            (comparing.insists, comparing.kept_back_ms) = (false, KEPT_BACK_MS);
+            (comparing.insists, comparing.kept_back_ms, comparing.kept_back_times) = (false, KEPT_BACK_MS, 0);
             comparing.piece_bytes = (comparing.piece_bytes * 2).min(most);
             if comparing.rest.is_empty() {
                 self.comparing = None;
