@@ -2,14 +2,16 @@
 //!
 //! ```text
 //!   /dev/disk/by-id/...  --mkfs, once-->  XFS, labelled `pollux`  --mount-->  DIR/pools/NAME
+//!                                           its UUID: whose it is
 //! ```
 //!
-//! A device is formatted only if nothing at all is recognised on it. One that was a pool before is mounted as it is; its mark says whose.
+//! A device is formatted only if nothing at all is recognised on it. One that was a pool of this node before is mounted as it is; its
+//! mark says which. Another host's is never mounted ([`super::origin`]): that one may have it mounted, and two who write to it destroy it.
 //! What an earlier life left mounted is used. It is unmounted when the pool is removed and when the daemon ends.
 
 use std::{
     collections::BTreeSet,
-    fs, io,
+    fmt, fs, io,
     os::unix::fs::{FileExt as _, FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
@@ -21,13 +23,13 @@ use nix::{
     mount::{MntFlags, MsFlags, mount, umount2},
 };
 
+use super::origin::Origin;
+
 /// What the file system is called on the device.
 const LABEL: &str = "pollux";
 /// Its kind. XFS takes what is written into the page cache without a thread that may wait for it, which ext4 does not: a replica on it
 /// writes half as much again, in small requests (docs/performance.md).
 const KIND: &str = "xfs";
-/// To look at one without its journal being played.
-const AS_IT_IS: &str = "norecovery";
 /// On a device with nothing on it so much is zeros, in bytes: whatever is put on one begins there.
 const BEGINNING_BYTES: usize = 1 << 20;
 /// As much of what a tool complains of is told, in bytes.
@@ -43,6 +45,12 @@ pub(crate) enum DeviceFault {
         device: PathBuf,
         /// What was recognised there.
         what: String,
+    },
+    /// Nothing is on it, where a pool was.
+    #[error("{device} holds no pool's file system; is it the right device?")]
+    Empty {
+        /// Which device.
+        device: PathBuf,
     },
     /// A program that is needed did not do its work.
     #[error("`{program}` failed on {device}: {why}")]
@@ -70,42 +78,62 @@ pub(crate) enum DeviceFault {
 #[derive(Debug)]
 pub(super) struct Devices {
     base: PathBuf,
+    origin: Origin,
     /// Names under which one is being added. The cluster may not know of them yet.
     added: Mutex<BTreeSet<String>>,
 }
 
 impl Devices {
-    /// They are mounted in directories of `base`.
-    pub(super) fn new(base: PathBuf) -> Self {
-        Self { base, added: Mutex::default() }
+    /// They are `origin`'s, and mounted in directories of `base`.
+    pub(super) fn new(base: PathBuf, origin: Origin) -> Self {
+        Self { base, origin, added: Mutex::default() }
     }
 
-    /// Where the pool's directory is: `path` itself, or where that device is mounted, from here on. Before anything on the device may
-    /// change, `fits` looks at it as it is: another host may have it mounted, or it may be another device than it was.
-    pub(super) fn directory<E: From<DeviceFault>>(
-        &self,
-        name: &str,
-        path: &Path,
-        fits: impl FnOnce(&Path) -> Result<(), E>,
-    ) -> Result<PathBuf, E> {
+    /// Where the pool's directory is: `path` itself, or where that device is mounted, from here on. Of this node it is then; which of its
+    /// pools, the mark tells.
+    pub(super) fn directory(&self, name: &str, path: &Path) -> Result<PathBuf, DeviceFault> {
         let Some(device) = number(path) else { return Ok(path.to_owned()) };
         let at = self.base.join(name);
         // Of a file system on a device, the files are on that device.
         if fs::metadata(&at).is_ok_and(|seen| seen.dev() == device) {
             return Ok(at);
         }
+        // A link may lead elsewhere by the time that it is mounted.
+        let path = &fs::canonicalize(path).map_err(failed("finding the device of", path))?;
+        match recognised(path)? {
+            Some(found) if found.is_a_pool() => self.must_be_ours(path, &found)?,
+            Some(found) => return Err(occupied(path, found.to_string())),
+            None => return Err(DeviceFault::Empty { device: path.clone() }),
+        }
         fs::create_dir_all(&at).map_err(failed("making the directory", &at))?;
         let flags = MsFlags::MS_NOATIME | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC | MsFlags::MS_NOSUID;
-        let mount_with = |flags, options: Option<&str>| {
-            mount(Some(path), &at, Some(KIND), flags, options)
-                .map_err(|error| failed("mounting the device", path)(error.into()))
-        };
-        mount_with(flags | MsFlags::MS_RDONLY, Some(AS_IT_IS))?;
-        let looked = fits(&at);
-        umount2(&at, MntFlags::empty()).map_err(|error| failed("unmounting the device", &at)(error.into()))?;
-        looked?;
-        mount_with(flags, None)?;
+        mount(Some(path), &at, Some(KIND), flags, None::<&str>)
+            .map_err(|error| failed("mounting the device", path)(error.into()))?;
         Ok(at)
+    }
+
+    /// Another's file system is not touched.
+    fn must_be_ours(&self, device: &Path, found: &Found) -> Result<(), DeviceFault> {
+        if self.origin.made(&found.uuid) {
+            return Ok(());
+        }
+        Err(occupied(device, format!("a pool of another node, or of another cluster ({}),", found.uuid)))
+    }
+
+    /// What is mounted for the pool `name` is not it. What is still open there is so until it is closed.
+    pub(super) fn leave(&self, name: &str) {
+        self.unmount(&self.base.join(name));
+    }
+
+    fn unmount(&self, at: &Path) {
+        match umount2(at, MntFlags::MNT_DETACH) {
+            // Nothing was mounted there.
+            Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => {}
+            Err(error) => tracing::warn!(path = %at.display(), %error, "a pool's device cannot be unmounted"),
+        }
+        if let Err(error) = fs::remove_dir(at) {
+            tracing::debug!(path = %at.display(), %error, "a pool's mount point stays");
+        }
     }
 
     /// A pool of this name is being added: whatever [`Self::retain`] is told, it stays mounted.
@@ -132,16 +160,16 @@ impl Devices {
         let path = &fs::canonicalize(path).map_err(failed("finding the device of", path))?;
         let beginning = beginning(path)?;
         match recognised(path)? {
-            Some((kind, label)) if kind == KIND && label == LABEL => Ok(()),
-            Some((kind, label)) if label.is_empty() => Err(occupied(path, kind)),
-            Some((kind, label)) => Err(occupied(path, format!("{kind} ({label})"))),
+            Some(found) if found.is_a_pool() => self.must_be_ours(path, &found),
+            Some(found) => Err(occupied(path, found.to_string())),
             None if beginning.iter().any(|byte| *byte != 0) => {
                 Err(occupied(path, "data of a kind that nothing here recognises".into()))
             }
             None => {
                 // Nothing is discarded: that takes long, and whoever wiped the device had a reason to.
                 let mut format = Command::new("mkfs.xfs");
-                format.args(["-q", "-K", "-L", LABEL]).arg(path);
+                let uuid = format!("uuid={}", self.origin.uuid(rand::random()));
+                format.args(["-q", "-K", "-L", LABEL, "-m", &uuid]).arg(path);
                 let made = run("mkfs.xfs", path, &mut format)?;
                 if made.status.success() { Ok(()) } else { Err(complaint("mkfs.xfs", path, &made)) }
             }
@@ -160,14 +188,7 @@ impl Devices {
             {
                 continue;
             }
-            match umount2(&at, MntFlags::MNT_DETACH) {
-                // Nothing was mounted there.
-                Ok(()) | Err(Errno::EINVAL) => {}
-                Err(error) => tracing::warn!(path = %at.display(), %error, "a pool's device cannot be unmounted"),
-            }
-            if let Err(error) = fs::remove_dir(&at) {
-                tracing::debug!(path = %at.display(), %error, "a pool's mount point stays");
-            }
+            self.unmount(&at);
         }
     }
 }
@@ -188,24 +209,50 @@ fn number(path: &Path) -> Option<u64> {
     seen.file_type().is_block_device().then(|| seen.rdev())
 }
 
-/// What is on a device: kind and label. Whatever has a signature that anybody knows counts, partition tables too.
-fn recognised(device: &Path) -> Result<Option<(String, String)>, DeviceFault> {
+/// What is on a device.
+#[derive(Debug, Default)]
+struct Found {
+    kind: String,
+    /// Empty: it has none.
+    label: String,
+    uuid: String,
+}
+
+impl Found {
+    /// Somebody's.
+    fn is_a_pool(&self) -> bool {
+        self.kind == KIND && self.label == LABEL
+    }
+}
+
+impl fmt::Display for Found {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.label.is_empty() { f.write_str(&self.kind) } else { write!(f, "{} ({})", self.kind, self.label) }
+    }
+}
+
+/// What is on a device. Whatever has a signature that anybody knows counts, partition tables too.
+fn recognised(device: &Path) -> Result<Option<Found>, DeviceFault> {
     let probe = |tag: &str| {
         let mut probe = Command::new("blkid");
         probe.args(["-p", "-o", "value", "-s", tag]).arg(device);
         run("blkid", device, &mut probe)
     };
     let found = |output: &Output| String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    let only = |kind: String| Ok(Some(Found { kind, ..Found::default() }));
     for tag in ["TYPE", "PTTYPE"] {
         let told = probe(tag)?;
         match told.status.code() {
             Some(0) if found(&told).is_empty() => {}
-            Some(0) if tag == "TYPE" => return Ok(Some((found(&told), found(&probe("LABEL")?)))),
-            Some(0) => return Ok(Some((format!("a partition table ({})", found(&told)), String::new()))),
+            Some(0) if tag == "TYPE" => {
+                let (label, uuid) = (found(&probe("LABEL")?), found(&probe("UUID")?));
+                return Ok(Some(Found { kind: found(&told), label, uuid }));
+            }
+            Some(0) => return only(format!("a partition table ({})", found(&told))),
             // Nothing was recognised.
             Some(2) => {}
             // 8: what is there could be one thing or another.
-            Some(8) => return Ok(Some(("the traces of several file systems".into(), String::new()))),
+            Some(8) => return only("the traces of several file systems".into()),
             Some(_) | None => return Err(complaint("blkid", device, &told)),
         }
     }
@@ -236,6 +283,8 @@ fn failed(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> DeviceFa
 
 #[cfg(test)]
 mod tests {
+    use pollux_state::id::NodeId;
+
     use super::*;
 
     /// The tools of XFS refuse less than 300 MiB.
@@ -264,21 +313,25 @@ mod tests {
         }
     }
 
+    fn devices(dir: &tempfile::TempDir) -> Devices {
+        Devices::new(dir.path().join("pools"), Origin::new("c1", NodeId(1)))
+    }
+
     #[test]
     fn a_device_is_formatted_once_and_only_when_nothing_is_on_it() {
         let (device, dir) = (Loop::new(), tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).expect("a directory"));
-        let devices = Devices::new(dir.path().join("pools"));
+        let devices = devices(&dir);
         devices.prepare("fast", &device.device).expect("it is empty");
-        let at = devices.directory("fast", &device.device, anything).expect("it is mounted");
+        let at = devices.directory("fast", &device.device).expect("it is mounted");
         assert_eq!(at, dir.path().join("pools/fast"));
         fs::write(at.join("kept"), "word").expect("it can be written to");
 
         // Again, mounted or not: nothing is lost.
-        assert_eq!(devices.directory("fast", &device.device, anything).expect("it is mounted"), at);
+        assert_eq!(devices.directory("fast", &device.device).expect("it is mounted"), at);
         devices.retain(|_| false);
         assert!(!at.exists(), "nothing is left of the mount");
         devices.prepare("fast", &device.device).expect("it is one of ours");
-        let again = devices.directory("other", &device.device, anything).expect("it is mounted");
+        let again = devices.directory("other", &device.device).expect("it is mounted");
         assert_eq!(fs::read_to_string(again.join("kept")).expect("it is there"), "word");
         devices.retain(|name| name == "other");
         assert!(again.join("kept").exists(), "what is known stays");
@@ -288,7 +341,7 @@ mod tests {
     #[test]
     fn a_device_with_anything_on_it_is_left_alone() {
         let dir = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).expect("a directory");
-        let devices = Devices::new(dir.path().join("pools"));
+        let devices = devices(&dir);
         let device = Loop::new();
         let made = Command::new("mkfs.ext4").args(["-q", "-L", "photos"]).arg(&device.device).status();
         assert!(made.expect("mkfs").success());
@@ -312,23 +365,30 @@ mod tests {
     }
 
     #[test]
-    fn a_device_is_looked_at_before_anything_on_it_may_change() {
+    fn another_nodes_device_is_never_mounted_and_nothing_on_it_changes() {
         let (device, dir) = (Loop::new(), tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).expect("a directory"));
-        let devices = Devices::new(dir.path().join("pools"));
-        devices.prepare("fast", &device.device).expect("it is empty");
-        let refused = devices.directory("fast", &device.device, |at: &Path| {
-            assert!(fs::write(at.join("mine"), "word").is_err(), "it is mounted to be read");
-            Err(occupied(&device.device, "another host's pool".into()))
-        });
-        assert!(refused.expect_err("another's").to_string().contains("another host's pool"));
-        assert_eq!(
-            fs::metadata(dir.path().join("pools/fast")).expect("the mount point").dev(),
-            fs::metadata(dir.path()).expect("it").dev()
-        );
+        let refused = devices(&dir).directory("fast", &device.device).expect_err("nothing is on it");
+        assert!(refused.to_string().contains("holds no pool's file system"), "{refused}");
+        for (cluster, node) in [("c1", 2), ("c2", 1)] {
+            let others = Devices::new(dir.path().join("others"), Origin::new(cluster, NodeId(node)));
+            others.prepare("fast", &device.device).expect("it is empty, or that node's");
+            let before = fs::read(&device.device).expect("it can be read");
+            let refused = devices(&dir).prepare("fast", &device.device).expect_err("another's");
+            assert!(refused.to_string().contains("holds a pool of another node, or of another cluster ("), "{refused}");
+            devices(&dir).directory("fast", &device.device).expect_err("another's");
+            assert!(!dir.path().join("pools/fast").exists(), "it was mounted");
+            assert!(fs::read(&device.device).expect("it can be read") == before, "it was written to");
+            fs::write(&device.device, vec![0; BEGINNING_BYTES]).expect("it can be written to");
+        }
+    }
 
-        // One that is being added stays mounted, whatever pools are known.
+    #[test]
+    fn one_that_is_being_added_stays_mounted_whatever_pools_are_known() {
+        let (device, dir) = (Loop::new(), tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).expect("a directory"));
+        let devices = devices(&dir);
+        devices.prepare("fast", &device.device).expect("it is empty");
         devices.is_added("fast");
-        let at = devices.directory("fast", &device.device, anything).expect("it is mounted");
+        let at = devices.directory("fast", &device.device).expect("it is mounted");
         devices.retain(|_| false);
         fs::write(at.join("kept"), "word").expect("it is there");
         assert!(number(&device.device).is_some_and(|number| fs::metadata(&at).is_ok_and(|seen| seen.dev() == number)));
@@ -337,16 +397,12 @@ mod tests {
         assert!(!at.exists());
     }
 
-    fn anything(_: &Path) -> Result<(), DeviceFault> {
-        Ok(())
-    }
-
     #[test]
     fn a_directory_is_what_it_was() {
         let dir = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).expect("a directory");
-        let devices = Devices::new(dir.path().join("pools"));
+        let devices = devices(&dir);
         devices.prepare("fast", dir.path()).expect("nothing to do");
-        assert_eq!(devices.directory("fast", dir.path(), anything).expect("itself"), dir.path());
+        assert_eq!(devices.directory("fast", dir.path()).expect("itself"), dir.path());
         assert!(!dir.path().join("pools").exists(), "nothing was made");
     }
 }

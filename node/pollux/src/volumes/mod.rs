@@ -18,6 +18,7 @@ mod door;
 #[cfg(test)]
 pub(crate) mod fixture;
 mod hold;
+mod origin;
 mod pools;
 mod scrub;
 mod steward;

@@ -19,7 +19,10 @@ use pollux_state::id::{NodeId, PoolId};
 use serde::{Deserialize, Serialize};
 use tokio::{sync::watch, time::Instant};
 
-use super::device::{DeviceFault, Devices};
+use super::{
+    device::{DeviceFault, Devices},
+    origin::Origin,
+};
 
 /// A pool that could not be opened is not tried again within this, in milliseconds.
 const AGAIN_MS: u64 = 2_000;
@@ -161,7 +164,7 @@ impl Pools {
     }
 
     fn opened_by(cluster: String, node: NodeId, mounts: PathBuf, open: Open) -> Self {
-        let (devices, opened) = (Devices::new(mounts), watch::Sender::new(0));
+        let (devices, opened) = (Devices::new(mounts, Origin::new(&cluster, node)), watch::Sender::new(0));
         Self { cluster, node, devices, open, all: Mutex::default(), opened }
     }
 
@@ -179,15 +182,11 @@ impl Pools {
     pub(super) fn prepare(&self, name: &str, path: &Path) -> Result<PathBuf, PoolFault> {
         self.devices.prepare(name, path)?;
         self.devices.is_added(name);
-        let ours = |at: &Path| match read(at)? {
-            Some(mark) if mark.cluster != self.cluster || mark.node != self.node => Err(taken(path, mark)),
-            Some(_) | None => Ok(()),
-        };
-        let directory = self.devices.directory(name, path, ours);
+        let directory = self.devices.directory(name, path);
         if directory.is_err() {
             self.devices.was_added(name);
         }
-        directory
+        Ok(directory?)
     }
 
     /// It could not become one after all.
@@ -297,15 +296,20 @@ impl Pools {
 
 /// Opens a directory, or what is on a device, as the pool that `wanted` says.
 fn open(devices: &Devices, wanted: &Mark, path: &Path) -> Result<Pool, PoolFault> {
-    let is_it = |path: &Path| match read(path)? {
-        Some(mark) if mark == *wanted => Ok(()),
-        Some(mark) => Err(taken(path, mark)),
-        None => Err(PoolFault::Unmarked { path: path.to_owned(), name: wanted.name.clone() }),
+    let at = devices.directory(&wanted.name, path)?;
+    let is_it = match read(&at) {
+        Ok(Some(mark)) if mark == *wanted => Ok(()),
+        Ok(Some(mark)) => Err(taken(path, mark)),
+        Ok(None) => Err(PoolFault::Unmarked { path: path.to_owned(), name: wanted.name.clone() }),
+        Err(fault) => Err(fault),
     };
-    let path = devices.directory(&wanted.name, path, is_it)?;
-    is_it(&path)?;
+    if at != path && is_it.is_err() {
+        // Another device than it was.
+        devices.leave(&wanted.name);
+    }
+    is_it?;
     devices.was_added(&wanted.name);
-    Ok(Pool::open(&path)?)
+    Ok(Pool::open(&at)?)
 }
 
 #[cfg(test)]

@@ -92,7 +92,9 @@ fn unusable(fault: &PoolFault) -> ApiError {
         PoolFault::Pool(PoolError::NoDirectory { .. }) => ApiError::invalid(message)
             .todo("make the directory on that node, mount its file system first if it has one of its own"),
         PoolFault::Pool(PoolError::NoHoles { .. }) => ApiError::conflict(message),
-        PoolFault::Taken { .. } | PoolFault::Unmarked { .. } => ApiError::conflict(message),
+        PoolFault::Taken { .. } | PoolFault::Unmarked { .. } | PoolFault::Device(DeviceFault::Empty { .. }) => {
+            ApiError::conflict(message)
+        }
         PoolFault::Device(DeviceFault::Occupied { device, .. }) => {
             let device = device.display();
             ApiError::conflict(message).todo(format!(
