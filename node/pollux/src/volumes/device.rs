@@ -7,7 +7,7 @@
 //!
 //! A device is formatted only if nothing at all is recognised on it. One that was a pool of this node before is mounted as it is; its
 //! mark says which. Another host's is never mounted ([`super::origin`]): that one may have it mounted, and two who write to it destroy it.
-//! What an earlier life left mounted is used. It is unmounted when the pool is removed and when the daemon ends.
+//! What an earlier life left mounted is used, if it can be written to. It is unmounted when the pool is removed and when the daemon ends.
 
 use std::{
     collections::BTreeSet,
@@ -16,14 +16,19 @@ use std::{
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
     sync::{Mutex, MutexGuard, PoisonError},
+    time::SystemTime,
 };
 
 use nix::{
     errno::Errno,
     mount::{MntFlags, MsFlags, mount, umount2},
 };
+use rustix::fs::{StatVfsMountFlags, statvfs};
 
-use super::origin::Origin;
+use super::{
+    origin::Origin,
+    places::{Place, Places},
+};
 
 /// What the file system is called on the device.
 const LABEL: &str = "pollux";
@@ -32,6 +37,8 @@ const LABEL: &str = "pollux";
 const KIND: &str = "xfs";
 /// On a device with nothing on it so much is zeros, in bytes: whatever is put on one begins there.
 const BEGINNING_BYTES: usize = 1 << 20;
+/// Of file systems that lie one over the other where a pool is to be, so many are unmounted.
+const LAYERS_MAX: usize = 16;
 /// As much of what a tool complains of is told, in bytes.
 const COMPLAINT_BYTES_MAX: usize = 300;
 
@@ -81,23 +88,42 @@ pub(super) struct Devices {
     origin: Origin,
     /// Names under which one is being added. The cluster may not know of them yet.
     added: Mutex<BTreeSet<String>>,
+    places: Places,
 }
 
 impl Devices {
     /// They are `origin`'s, and mounted in directories of `base`.
     pub(super) fn new(base: PathBuf, origin: Origin) -> Self {
-        Self { base, origin, added: Mutex::default() }
+        Self { base, origin, added: Mutex::default(), places: Places::default() }
+    }
+
+    /// Where a device of that name is mounted.
+    pub(super) fn at(&self, name: &str) -> PathBuf {
+        self.base.join(name)
+    }
+
+    /// Nobody else mounts or unmounts a pool of this name, for as long as what this returns is there. That may have to be waited for, for
+    /// as long as storage hangs.
+    pub(super) fn enter(&self, name: &str) -> Place<'_> {
+        self.places.enter(name)
+    }
+
+    /// The same without waiting; otherwise since when somebody does.
+    pub(super) fn try_enter(&self, name: &str) -> Result<Place<'_>, SystemTime> {
+        self.places.try_enter(name)
     }
 
     /// Where the pool's directory is: `path` itself, or where that device is mounted, from here on. Of this node it is then; which of its
-    /// pools, the mark tells.
-    pub(super) fn directory(&self, name: &str, path: &Path) -> Result<PathBuf, DeviceFault> {
+    /// pools, the mark tells. Whoever asks is in the [`Place`] of that name.
+    pub(super) fn directory(&self, place: &Place<'_>, path: &Path) -> Result<PathBuf, DeviceFault> {
         let Some(device) = number(path) else { return Ok(path.to_owned()) };
-        let at = self.base.join(name);
-        // Of a file system on a device, the files are on that device.
-        if fs::metadata(&at).is_ok_and(|seen| seen.dev() == device) {
+        let at = self.at(place.name());
+        if is_mounted(device, &at) {
             return Ok(at);
         }
+        // Another device that had the name before, or one that can only be read: of a mount that hung, and was seen to its end by the
+        // kernel when its daemon was gone.
+        self.leave(place);
         // A link may lead elsewhere by the time that it is mounted.
         let path = &fs::canonicalize(path).map_err(failed("finding the device of", path))?;
         match recognised(path)? {
@@ -120,18 +146,22 @@ impl Devices {
         Err(occupied(device, format!("a pool of another node, or of another cluster ({}),", found.uuid)))
     }
 
-    /// What is mounted for the pool `name` is not it. What is still open there is so until it is closed.
-    pub(super) fn leave(&self, name: &str) {
-        self.unmount(&self.base.join(name));
-    }
-
-    fn unmount(&self, at: &Path) {
-        match umount2(at, MntFlags::MNT_DETACH) {
-            // Nothing was mounted there.
-            Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => {}
-            Err(error) => tracing::warn!(path = %at.display(), %error, "a pool's device cannot be unmounted"),
+    /// What is mounted for that pool, if anything, is not it, or not any more. What is still open there is so until it is closed.
+    pub(super) fn leave(&self, place: &Place<'_>) {
+        let at = self.at(place.name());
+        for _ in 0..LAYERS_MAX {
+            match umount2(&at, MntFlags::MNT_DETACH) {
+                // Another one may lie below.
+                Ok(()) => {}
+                // Nothing is mounted there.
+                Err(Errno::EINVAL | Errno::ENOENT) => break,
+                Err(error) => {
+                    tracing::warn!(path = %at.display(), %error, "a pool's device cannot be unmounted");
+                    break;
+                }
+            }
         }
-        if let Err(error) = fs::remove_dir(at) {
+        if let Err(error) = fs::remove_dir(&at) {
             tracing::debug!(path = %at.display(), %error, "a pool's mount point stays");
         }
     }
@@ -151,9 +181,9 @@ impl Devices {
     }
 
     /// Makes a file system on a device on which nothing is. A directory, and a device with such a file system, are left as they are.
-    pub(super) fn prepare(&self, name: &str, path: &Path) -> Result<(), DeviceFault> {
+    pub(super) fn prepare(&self, place: &Place<'_>, path: &Path) -> Result<(), DeviceFault> {
         let Some(device) = number(path) else { return Ok(()) };
-        if fs::metadata(self.base.join(name)).is_ok_and(|seen| seen.dev() == device) {
+        if is_mounted(device, &self.at(place.name())) {
             return Ok(());
         }
         // A link may lead elsewhere by the time that the tools look.
@@ -176,19 +206,18 @@ impl Devices {
         }
     }
 
-    /// Unmounts what no pool of these names is on. What is still open there is so until it is closed.
+    /// Unmounts what no pool of these names is on. What is still open there is so until it is closed. Where somebody mounts something at
+    /// this moment is left to whoever that is.
     pub(super) fn retain(&self, known: impl Fn(&str) -> bool) {
         // Without any there is no directory.
         let Ok(entries) = fs::read_dir(&self.base) else { return };
-        for at in entries.flatten().map(|entry| entry.path()) {
-            if at
-                .file_name()
-                .and_then(|name| name.to_str())
-                .is_some_and(|name| known(name) || self.added().contains(name))
-            {
-                continue;
+        for name in entries.flatten().map(|entry| entry.file_name()) {
+            let name = name.to_string_lossy();
+            let Ok(place) = self.try_enter(&name) else { continue };
+            // Not before: it may have become known, and been mounted, meanwhile.
+            if !known(&name) && !self.added().contains(&*name) {
+                self.leave(&place);
             }
-            self.unmount(&at);
         }
     }
 }
@@ -201,6 +230,12 @@ fn beginning(device: &Path) -> Result<Vec<u8>, DeviceFault> {
     let mut bytes = vec![0; BEGINNING_BYTES];
     file.read_exact_at(&mut bytes, 0).map_err(failed("reading the device", device))?;
     Ok(bytes)
+}
+
+/// Whether that device is mounted there, to be written to: of a file system on a device, the files are on that device.
+fn is_mounted(device: u64, at: &Path) -> bool {
+    let writable = |at| statvfs(at).is_ok_and(|seen| !seen.f_flag.contains(StatVfsMountFlags::RDONLY));
+    fs::metadata(at).is_ok_and(|seen| seen.dev() == device) && writable(at)
 }
 
 /// The device's number, if `path` is one.
@@ -321,17 +356,17 @@ mod tests {
     fn a_device_is_formatted_once_and_only_when_nothing_is_on_it() {
         let (device, dir) = (Loop::new(), tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).expect("a directory"));
         let devices = devices(&dir);
-        devices.prepare("fast", &device.device).expect("it is empty");
-        let at = devices.directory("fast", &device.device).expect("it is mounted");
+        devices.prepare(&devices.enter("fast"), &device.device).expect("it is empty");
+        let at = devices.directory(&devices.enter("fast"), &device.device).expect("it is mounted");
         assert_eq!(at, dir.path().join("pools/fast"));
         fs::write(at.join("kept"), "word").expect("it can be written to");
 
         // Again, mounted or not: nothing is lost.
-        assert_eq!(devices.directory("fast", &device.device).expect("it is mounted"), at);
+        assert_eq!(devices.directory(&devices.enter("fast"), &device.device).expect("it is mounted"), at);
         devices.retain(|_| false);
         assert!(!at.exists(), "nothing is left of the mount");
-        devices.prepare("fast", &device.device).expect("it is one of ours");
-        let again = devices.directory("other", &device.device).expect("it is mounted");
+        devices.prepare(&devices.enter("fast"), &device.device).expect("it is one of ours");
+        let again = devices.directory(&devices.enter("other"), &device.device).expect("it is mounted");
         assert_eq!(fs::read_to_string(again.join("kept")).expect("it is there"), "word");
         devices.retain(|name| name == "other");
         assert!(again.join("kept").exists(), "what is known stays");
@@ -345,12 +380,12 @@ mod tests {
         let device = Loop::new();
         let made = Command::new("mkfs.ext4").args(["-q", "-L", "photos"]).arg(&device.device).status();
         assert!(made.expect("mkfs").success());
-        let refused = devices.prepare("fast", &device.device).expect_err("somebody's photos");
+        let refused = devices.prepare(&devices.enter("fast"), &device.device).expect_err("somebody's photos");
         assert!(refused.to_string().contains("holds ext4 (photos) already"), "{refused}");
 
         let device = Loop::new();
         fs::write(&device.device, [7; 4096]).expect("it can be written to");
-        let refused = devices.prepare("fast", &device.device).expect_err("something");
+        let refused = devices.prepare(&devices.enter("fast"), &device.device).expect_err("something");
         assert!(refused.to_string().contains("that nothing here recognises"), "{refused}");
 
         let device = Loop::new();
@@ -360,22 +395,23 @@ mod tests {
         table[446 + 8..446 + 16].copy_from_slice(&[1, 0, 0, 0, 100, 0, 0, 0]);
         table[510..].copy_from_slice(&[0x55, 0xaa]);
         fs::write(&device.device, table).expect("it can be written to");
-        let refused = devices.prepare("fast", &device.device).expect_err("a partition table");
+        let refused = devices.prepare(&devices.enter("fast"), &device.device).expect_err("a partition table");
         assert!(refused.to_string().contains("a partition table (dos)"), "{refused}");
     }
 
     #[test]
     fn another_nodes_device_is_never_mounted_and_nothing_on_it_changes() {
         let (device, dir) = (Loop::new(), tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).expect("a directory"));
-        let refused = devices(&dir).directory("fast", &device.device).expect_err("nothing is on it");
+        let refused =
+            devices(&dir).directory(&devices(&dir).enter("fast"), &device.device).expect_err("nothing is on it");
         assert!(refused.to_string().contains("holds no pool's file system"), "{refused}");
         for (cluster, node) in [("c1", 2), ("c2", 1)] {
             let others = Devices::new(dir.path().join("others"), Origin::new(cluster, NodeId(node)));
-            others.prepare("fast", &device.device).expect("it is empty, or that node's");
+            others.prepare(&others.enter("fast"), &device.device).expect("it is empty, or that node's");
             let before = fs::read(&device.device).expect("it can be read");
-            let refused = devices(&dir).prepare("fast", &device.device).expect_err("another's");
+            let refused = devices(&dir).prepare(&devices(&dir).enter("fast"), &device.device).expect_err("another's");
             assert!(refused.to_string().contains("holds a pool of another node, or of another cluster ("), "{refused}");
-            devices(&dir).directory("fast", &device.device).expect_err("another's");
+            devices(&dir).directory(&devices(&dir).enter("fast"), &device.device).expect_err("another's");
             assert!(!dir.path().join("pools/fast").exists(), "it was mounted");
             assert!(fs::read(&device.device).expect("it can be read") == before, "it was written to");
             fs::write(&device.device, vec![0; BEGINNING_BYTES]).expect("it can be written to");
@@ -386,9 +422,9 @@ mod tests {
     fn one_that_is_being_added_stays_mounted_whatever_pools_are_known() {
         let (device, dir) = (Loop::new(), tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).expect("a directory"));
         let devices = devices(&dir);
-        devices.prepare("fast", &device.device).expect("it is empty");
+        devices.prepare(&devices.enter("fast"), &device.device).expect("it is empty");
         devices.is_added("fast");
-        let at = devices.directory("fast", &device.device).expect("it is mounted");
+        let at = devices.directory(&devices.enter("fast"), &device.device).expect("it is mounted");
         devices.retain(|_| false);
         fs::write(at.join("kept"), "word").expect("it is there");
         assert!(number(&device.device).is_some_and(|number| fs::metadata(&at).is_ok_and(|seen| seen.dev() == number)));
@@ -398,11 +434,49 @@ mod tests {
     }
 
     #[test]
+    fn what_can_only_be_read_or_is_another_device_is_not_taken_for_the_pool() {
+        let (first, second) = (Loop::new(), Loop::new());
+        let dir = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).expect("a directory");
+        let devices = devices(&dir);
+        let place = devices.enter("fast");
+        for device in [&first, &second] {
+            devices.prepare(&place, &device.device).expect("it is empty");
+        }
+        // An earlier life's, which has ended meanwhile.
+        let at = dir.path().join("pools/fast");
+        fs::create_dir_all(&at).expect("it can be made");
+        mount(Some(&first.device), &at, Some(KIND), MsFlags::MS_RDONLY, None::<&str>).expect("it can be mounted");
+        for (device, word) in [(&first, "first"), (&second, "second")] {
+            assert_eq!(devices.directory(&place, &device.device).expect("it is mounted"), at);
+            assert_eq!(fs::metadata(&at).expect("it is there").dev(), number(&device.device).expect("a device"));
+            fs::write(at.join(word), word).expect("it can be written to");
+        }
+        assert!(!at.join("first").exists());
+        drop(place);
+        devices.retain(|_| false);
+        assert!(!at.exists(), "nothing else was mounted there");
+    }
+
+    #[test]
+    fn nobody_unmounts_where_somebody_mounts() {
+        let (device, dir) = (Loop::new(), tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).expect("a directory"));
+        let devices = devices(&dir);
+        let place = devices.enter("fast");
+        devices.prepare(&place, &device.device).expect("it is empty");
+        let at = devices.directory(&place, &device.device).expect("it is mounted");
+        devices.retain(|_| false);
+        fs::write(at.join("kept"), "word").expect("it is mounted");
+        drop(place);
+        devices.retain(|_| false);
+        assert!(!at.exists());
+    }
+
+    #[test]
     fn a_directory_is_what_it_was() {
         let dir = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).expect("a directory");
         let devices = devices(&dir);
-        devices.prepare("fast", dir.path()).expect("nothing to do");
-        assert_eq!(devices.directory("fast", dir.path()).expect("itself"), dir.path());
+        devices.prepare(&devices.enter("fast"), dir.path()).expect("nothing to do");
+        assert_eq!(devices.directory(&devices.enter("fast"), dir.path()).expect("itself"), dir.path());
         assert!(!dir.path().join("pools").exists(), "nothing was made");
     }
 }

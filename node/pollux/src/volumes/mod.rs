@@ -19,6 +19,7 @@ mod door;
 pub(crate) mod fixture;
 mod hold;
 mod origin;
+mod places;
 mod pools;
 mod scrub;
 mod steward;

@@ -22,6 +22,7 @@ use tokio::{sync::watch, time::Instant};
 use super::{
     device::{DeviceFault, Devices},
     origin::Origin,
+    places::Place,
 };
 
 /// A pool that could not be opened is not tried again within this, in milliseconds.
@@ -133,7 +134,7 @@ fn taken(path: &Path, Mark { cluster, node, name }: Mark) -> PoolFault {
 }
 
 /// How a pool is opened.
-type Open = Box<dyn Fn(&Devices, &Mark, &Path) -> Result<Pool, PoolFault> + Send + Sync>;
+type Open = Box<dyn Fn(&Devices, &Place<'_>, &Mark, &Path) -> Result<Pool, PoolFault> + Send + Sync>;
 
 /// The pools of this node that are open, or are being opened.
 pub(super) struct Pools {
@@ -180,9 +181,12 @@ impl Pools {
     /// Makes `path` ready to become the pool `name`: a directory is, a device may have to be formatted. Returns the directory. Another
     /// node's pool is not touched.
     pub(super) fn prepare(&self, name: &str, path: &Path) -> Result<PathBuf, PoolFault> {
-        self.devices.prepare(name, path)?;
+        // Nobody waits here for what was called so before and hangs.
+        let place = self.devices.try_enter(name);
+        let place = place.map_err(|since| PoolFault::Opening { path: self.devices.at(name), since })?;
+        self.devices.prepare(&place, path)?;
         self.devices.is_added(name);
-        let directory = self.devices.directory(name, path);
+        let directory = self.devices.directory(&place, path);
         if directory.is_err() {
             self.devices.was_added(name);
         }
@@ -238,7 +242,10 @@ impl Pools {
         let wanted = Mark { cluster: self.cluster.clone(), node: self.node, name: pool.name.clone() };
         // Not one of the runtime's: those are waited for when the daemon ends.
         let begun = std::thread::Builder::new().name("pool".into()).spawn(move || {
-            let opened = (this.open)(&this.devices, &wanted, &at);
+            let opened = {
+                let place = this.devices.enter(&wanted.name);
+                (this.open)(&this.devices, &place, &wanted, &at)
+            };
             this.has_opened(id, since, opened);
         });
         let state = match begun {
@@ -295,8 +302,8 @@ impl Pools {
 }
 
 /// Opens a directory, or what is on a device, as the pool that `wanted` says.
-fn open(devices: &Devices, wanted: &Mark, path: &Path) -> Result<Pool, PoolFault> {
-    let at = devices.directory(&wanted.name, path)?;
+fn open(devices: &Devices, place: &Place<'_>, wanted: &Mark, path: &Path) -> Result<Pool, PoolFault> {
+    let at = devices.directory(place, path)?;
     let is_it = match read(&at) {
         Ok(Some(mark)) if mark == *wanted => Ok(()),
         Ok(Some(mark)) => Err(taken(path, mark)),
@@ -305,7 +312,7 @@ fn open(devices: &Devices, wanted: &Mark, path: &Path) -> Result<Pool, PoolFault
     };
     if at != path && is_it.is_err() {
         // Another device than it was.
-        devices.leave(&wanted.name);
+        devices.leave(place);
     }
     is_it?;
     devices.was_added(&wanted.name);
@@ -337,12 +344,12 @@ mod tests {
         }
         let (answers, hangs) = mpsc::sync_channel::<()>(1);
         let hangs = Mutex::new(hangs);
-        let opens = move |devices: &Devices, wanted: &Mark, path: &Path| {
+        let opens = move |devices: &Devices, place: &Place<'_>, wanted: &Mark, path: &Path| {
             if wanted.name == "slow" {
                 // Until the other end says something, or is gone.
                 let _ = hangs.lock().unwrap_or_else(PoisonError::into_inner).recv();
             }
-            open(devices, wanted, path)
+            open(devices, place, wanted, path)
         };
         let pools = Pools::opened_by("c1".into(), NodeId(1), dir.path().join("none"), Box::new(opens));
         let pools = Arc::new(pools);
@@ -364,6 +371,42 @@ mod tests {
         drop(answers);
         over.changed().await.expect("the thread ends");
         assert!(pools.all().is_empty());
+    }
+
+    #[tokio::test]
+    async fn two_of_one_name_are_opened_one_after_the_other() {
+        let dir = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).expect("a directory");
+        let (first, second) = (dir.path().join("first"), dir.path().join("second"));
+        for path in [&first, &second] {
+            fs::create_dir(path)
+                .and_then(|()| found("c1", NodeId(1), "fast", path).map(drop).map_err(io::Error::other))
+                .expect("it can be made");
+        }
+        let (answers, hangs) = mpsc::sync_channel::<()>(1);
+        let hangs = Mutex::new(hangs);
+        let hanging = first.clone();
+        let opens = move |devices: &Devices, place: &Place<'_>, wanted: &Mark, path: &Path| {
+            if *path == hanging {
+                let _ = hangs.lock().unwrap_or_else(PoisonError::into_inner).recv();
+            }
+            open(devices, place, wanted, path)
+        };
+        let pools = Arc::new(Pools::opened_by("c1".into(), NodeId(1), dir.path().join("none"), Box::new(opens)));
+        let is_opening = |told: Result<Pool, Arc<PoolFault>>| {
+            matches!(told.as_ref().map_err(|it| &**it), Err(PoolFault::Opening { .. }))
+        };
+        assert!(is_opening(pools.try_get(&pool(1, "fast", &first))));
+        while pools.devices.try_enter("fast").is_ok() {
+            tokio::task::yield_now().await;
+        }
+        // It hangs, and is removed; another one is given its name.
+        pools.retain(|_| false);
+        let refused = pools.prepare("fast", &second).expect_err("the first is still there");
+        assert!(matches!(refused, PoolFault::Opening { .. }), "{refused}");
+        assert!(is_opening(pools.get(&pool(2, "fast", &second), Duration::from_millis(50)).await));
+        answers.send(()).expect("it hangs");
+        pools.get(&pool(2, "fast", &second), PATIENCE).await.expect("it has its turn");
+        assert!(pools.devices.try_enter("fast").is_ok());
     }
 
     #[tokio::test]
