@@ -15,7 +15,7 @@ use std::{
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use pollux_link::{OpenError, RecvStream, SendStream, To};
+use pollux_link::{Class, OpenError, RecvStream, SendStream, To};
 use pollux_state::{id::Owner, operation::MoveReport};
 use pollux_vm::{
     Event,
@@ -39,7 +39,7 @@ use super::{
     actor::Mail,
     hold::{self, Place},
     host::Guest,
-    pages::{self, Paced, PageStream, SendError, Tally, unless_stalled},
+    pages::{self, PageStream, SendError, Tally, Way, unless_stalled},
     stopwatch::micros,
     turns::{Purpose, Turn},
 };
@@ -144,7 +144,9 @@ impl Outgoing {
             match session.send_round(round).await {
                 Ok(report) => session.tell(Event::RoundLanded(report)).await,
                 // The connection is there.
-                Err(stalled @ SendError::Stalled) => session.tell(Event::PeerRefused(stalled.to_string())).await,
+                Err(why @ (SendError::Stalled | SendError::Starved(_))) => {
+                    session.tell(Event::PeerRefused(why.to_string())).await;
+                }
                 Err(SendError::Failed(why)) => session.lost(why).await,
             }
         });
@@ -193,20 +195,37 @@ impl Outgoing {
     }
 }
 
-/// How pages are sent.
-#[derive(Debug, Clone, Copy)]
-enum Pace {
-    /// Within the budgets of node and move.
-    Within,
-    /// The guest stands still.
-    AtOnce,
-}
-
+/// Within the budgets of node and move.
 #[async_trait]
-impl Paced for Session {
+impl Way for Session {
     async fn may_send(&self, bytes: u64) {
         self.budget.take(bytes).await;
         self.shared.bulk.take(bytes).await;
+    }
+
+    fn sent_bytes(&self) -> u64 {
+        self.shared.endpoint.path(self.to.node, Class::Bulk).map_or(0, |path| path.sent_bytes)
+    }
+
+    fn starved_ms_max(&self) -> u64 {
+        LANDING_MS_MAX
+    }
+}
+
+/// The guest stands still.
+struct AtOnce(Arc<Session>);
+
+#[async_trait]
+impl Way for AtOnce {
+    async fn may_send(&self, _: u64) {}
+
+    fn sent_bytes(&self) -> u64 {
+        self.0.sent_bytes()
+    }
+
+    /// Not for a moment longer than a target that does not read.
+    fn starved_ms_max(&self) -> u64 {
+        0
     }
 }
 
@@ -301,13 +320,14 @@ impl Session {
         let so_far = || RoundReport { took_ms: super::millis(began.elapsed()), ..tally.sent() };
         let mut landed = self.landed.subscribe();
         let all = async {
-            self.send_pending(round, &tally, Pace::Within).await?;
+            self.send_pending(round, &tally, self.clone()).await?;
             let connection = self.connected()?;
-            unless_stalled(self.send_console(connection)).await?;
+            unless_stalled(&**self, self.send_console(connection)).await?;
             let frames = connection.frames().await;
             hold::at(Place::Round).await;
             let end = ToTarget::RoundEnd { frames };
-            unless_stalled(async { send_message(&mut *connection.control.lock().await, &end).await }).await?;
+            let said = async { send_message(&mut *connection.control.lock().await, &end).await };
+            unless_stalled(&**self, said).await?;
             let landing = landed.wait_for(|landed| *landed >= frames);
             match tokio::time::timeout(Duration::from_millis(LANDING_MS_MAX), landing).await {
                 // The sender is this session's own: it outlives the wait.
@@ -346,16 +366,12 @@ impl Session {
         Ok(())
     }
 
-    async fn send_pending(self: &Arc<Self>, round: u32, tally: &Arc<Tally>, pace: Pace) -> Result<(), SendError> {
+    async fn send_pending(&self, round: u32, tally: &Arc<Tally>, way: Arc<dyn Way>) -> Result<(), SendError> {
         let pages = self.greeting.pages;
         let set = std::mem::replace(&mut *self.pending.lock().await, PageSet::empty(pages));
         let connection = self.connected()?;
         let memory = self.guest.memory();
-        let pace: Option<Arc<dyn Paced>> = match pace {
-            Pace::Within => Some(self.clone()),
-            Pace::AtOnce => None,
-        };
-        pages::send(&self.shared.tasks, &self.cancel, &connection.streams, round, set, memory, tally, pace).await
+        pages::send(&self.shared.tasks, &self.cancel, &connection.streams, round, set, memory, tally, way).await
     }
 
     async fn scan_pending(&self) -> Result<u64, String> {
@@ -373,7 +389,7 @@ impl Session {
         // The last pages travel while QEMU writes its device state. The save is always seen to its end.
         let tally = Arc::new(Tally::default());
         let pages = async {
-            let sent = self.send_pending(round, &tally, Pace::AtOnce).await;
+            let sent = self.send_pending(round, &tally, Arc::new(AtOnce(self.clone()))).await;
             (sent, micros(began.elapsed()))
         };
         let saved = async {
@@ -386,7 +402,7 @@ impl Session {
         sent.map_err(|error| error.to_string())?;
         // Saving may itself have written guest memory (DESIGN, section 5: scan once more).
         if self.scan_pending().await? > 0 {
-            let sent = self.send_pending(round, &tally, Pace::AtOnce).await;
+            let sent = self.send_pending(round, &tally, Arc::new(AtOnce(self.clone()))).await;
             sent.map_err(|error| error.to_string())?;
         }
         if self.cancel.is_cancelled() {

@@ -5,6 +5,7 @@
 //! a newer one.
 
 use std::{
+    pin::pin,
     sync::{
         Arc, Mutex as StdMutex, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -32,6 +33,9 @@ pub(super) const PIECE_PAGES: u64 = 256;
 const STALL_MS_MAX: u64 = 10_000;
 /// What counts as something, in bytes: a frame is sent in parts of this length.
 const PART_BYTES: usize = 64 * 1024;
+/// Unless the connection has sent so much meanwhile, in bytes: then it was busy with what goes before pages, such as replicas of volumes.
+/// Half a megabit per second is more than twice of it; what is sent over one on which nothing waits, to stay alive, a hundredth.
+const BUSY_BYTES: u64 = 4 * PART_BYTES as u64;
 
 /// Buffers of frames that a stream keeps for further ones. What the connection holds at a time comes back in bursts of about
 /// this many.
@@ -43,6 +47,9 @@ pub(super) enum SendError {
     /// The target does not read.
     #[error("the target took nothing of what was sent to it for {} s", STALL_MS_MAX / 1000)]
     Stalled,
+    /// It might, but nothing of this reaches it.
+    #[error("the link to the target was busy with other traffic, such as replicas of volumes, and carried nothing of this guest for {} s", .0 / 1000)]
+    Starved(u64),
     /// Anything else.
     #[error("{0}")]
     Failed(String),
@@ -61,9 +68,23 @@ impl From<&str> for SendError {
 }
 
 /// Sends something that is not long, to a target that reads.
-pub(super) async fn unless_stalled<E: ToString>(sending: impl Future<Output = Result<(), E>>) -> Result<(), SendError> {
-    let sent = tokio::time::timeout(Duration::from_millis(STALL_MS_MAX), sending).await;
-    sent.map_err(|_| SendError::Stalled)?.map_err(|error| SendError::Failed(error.to_string()))
+pub(super) async fn unless_stalled<E: ToString>(
+    way: &dyn Way,
+    sending: impl Future<Output = Result<(), E>>,
+) -> Result<(), SendError> {
+    let mut sending = pin!(sending);
+    let mut waited_ms = 0;
+    loop {
+        let before = way.sent_bytes();
+        match tokio::time::timeout(Duration::from_millis(STALL_MS_MAX), &mut sending).await {
+            Ok(sent) => return sent.map_err(|error| SendError::Failed(error.to_string())),
+            Err(_) if way.sent_bytes().saturating_sub(before) < BUSY_BYTES => return Err(SendError::Stalled),
+            Err(_) => waited_ms += STALL_MS_MAX,
+        }
+        if waited_ms >= way.starved_ms_max() {
+            return Err(SendError::Starved(waited_ms));
+        }
+    }
 }
 
 /// A frame, part by part.
@@ -71,11 +92,17 @@ fn parts(mut frame: Bytes) -> impl Iterator<Item = Bytes> {
     std::iter::from_fn(move || (!frame.is_empty()).then(|| frame.split_to(frame.len().min(PART_BYTES))))
 }
 
-/// Who is asked before bytes are sent.
+/// The way to the target, as far as who sends on it has to know.
 #[async_trait]
-pub(super) trait Paced: Send + Sync {
+pub(super) trait Way: Send + Sync {
     /// Waits until so many bytes may be sent.
     async fn may_send(&self, bytes: u64);
+
+    /// What its connection has sent so far, for whomever.
+    fn sent_bytes(&self) -> u64;
+
+    /// For so long others may go before, in milliseconds.
+    fn starved_ms_max(&self) -> u64;
 }
 
 /// One page stream of the source.
@@ -115,13 +142,13 @@ impl PageStream {
         set: &PageSet,
         memory: &dyn Memory,
         tally: &Tally,
-        pace: Option<&dyn Paced>,
+        way: &dyn Way,
     ) -> Result<(), SendError> {
         let (mut piece, mut zero_pages) = (None, 0);
         for number in set.iter().filter(|number| lot.has(*number)) {
             let of = Some(number / PIECE_PAGES);
             if piece != of {
-                self.flush(round, std::mem::take(&mut zero_pages), tally, pace).await?;
+                self.flush(round, std::mem::take(&mut zero_pages), tally, way).await?;
                 piece = of;
             }
             // The runs of a piece fit a frame, whatever their kinds: a page is at most one run.
@@ -131,16 +158,10 @@ impl PageStream {
                 Err(error) => return Err(error.to_string().into()),
             }
         }
-        self.flush(round, zero_pages, tally, pace).await
+        self.flush(round, zero_pages, tally, way).await
     }
 
-    async fn flush(
-        &mut self,
-        round: u32,
-        zero_pages: u64,
-        tally: &Tally,
-        pace: Option<&dyn Paced>,
-    ) -> Result<(), SendError> {
+    async fn flush(&mut self, round: u32, zero_pages: u64, tally: &Tally, way: &dyn Way) -> Result<(), SendError> {
         if self.encoder.is_empty() {
             return Ok(());
         }
@@ -152,12 +173,10 @@ impl PageStream {
         }
         let frame = self.buffers.lend(self.encoder.finish(&stamp, true));
         let wire_bytes = frame.len() as u64;
-        if let Some(pace) = pace {
-            pace.may_send(wire_bytes).await;
-        }
+        way.may_send(wire_bytes).await;
         // However long all of it takes, the target goes on reading.
         for part in parts(frame) {
-            unless_stalled(self.send.send(part)).await?;
+            unless_stalled(way, self.send.send(part)).await?;
         }
         self.frames += 1;
         self.pages += pages;
@@ -255,7 +274,7 @@ impl Lot {
     }
 }
 
-/// Sends the pages of `set` over all streams at once, and adds them to `tally`. `pace` is asked before each frame.
+/// Sends the pages of `set` over all streams at once, and adds them to `tally`. `way` is asked before each frame.
 #[expect(clippy::too_many_arguments, reason = "one caller, which has each of them")]
 pub(super) async fn send(
     tasks: &TaskTracker,
@@ -265,7 +284,7 @@ pub(super) async fn send(
     set: PageSet,
     memory: Arc<dyn Memory>,
     tally: &Arc<Tally>,
-    pace: Option<Arc<dyn Paced>>,
+    way: Arc<dyn Way>,
 ) -> Result<(), SendError> {
     tally.due.fetch_add(set.len(), Ordering::Relaxed);
     let set = Arc::new(set);
@@ -273,9 +292,9 @@ pub(super) async fn send(
     let sending = streams.iter().zip(0u64..).map(|(stream, number)| {
         let (stream, set, memory, tally) = (stream.clone(), set.clone(), memory.clone(), tally.clone());
         let lot = Lot { stream: number, streams: count };
-        let (cancel, pace) = (cancel.clone(), pace.clone());
+        let (cancel, way) = (cancel.clone(), way.clone());
         let sending = async move {
-            let sent = async { stream.lock().await.send(lot, round, &set, &*memory, &tally, pace.as_deref()).await };
+            let sent = async { stream.lock().await.send(lot, round, &set, &*memory, &tally, &*way).await };
             cancel.run_until_cancelled(sent).await.unwrap_or_else(|| Err("the move was called off".into()))
         };
         tasks.spawn(sending.in_current_span())
@@ -374,9 +393,42 @@ mod tests {
         assert!(Lot { stream: 0, streams }.has(255) && Lot { stream: 1, streams }.has(256));
     }
 
+    /// A connection on which so much is sent each second; others go before for a minute at most.
+    struct Busy(u64, tokio::time::Instant);
+
+    #[async_trait]
+    impl Way for Busy {
+        async fn may_send(&self, _: u64) {}
+
+        fn sent_bytes(&self) -> u64 {
+            self.1.elapsed().as_secs() * self.0
+        }
+
+        fn starved_ms_max(&self) -> u64 {
+            60_000
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_target_is_not_blamed_for_a_link_that_is_busy_with_what_goes_first() {
+        let (busy, idle) = (Busy(62_500, tokio::time::Instant::now()), Busy(100, tokio::time::Instant::now()));
+        let sends = |after_ms| async move {
+            tokio::time::sleep(Duration::from_millis(after_ms)).await;
+            Ok::<(), String>(())
+        };
+        assert_eq!(unless_stalled(&busy, sends(55_000)).await, Ok(()), "half a megabit per second of replicas");
+        assert_eq!(unless_stalled(&idle, sends(55_000)).await, Err(SendError::Stalled), "signs of life");
+
+        let began = tokio::time::Instant::now();
+        let starved = unless_stalled(&busy, sends(100_000)).await.expect_err("it has an end");
+        assert_eq!((&starved, began.elapsed().as_secs()), (&SendError::Starved(60_000), 60));
+        assert!(starved.to_string().ends_with("carried nothing of this guest for 60 s"), "{starved}");
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_target_that_reads_slowly_is_waited_for_and_one_that_does_not_read_is_not() {
         let frame = Bytes::from((0..5 * PART_BYTES + 1).map(|at| at.to_le_bytes()[0]).collect::<Vec<u8>>());
+        let idle = Busy(0, tokio::time::Instant::now());
         let mut taken = Vec::new();
         for part in parts(frame.clone()) {
             let slowly = async {
@@ -384,11 +436,11 @@ mod tests {
                 taken.push(part);
                 Ok::<(), String>(())
             };
-            assert_eq!(unless_stalled(slowly).await, Ok(()));
+            assert_eq!(unless_stalled(&idle, slowly).await, Ok(()));
         }
         assert_eq!((taken.len(), taken.concat()), (6, frame.to_vec()));
 
-        let stalled = unless_stalled(std::future::pending::<Result<(), String>>()).await;
+        let stalled = unless_stalled(&idle, std::future::pending::<Result<(), String>>()).await;
         let stalled = stalled.expect_err("it does not read");
         assert_eq!(stalled.to_string(), "the target took nothing of what was sent to it for 10 s");
     }
