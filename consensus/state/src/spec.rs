@@ -44,7 +44,13 @@ impl VmSpec {
             }
         }
         if self.disks.len() > DISKS_MAX {
-            return Err(invalid("disks", format!("{} of them; a VM has at most {DISKS_MAX}", self.disks.len())));
+            return Err(invalid(
+                "disks",
+                format!(
+                    "{} of them; a VM has at most {DISKS_MAX}, its firmware's variables among them",
+                    self.disks.len()
+                ),
+            ));
         }
         for (place, disk) in self.disks.iter().enumerate() {
             if self.disks.iter().take(place).any(|other| other.volume == disk.volume) {

@@ -126,6 +126,27 @@ fn a_stop_presses_the_power_button_once() {
 }
 
 #[test]
+fn a_forced_stop_does_not_wait_for_the_disks_of_a_guest_that_is_off() {
+    let mut desk = Desk::with_running_guest();
+    desk.seen.desired = Desired::Stopped { force: false };
+    desk.told();
+    assert_eq!(desk.hear(Event::GuestOff), [Effect::CloseGate, Effect::Settle]);
+    assert!(desk.hear(Event::MachineEnded("signal 9".into())).is_empty(), "what is being settled is not QEMU's");
+
+    desk.seen.desired = Desired::Stopped { force: true };
+    let fx = desk.told();
+    assert!(releases_because(&fx, &StopCause::Operator), "{fx:?}");
+    assert!(desk.hear(Event::Settled).is_empty(), "once is enough");
+}
+
+#[test]
+fn a_guest_that_is_off_and_not_its_owners_any_more_is_discarded_at_once() {
+    let mut desk = Desk::with_running_guest();
+    desk.hear(Event::GuestOff);
+    assert_eq!(desk.decided(6, running(OTHER)), [Effect::Discard]);
+}
+
+#[test]
 fn a_forced_stop_asks_the_log_and_not_the_guest() {
     let mut desk = Desk::with_running_guest();
     desk.seen.desired = Desired::Stopped { force: true };

@@ -30,11 +30,15 @@ fn world_with_root() -> World {
     world
 }
 
-/// What its firmware wrote is on its volume.
-fn is_saved(world: &World, via: &str) {
-    until("what its firmware wrote to be saved", SETTLE, || match world.vm(via, "web").unsaved {
-        None => Ok(()),
-        Some(why) => Err(why),
+/// The replica of `volume` on `node` has the variable of this name.
+fn has(world: &World, node: &str, volume: &str, name: &str) {
+    let file = world.replica_file("n1", volume, node);
+    // As firmware writes names: two bytes for each letter.
+    let name: Vec<u8> = name.bytes().flat_map(|letter| [letter, 0]).collect();
+    until("a variable to be on a volume", SETTLE, || {
+        let bytes = std::fs::read(&file).map_err(|error| error.to_string())?;
+        let there = bytes.windows(name.len()).any(|window| window == name);
+        if there { Ok(()) } else { Err(format!("{} has it not", file.display())) }
     });
 }
 
@@ -92,7 +96,7 @@ fn long_a_guest_that_boots_by_uefi_keeps_its_firmwares_variables() {
     world.moves("n3", "n2");
     assert_eq!((guest.boot(), reads(&guest, "First")), (boot.clone(), Some("one".to_owned())));
     sets(&guest, "Second", "two");
-    is_saved(&world, "n3");
+    has(&world, "n1", "web-firmware", "Second");
 
     // Its host dies, and it is started on the other: from the volume, for its memory is gone.
     world.kill("n2");
@@ -115,7 +119,7 @@ fn long_variables_are_in_their_volume_alone_and_hold_no_guest_up() {
     let guest = vm_with(&world, "n1", &["--firmware", "uefi"]);
     guest.boot();
     sets(&guest, "First", "one");
-    is_saved(&world, "n1");
+    has(&world, "n2", "web-firmware", "First");
 
     // They are nowhere else: with another volume there are none, and the old one still has them.
     is_off(&world, "n1");
@@ -139,7 +143,9 @@ fn long_variables_are_in_their_volume_alone_and_hold_no_guest_up() {
     assert!(unsaved.contains("volume other: not saved for"), "{unsaved}");
     assert_eq!(world.vm("n1", "web").runtime, "running");
     world.resume("n2");
-    is_saved(&world, "n1");
+    until("that to be over", SETTLE, || world.vm("n1", "web").unsaved.map_or(Ok(()), Err));
+    has(&world, "n2", "other", "Third");
+    has(&world, "n2", "other", "Fourth");
     is_off(&world, "n1");
     let _: Vm = world.pollux("n1", &["vm", "start", "web"]).json();
     guest.boot();
@@ -177,6 +183,12 @@ fn what_uefi_needs_is_said() {
     world
         .pollux("n1", &["vm", "create", "db", "--volume", "root", "--firmware", "uefi"])
         .refused(exit::CONFLICT, &["VM web has it"]);
-    let volumes: Vec<serde_json::Value> = world.pollux("n1", &["volume", "list"]).json();
-    assert_eq!(volumes.len(), 2, "{volumes:?}");
+    let count = || world.pollux("n1", &["volume", "list"]).json::<Vec<serde_json::Value>>().len();
+    assert_eq!(count(), 2);
+
+    // Where the firmware is not, that is said before anything is made.
+    let _: Vm = world.pollux("n1", &["vm", "delete", "web"]).json();
+    world.run_with("n1", &["--firmware", "/nowhere"]);
+    create(&["--volume", "root", "--firmware", "uefi"]).refused(exit::CONFLICT, &["UEFI", "nothing was changed"]);
+    assert_eq!(count(), 2);
 }

@@ -97,7 +97,7 @@ impl Api {
     }
 
     /// VMs that stand still although they may run, and such whose firmware's variables are not saved, as their nodes tell.
-    async fn standing_still(&self, state: &ClusterState, down: &storage::Down) -> Vec<Problem> {
+    async fn in_trouble(&self, state: &ClusterState, down: &storage::Down) -> Vec<Problem> {
         let owners = state.vms.values().filter(|vm| !vm.spec.disks.is_empty()).filter_map(|vm| vm.phase.owner());
         let nodes: BTreeSet<NodeId> = owners.map(|owner| owner.node).filter(|node| !down.contains(node)).collect();
         let asked = nodes.iter().map(|node| forward::troubles(&self.0, state, *node));
@@ -164,7 +164,7 @@ impl Backend for Api {
         let down = down_in(health.as_ref());
         problems.extend(storage::problems_of(&state, &down));
         problems.extend(storage::differences_of(&state, &self.comparisons(&state, &down).await));
-        problems.extend(self.standing_still(&state, &down).await);
+        problems.extend(self.in_trouble(&state, &down).await);
         Ok(ClusterView {
             id: self.0.identity.cluster().to_string(),
             healthy: problems.is_empty(),
@@ -267,10 +267,12 @@ impl Backend for Api {
         };
         let desired = if request.start { Desired::Running } else { Desired::Stopped { force: false } };
         let name = request.name.clone();
-        let firmware = self.new_firmware(&state, &request)?;
+        let down = down_in(self.health().await.as_ref());
+        let firmware = self.new_firmware(&state, &request, &down)?;
         let spec = self.spec(&state, request)?;
         if desired == Desired::Running {
-            super::preflight::startable(&self.0, &state, &spec, home).await?;
+            let whole = storage::firmware::with_firmware(&spec, firmware.as_ref());
+            super::preflight::startable(&self.0, &state, &whole, home).await?;
         }
         self.create_with_firmware(spec, home, desired, firmware).await?;
         self.named_vm(&name).await

@@ -3,7 +3,7 @@
 use pollux_state::{
     Command,
     id::Generation,
-    vm::{Phase, StopCause},
+    vm::{Desired, Phase, StopCause},
 };
 
 use crate::{
@@ -63,6 +63,10 @@ impl Releasing {
         }
         if core.owned(self.generation).is_none() {
             return core.discard(fx);
+        }
+        // Whoever forces it does not wait for a disk.
+        if seen.desired == (Desired::Stopped { force: true }) {
+            self.disks = Disks::Settled;
         }
         match self.disks {
             Disks::Unsettled => {

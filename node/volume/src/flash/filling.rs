@@ -18,7 +18,9 @@ pub enum PrepareError {
         needs: u64,
     },
     /// There is something else on it, which would be overwritten.
-    #[error("it holds something else than a firmware's variables; give the VM an empty one")]
+    #[error(
+        "it holds something else than a firmware's variables, or the half of them as another version has them; give the VM an empty one"
+    )]
     Other,
     /// It cannot be read or written.
     #[error("it cannot be prepared for a firmware's variables")]

@@ -206,12 +206,9 @@ impl<D: Disk> Flash<D> {
                 Err(error) => {
                     self.queue.put_back();
                     self.again_at = Some(Instant::now() + Duration::from_millis(AGAIN_MS));
-                    self.give_in(Some(error.to_string()));
-                    self.unsaved.send_modify(|unsaved| {
-                        if let Some(unsaved) = unsaved {
-                            unsaved.why = Some(error.to_string());
-                        }
-                    });
+                    // Also if nobody waits, as for a flush of its own: what was written is not safe.
+                    self.is_unsaved(Some(error.to_string()));
+                    self.give_in(None);
                 }
             }
         }

@@ -80,7 +80,11 @@ impl Queue {
         let gone: Vec<Entry> = self.entries.drain(kept..).collect();
         self.bytes = self.entries.iter().map(Entry::bytes).sum();
         let until = gone.iter().filter_map(|entry| entry.until).min();
+        let flush = gone.iter().any(|entry| entry.what == What::Flush);
         self.put(What::Write { offset: 0, data: content });
+        if flush {
+            self.put(What::Flush);
+        }
         if let Some(last) = self.entries.back_mut() {
             last.until = until;
             last.waiting = gone.into_iter().flat_map(|entry| entry.waiting).collect();

@@ -7,7 +7,6 @@ use std::{
 };
 
 use pollux_disk::perform;
-use tokio::time::sleep;
 
 use super::*;
 
@@ -273,7 +272,6 @@ async fn what_was_written_is_read_also_before_the_disk_has_it() {
     put(&mut flash, 2, 9).await;
     let read = perform(&mut flash, Operation::Read { offset: 1024, bytes: 512 }).await.expect("read");
     assert_eq!(read, Outcome::Read(vec![Piece::Data(vec![9; 512].into())]));
-    sleep(LATE).await;
     let outside = perform(&mut flash, Operation::Read { offset: BYTES as u64, bytes: 512 }).await;
     assert!(matches!(outside, Err(DiskError::OutOfRange { .. })));
 }

@@ -3,12 +3,13 @@
 use pollux_api::{ApiError, CreateVm, Firmware};
 use pollux_state::{
     ClusterState, Command, Outcome,
-    id::{NodeId, PoolId},
+    id::{NodeId, PoolId, ReplicaId, VolumeId},
     spec::check_name,
     vm::{Desired, Disk, VmSpec},
+    volume::Volume,
 };
 
-use super::{super::backend::Api, volume_named};
+use super::{super::backend::Api, Down, volume_named};
 
 /// Its size, in bytes: the least that a volume has, and twice what the variables need.
 const FIRMWARE_VOLUME_BYTES: u64 = 1 << 20;
@@ -25,6 +26,7 @@ impl Api {
         &self,
         state: &ClusterState,
         request: &CreateVm,
+        down: &Down,
     ) -> Result<Option<NewFirmware>, ApiError> {
         match (request.firmware, &request.firmware_vars) {
             (Firmware::Bios, None) => return Ok(None),
@@ -48,17 +50,13 @@ impl Api {
         check_name("the volume for the firmware's variables", &name)
             .map_err(|refusal| ApiError::invalid(refusal.to_string()).todo(todo))?;
         if state.volumes.values().any(|volume| volume.name == name) {
-            let why =
-                format!("there is a volume {name} already, with the firmware's variables of a VM that was called so");
+            let why = format!("there is a volume {name} already, and one of that name would be made");
             return Err(ApiError::conflict(why).todo(format!(
-                "to go on with them use --firmware-vars {name}; to begin anew delete it first: `pollux volume delete {name}`"
+                "if it has the variables of an earlier VM of this name, go on with them: --firmware-vars {name}; or give another \
+                 volume, such as an empty one of 1 MiB; `pollux volume show {name}` tells more"
             )));
         }
-        let replicas = volume_named(state, first)?.replicas.values();
-        let mut pools: Vec<PoolId> = replicas.map(|replica| replica.pool).collect();
-        // One that takes another's place may be among them.
-        pools.truncate(pollux_state::limits::REPLICAS_MAX - 1);
-        Ok(Some(NewFirmware { name, pools }))
+        Ok(Some(NewFirmware { name, pools: beside(state, volume_named(state, first)?, down) }))
     }
 
     /// Makes a VM, and before it the volume for its firmware's variables. Of a VM that is refused nothing stays.
@@ -72,19 +70,51 @@ impl Api {
         let Some(NewFirmware { name, pools }) = firmware else {
             return self.propose(Command::CreateVm { spec, home, desired }).await.map(drop);
         };
-        let create = Command::CreateVolume { name, size: FIRMWARE_VOLUME_BYTES, pools };
-        let (_, Outcome::VolumeCreated(volume)) = self.propose(create).await? else {
+        let create = Command::CreateVolume { name: name.clone(), size: FIRMWARE_VOLUME_BYTES, pools };
+        let made = self.propose(create).await.map_err(|error| {
+            // What came of it may be unknown.
+            let and = format!("`pollux volume show {name}` tells whether that was made; if so, --firmware-vars {name}");
+            let todo = if error.todo.is_empty() { and } else { format!("{}; {and}", error.todo) };
+            error.todo(todo)
+        })?;
+        let (_, Outcome::VolumeCreated(volume)) = made else {
             return Err(ApiError::internal("an odd answer to making a volume"));
         };
         spec.disks.push(Disk::firmware(volume));
         let Err(refused) = self.propose(Command::CreateVm { spec, home, desired }).await else { return Ok(()) };
         let state = self.state().await;
         // Whether it was refused may be unknown: then it has a user, and stays.
-        if let Some(it) = state.volumes.get(&volume).filter(|it| it.user.is_none())
-            && let Err(error) = self.propose(Command::DeleteVolume { volume, expect: it.generation }).await
-        {
-            tracing::warn!(volume = it.name, error = error.message, "a volume of a VM that was refused is still there");
+        let there = state.volumes.get(&volume);
+        if there.is_some_and(|it| it.user.is_some()) {
+            return Err(refused);
+        }
+        let deleted = match there {
+            Some(it) => self.propose(Command::DeleteVolume { volume, expect: it.generation }).await.map(drop),
+            None => Err(ApiError::unavailable("this node's copy of the log does not have it yet")),
+        };
+        if let Err(error) = deleted {
+            tracing::warn!(volume = name, error = error.message, "a volume of a VM that was refused is still there");
         }
         Err(refused)
     }
+}
+
+/// The spec of a VM that gets this volume, for who wants to know what it needs before the volume is made.
+pub(in crate::daemon) fn with_firmware(spec: &VmSpec, firmware: Option<&NewFirmware>) -> VmSpec {
+    let mut spec = spec.clone();
+    // Nobody looks which.
+    spec.disks.extend(firmware.map(|_| Disk::firmware(VolumeId(u64::MAX))));
+    spec
+}
+
+/// Where a volume is that is to be wherever another one is whole: a replica that is behind or whose host is down would keep the VM waiting.
+fn beside(state: &ClusterState, volume: &Volume, down: &Down) -> Vec<PoolId> {
+    let of = |id: &ReplicaId| volume.replicas.get(id).map(|replica| replica.pool);
+    let there = |pool: &PoolId| state.pools.get(pool).is_some_and(|pool| !down.contains(&pool.node));
+    let all: Vec<PoolId> = volume.set.iter().filter_map(of).collect();
+    let there: Vec<PoolId> = all.iter().copied().filter(there).collect();
+    let mut pools = if there.is_empty() { all } else { there };
+    // One that takes another's place may be among them.
+    pools.truncate(pollux_state::limits::REPLICAS_MAX - 1);
+    pools
 }

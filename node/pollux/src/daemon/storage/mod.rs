@@ -5,7 +5,7 @@
 
 mod along;
 mod comparisons;
-mod firmware;
+pub(super) mod firmware;
 mod live;
 mod measure;
 mod pools;

@@ -38,6 +38,9 @@ use super::{
 
 /// How long it may take to put on stable storage what a guest that has ended has written.
 const FINISH_MAX: Duration = Duration::from_secs(3);
+/// The same before the log hears that the guest is off. Short: if this host dies in between, the log takes that for a death, and starts
+/// the guest again. What is not done in that time costs whoever uses the volumes next a little copying.
+const SETTLE_MAX: Duration = Duration::from_secs(1);
 
 /// See the module's text.
 pub(super) struct Drives {
@@ -105,16 +108,26 @@ impl Drives {
             }
             made.drives.push((disk.volume, handle));
         }
+        if let Err(error) = made.begin(order, prepared).await {
+            drop(theirs);
+            made.end().await;
+            return Err(error);
+        }
+        Ok((made, theirs))
+    }
+
+    /// Has what a machine needs before its QEMU starts.
+    async fn begin(&mut self, order: &Order, prepared: Option<(usize, Prepared)>) -> Result<(), GuestError> {
         if !order.standby {
-            made.open(order.generation).await?;
+            self.open(order.generation).await?;
         }
         if let Some((at, ready)) = prepared {
             let gone = |_| Err("it is not served any more".to_owned());
-            let volume = made.drives.get(at).map(|(volume, _)| made.name_of(*volume)).unwrap_or_default();
+            let volume = self.drives.get(at).map(|(volume, _)| self.name_of(*volume)).unwrap_or_default();
             let handle = ready.await.unwrap_or_else(gone);
-            made.firmware = Some((at, handle.map_err(|why| GuestError(format!("{volume}: {why}")))?));
+            self.firmware = Some((at, handle.map_err(|why| GuestError(format!("{volume}: {why}")))?));
         }
-        Ok((made, theirs))
+        Ok(())
     }
 
     fn name_of(&self, volume: VolumeId) -> String {
@@ -173,13 +186,20 @@ impl Drives {
         let _ = tokio::time::timeout(most, all).await;
     }
 
-    /// The guest is off, and nothing is under way: there shall be nothing to copy for whoever uses its volumes next.
+    /// The guest is off: there shall be nothing to copy for whoever uses its volumes next. Variables that are not saved are waited for
+    /// longer, for they would be lost.
     pub(super) async fn settle(&self) {
-        if let Some((_, variables)) = &self.firmware {
-            variables.clone().saved(FINISH_MAX).await;
+        if let Some((at, variables)) = &self.firmware
+            && !variables.clone().saved(FINISH_MAX).await
+        {
+            let volume = self.drives.get(*at).map(|(volume, _)| self.name_of(*volume));
+            tracing::error!(
+                volume,
+                "what its firmware wrote last could not be saved before the guest ended, and is lost"
+            );
         }
         let volumes = locked(&self.volumes).clone();
-        futures::future::join_all(volumes.iter().map(|volume| volume.finish(FINISH_MAX))).await;
+        futures::future::join_all(volumes.iter().map(|volume| volume.finish(SETTLE_MAX))).await;
     }
 
     /// The guest stands still and may go on elsewhere: what has to be known of its volumes there, packed in front of its device state.
@@ -255,6 +275,9 @@ impl Drives {
         self.served.wait().await;
     }
 }
+
+/// Tells when the variables of a firmware are there, or why they cannot be.
+type Prepared = oneshot::Receiver<Result<FlashHandle, String>>;
 
 /// QEMU's ends of a machine's drives.
 #[derive(Default)]
