@@ -43,7 +43,7 @@ pub struct Uefi {
 #[derive(Debug, thiserror::Error)]
 pub enum UefiError {
     /// A file of it cannot be read.
-    #[error("`{}` cannot be read ({source}); is the package ovmf installed?", path.display())]
+    #[error("`{}` cannot be read ({source}), which the package ovmf has", path.display())]
     Read {
         /// Which.
         path: PathBuf,

@@ -189,6 +189,6 @@ fn what_uefi_needs_is_said() {
     // Where the firmware is not, that is said before anything is made.
     let _: Vm = world.pollux("n1", &["vm", "delete", "web"]).json();
     world.run_with("n1", &["--firmware", "/nowhere"]);
-    create(&["--volume", "root", "--firmware", "uefi"]).refused(exit::CONFLICT, &["UEFI", "nothing was changed"]);
+    create(&["--volume", "root", "--firmware", "uefi"]).refused(exit::CONFLICT, &["there is no UEFI firmware"]);
     assert_eq!(count(), 2);
 }
