@@ -202,8 +202,8 @@ fn a_guest_whose_own_requests_take_long_is_waited_for_and_not_kept_back_for_long
         hot.passes(None, &mut digests);
         assert!(digests.is_empty() && hot.world.compared().is_empty());
     }
-    // Once it is, the guest waits for it no longer than the first time.
-    hot.write_ms = 0;
+    // Once it is, beside writes of which one is always under way, the guest waits for it no longer than the first time.
+    hot.write_ms = 10;
     while digests.is_empty() {
         assert!(hot.world.now < 10_000, "it is never asked for a digest");
         hot.passes(None, &mut digests);
@@ -213,7 +213,7 @@ fn a_guest_whose_own_requests_take_long_is_waited_for_and_not_kept_back_for_long
         assert!(hot.world.now < 10_000, "the guest waits for good");
         hot.passes(None, &mut digests);
     }
-    assert!(hot.world.now - asked <= 40, "the guest was kept back for {} ms", hot.world.now - asked);
+    assert!(hot.world.now - asked <= 60, "the guest was kept back for {} ms", hot.world.now - asked);
 
     // And if it never is, there is an end all the same.
     let (mut hot, mut found) = (Hot::new(), Vec::new());
