@@ -325,6 +325,12 @@ impl Mirror {
         self.peers.get(&replica).is_some_and(|peer| peer.standing == Standing::Member)
     }
 
+    /// Nothing more is copied or compared until there is an [`Event::Credit`].
+    #[must_use]
+    pub fn is_out_of_credit(&self) -> bool {
+        self.credit <= 0
+    }
+
     /// Something is being copied or compared at this moment.
     #[must_use]
     pub fn copies_now(&self) -> bool {

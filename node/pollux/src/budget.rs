@@ -103,11 +103,14 @@ mod tests {
                 budget.take(2 << 20).await;
             }
         };
-        tokio::select! {
-            biased;
-            _ = futures::future::join_all((0..8).map(|_| little())) => unreachable!("they never end"),
-            () = much => {}
-        }
+        let both = async {
+            tokio::select! {
+                biased;
+                _ = futures::future::join_all((0..8).map(|_| little())) => unreachable!("they never end"),
+                () = much => {}
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), both).await.expect("it has its turn");
     }
 
     #[tokio::test]

@@ -29,7 +29,7 @@ mod tests;
 mod vm;
 mod volume;
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::{Parser, Subcommand};
 use serde::Serialize;
@@ -68,6 +68,9 @@ Exit codes: `pollux help exit-codes`";
 
 /// What every verb takes, apart from its own.
 const GLOBAL: &str = "Global options";
+
+/// Threads that wait for something else are waited for by the process's end for so long, in milliseconds.
+const THREADS_MS_MAX: u64 = 2_000;
 
 /// Virtual machines that move between hosts without stopping.
 #[derive(Debug, Parser)]
@@ -163,7 +166,10 @@ fn run(cli: Cli) -> Result<(), Failure> {
         .enable_all()
         .build()
         .map_err(|error| Failure::new(Exit::Internal, format!("cannot start threads: {error}")))?;
-    runtime.block_on(dispatch(cli))
+    let done = runtime.block_on(dispatch(cli));
+    // A thread that hangs in storage, say in `blkid`, keeps nothing from ending.
+    runtime.shutdown_timeout(Duration::from_millis(THREADS_MS_MAX));
+    done
 }
 
 async fn dispatch(cli: Cli) -> Result<(), Failure> {

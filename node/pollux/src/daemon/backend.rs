@@ -270,8 +270,10 @@ impl Backend for Api {
         let down = down_in(self.health().await.as_ref());
         let firmware = self.new_firmware(&state, &request, &down)?;
         let spec = self.spec(&state, request)?;
+        let whole = storage::firmware::with_firmware(&spec, firmware.as_ref());
+        // Before a volume is made for it.
+        whole.validate().map_err(|refusal| refused(&refusal))?;
         if desired == Desired::Running {
-            let whole = storage::firmware::with_firmware(&spec, firmware.as_ref());
             super::preflight::startable(&self.0, &state, &whole, home).await?;
         }
         self.create_with_firmware(spec, home, desired, firmware).await?;

@@ -15,8 +15,7 @@ impl Volumes {
         let state = self.state();
         let here = state.pools.values().filter(|pool| pool.node == me);
         let known: BTreeSet<&str> = here.map(|pool| pool.name.as_str()).collect();
-        let path = &self.0.pools.prepare(name, path)?;
-        let marked = match found(cluster, me, name, path) {
+        self.0.pools.prepare(name, path, |path| match found(cluster, me, name, path) {
             Err(PoolFault::Taken { cluster: its, node, found: old, .. })
                 if its == *cluster && node == me && !known.contains(old.as_str()) =>
             {
@@ -24,11 +23,12 @@ impl Volumes {
                 found(cluster, me, name, path).map(drop)
             }
             marked => marked.map(drop),
-        };
-        if marked.is_err() {
-            self.0.pools.give_up(name);
-        }
-        marked
+        })
+    }
+
+    /// What was claimed will not be a pool after all. Waits for the storage.
+    pub(crate) fn unclaim(&self, name: &str) {
+        self.0.pools.give_up(name);
     }
 }
 

@@ -23,7 +23,7 @@ use nix::{
     errno::Errno,
     mount::{MntFlags, MsFlags, mount, umount2},
 };
-use rustix::fs::{StatVfsMountFlags, statvfs};
+use rustix::fs::{StatVfsMountFlags, statfs, statvfs};
 
 use super::{
     origin::Origin,
@@ -35,8 +35,12 @@ const LABEL: &str = "pollux";
 /// Its kind. XFS takes what is written into the page cache without a thread that may wait for it, which ext4 does not: a replica on it
 /// writes half as much again, in small requests (docs/performance.md).
 const KIND: &str = "xfs";
+/// How the kernel calls it (`XFS_SUPER_MAGIC`).
+const XFS_MAGIC: i64 = 0x5846_5342;
 /// On a device with nothing on it so much is zeros, in bytes: whatever is put on one begins there.
 const BEGINNING_BYTES: usize = 1 << 20;
+/// The beginning of an XFS, in bytes, as far as it is looked at: its magic, its UUID at 32 and its label at 108 (`struct xfs_dsb`).
+const SUPERBLOCK_BYTES: usize = 512;
 /// Of file systems that lie one over the other where a pool is to be, so many are unmounted.
 const LAYERS_MAX: usize = 16;
 /// As much of what a tool complains of is told, in bytes.
@@ -97,6 +101,11 @@ impl Devices {
         Self { base, origin, added: Mutex::default(), places: Places::default() }
     }
 
+    /// Where all are mounted.
+    pub(super) fn base(&self) -> &Path {
+        &self.base
+    }
+
     /// Where a device of that name is mounted.
     pub(super) fn at(&self, name: &str) -> PathBuf {
         self.base.join(name)
@@ -126,10 +135,12 @@ impl Devices {
         self.leave(place);
         // A link may lead elsewhere by the time that it is mounted.
         let path = &fs::canonicalize(path).map_err(failed("finding the device of", path))?;
-        match recognised(path)? {
+        match superblock(path)? {
             Some(found) if found.is_a_pool() => self.must_be_ours(path, &found)?,
-            Some(found) => return Err(occupied(path, found.to_string())),
-            None => return Err(DeviceFault::Empty { device: path.clone() }),
+            _ => match recognised(path)? {
+                Some(found) => return Err(occupied(path, found.to_string())),
+                None => return Err(DeviceFault::Empty { device: path.clone() }),
+            },
         }
         fs::create_dir_all(&at).map_err(failed("making the directory", &at))?;
         let flags = MsFlags::MS_NOATIME | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC | MsFlags::MS_NOSUID;
@@ -150,7 +161,11 @@ impl Devices {
     pub(super) fn leave(&self, place: &Place<'_>) {
         let at = self.at(place.name());
         for _ in 0..LAYERS_MAX {
-            match umount2(&at, MntFlags::MNT_DETACH) {
+            // What somebody else mounted there is not a pool's, nor where a link leads.
+            if !statfs(&at).is_ok_and(|seen| seen.f_type == XFS_MAGIC) {
+                break;
+            }
+            match umount2(&at, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
                 // Another one may lie below.
                 Ok(()) => {}
                 // Nothing is mounted there.
@@ -176,6 +191,11 @@ impl Devices {
         self.added().remove(name);
     }
 
+    /// None is any more: the daemon ends.
+    pub(super) fn none_is_added(&self) {
+        self.added().clear();
+    }
+
     fn added(&self) -> MutexGuard<'_, BTreeSet<String>> {
         self.added.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -189,8 +209,10 @@ impl Devices {
         // A link may lead elsewhere by the time that the tools look.
         let path = &fs::canonicalize(path).map_err(failed("finding the device of", path))?;
         let beginning = beginning(path)?;
+        if let Some(found) = superblock(path)?.filter(Found::is_a_pool) {
+            return self.must_be_ours(path, &found);
+        }
         match recognised(path)? {
-            Some(found) if found.is_a_pool() => self.must_be_ours(path, &found),
             Some(found) => Err(occupied(path, found.to_string())),
             None if beginning.iter().any(|byte| *byte != 0) => {
                 Err(occupied(path, "data of a kind that nothing here recognises".into()))
@@ -266,6 +288,21 @@ impl fmt::Display for Found {
     }
 }
 
+/// The file system of a pool, if one begins there. Asked of the superblock itself: `blkid` looks at places that are replicas' data here,
+/// and a guest may have written there what looks like something else.
+fn superblock(device: &Path) -> Result<Option<Found>, DeviceFault> {
+    let mut bytes = [0; SUPERBLOCK_BYTES];
+    let read = fs::File::open(device).and_then(|file| file.read_exact_at(&mut bytes, 0));
+    read.map_err(failed("reading the device", device))?;
+    if !bytes.starts_with(b"XFSB") {
+        return Ok(None);
+    }
+    let label = bytes[108..120].split(|byte| *byte == 0).next().unwrap_or_default();
+    let hex = |range: std::ops::Range<usize>| bytes[range].iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let uuid = [32..36, 36..38, 38..40, 40..42, 42..48].map(hex).join("-");
+    Ok(Some(Found { kind: KIND.into(), label: String::from_utf8_lossy(label).into_owned(), uuid }))
+}
+
 /// What is on a device. Whatever has a signature that anybody knows counts, partition tables too.
 fn recognised(device: &Path) -> Result<Option<Found>, DeviceFault> {
     let probe = |tag: &str| {
@@ -280,8 +317,8 @@ fn recognised(device: &Path) -> Result<Option<Found>, DeviceFault> {
         match told.status.code() {
             Some(0) if found(&told).is_empty() => {}
             Some(0) if tag == "TYPE" => {
-                let (label, uuid) = (found(&probe("LABEL")?), found(&probe("UUID")?));
-                return Ok(Some(Found { kind: found(&told), label, uuid }));
+                let label = found(&probe("LABEL")?);
+                return Ok(Some(Found { kind: found(&told), label, ..Found::default() }));
             }
             Some(0) => return only(format!("a partition table ({})", found(&told))),
             // Nothing was recognised.
@@ -416,6 +453,50 @@ mod tests {
             assert!(fs::read(&device.device).expect("it can be read") == before, "it was written to");
             fs::write(&device.device, vec![0; BEGINNING_BYTES]).expect("it can be written to");
         }
+    }
+
+    #[test]
+    fn what_a_guest_wrote_does_not_make_a_pool_something_else() {
+        let (device, dir) = (Loop::new(), tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).expect("a directory"));
+        let devices = devices(&dir);
+        devices.prepare(&devices.enter("fast"), &device.device).expect("it is empty");
+        let at = devices.directory(&devices.enter("fast"), &device.device).expect("it is mounted");
+        // The second header of LUKS2, in each place where one is looked for.
+        let mut block = [0; 4096];
+        block[..8].copy_from_slice(b"SKUL\xba\xbe\0\x02");
+        let replica = fs::File::create(at.join("replica")).expect("it can be written to");
+        for offset in [0x4000, 0x8000, 0x1_0000, 0x2_0000, 0x4_0000, 0x8_0000, 0x10_0000, 0x20_0000, 0x40_0000_u64] {
+            block[256..264].copy_from_slice(&offset.to_be_bytes());
+            for at in 0..2048 {
+                if at * 4096 % offset == 0 || offset == 0x20_0000 {
+                    replica.write_all_at(&block, at * 4096).expect("it can be written to");
+                }
+            }
+        }
+        replica.sync_all().expect("it can be synced");
+        drop(replica);
+        devices.retain(|_| false);
+        assert!(!at.exists(), "nothing is mounted");
+        devices.prepare(&devices.enter("fast"), &device.device).expect("it is one of ours");
+        let again = devices.directory(&devices.enter("fast"), &device.device).expect("it is mounted");
+        assert!(again.join("replica").exists());
+        devices.retain(|_| false);
+    }
+
+    #[test]
+    fn what_somebody_else_mounted_beside_the_pools_stays() {
+        let (device, dir) = (Loop::new(), tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).expect("a directory"));
+        let devices = devices(&dir);
+        devices.prepare(&devices.enter("fast"), &device.device).expect("it is empty");
+        devices.directory(&devices.enter("fast"), &device.device).expect("it is mounted");
+        let theirs = dir.path().join("pools/theirs");
+        fs::create_dir(&theirs).expect("it can be made");
+        mount(Some("none"), &theirs, Some("tmpfs"), MsFlags::empty(), None::<&str>).expect("it can be mounted");
+        fs::write(theirs.join("kept"), "word").expect("it can be written to");
+        devices.retain(|_| false);
+        let kept = theirs.join("kept").exists();
+        umount2(&theirs, MntFlags::MNT_DETACH).expect("it is mounted");
+        assert!(kept && !dir.path().join("pools/fast").exists());
     }
 
     #[test]

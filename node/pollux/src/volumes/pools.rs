@@ -68,6 +68,14 @@ pub(crate) enum PoolFault {
         /// Of which cluster.
         cluster: String,
     },
+    /// It is where the devices are.
+    #[error("{path} is in {base}, where this node mounts the devices of its pools")]
+    Within {
+        /// Which directory.
+        path: PathBuf,
+        /// Where those are.
+        base: PathBuf,
+    },
     /// Nobody knows yet.
     #[error("{path} is still being mounted since {}", moment(.since))]
     Opening {
@@ -178,22 +186,32 @@ impl Pools {
         self.opened.subscribe()
     }
 
-    /// Makes `path` ready to become the pool `name`: a directory is, a device may have to be formatted. Returns the directory. Another
-    /// node's pool is not touched.
-    pub(super) fn prepare(&self, name: &str, path: &Path) -> Result<PathBuf, PoolFault> {
+    /// Makes `path` ready to become the pool `name`, and has its directory marked by `mark`: a directory is ready, a device may have to be
+    /// formatted. Another node's pool is not touched.
+    pub(super) fn prepare(
+        &self,
+        name: &str,
+        path: &Path,
+        mark: impl FnOnce(&Path) -> Result<(), PoolFault>,
+    ) -> Result<(), PoolFault> {
+        if path.starts_with(self.devices.base()) {
+            return Err(PoolFault::Within { path: path.to_owned(), base: self.devices.base().to_owned() });
+        }
         // Nobody waits here for what was called so before and hangs.
         let place = self.devices.try_enter(name);
         let place = place.map_err(|since| PoolFault::Opening { path: self.devices.at(name), since })?;
         self.devices.prepare(&place, path)?;
         self.devices.is_added(name);
-        let directory = self.devices.directory(&place, path);
-        if directory.is_err() {
-            self.devices.was_added(name);
+        let marked =
+            self.devices.directory(&place, path).map_err(PoolFault::from).and_then(|directory| mark(&directory));
+        drop(place);
+        if marked.is_err() {
+            self.give_up(name);
         }
-        Ok(directory?)
+        marked
     }
 
-    /// It could not become one after all.
+    /// It could not become one after all, or will not be. Waits for the storage.
     pub(super) fn give_up(&self, name: &str) {
         self.devices.was_added(name);
         self.unmount_unknown();
@@ -248,15 +266,15 @@ impl Pools {
             };
             this.has_opened(id, since, opened);
         });
-        let state = match begun {
-            Ok(_) => State::Opening { since },
+        let (state, fault) = match begun {
+            Ok(_) => (State::Opening { since }, Arc::new(PoolFault::Opening { path, since })),
             Err(source) => {
-                let fault = Arc::new(PoolFault::Io { path: path.clone(), source });
-                State::Failed { fault, at: Instant::now() }
+                let fault = Arc::new(PoolFault::Io { path, source });
+                (State::Failed { fault: Arc::clone(&fault), at: Instant::now() }, fault)
             }
         };
         all.insert(pool.id, Known { name: pool.name.clone(), state });
-        Err(Arc::new(PoolFault::Opening { path, since }))
+        Err(fault)
     }
 
     /// What came of opening a pool since then.
@@ -281,8 +299,8 @@ impl Pools {
         self.opened.send_modify(|times| *times += 1);
     }
 
-    /// Forgets those that are gone, and unmounts their devices.
-    pub(super) fn retain(&self, known: impl Fn(PoolId) -> bool) {
+    /// Forgets those that are gone, and has their devices unmounted.
+    pub(super) fn retain(self: &Arc<Self>, known: impl Fn(PoolId) -> bool) {
         let fewer = {
             let mut all = self.all();
             let before = all.len();
@@ -290,13 +308,19 @@ impl Pools {
             all.len() < before
         };
         if fewer {
-            self.unmount_unknown();
+            // The last that is closed of one that hangs may hang whoever unmounts it.
+            let this = Arc::clone(self);
+            let begun = std::thread::Builder::new().name("pool".into()).spawn(move || this.unmount_unknown());
+            if let Err(error) = begun {
+                tracing::error!(%error, "the device of a pool that is gone stays mounted");
+            }
         }
     }
 
     /// Forgets all, and unmounts their devices. One that is still being mounted is left to the kernel.
     pub(super) fn close(&self) {
         self.all().retain(|_, known| matches!(known.state, State::Opening { .. }));
+        self.devices.none_is_added();
         self.unmount_unknown();
     }
 }
@@ -401,7 +425,7 @@ mod tests {
         }
         // It hangs, and is removed; another one is given its name.
         pools.retain(|_| false);
-        let refused = pools.prepare("fast", &second).expect_err("the first is still there");
+        let refused = pools.prepare("fast", &second, |_| Ok(())).expect_err("the first is still there");
         assert!(matches!(refused, PoolFault::Opening { .. }), "{refused}");
         assert!(is_opening(pools.get(&pool(2, "fast", &second), Duration::from_millis(50)).await));
         answers.send(()).expect("it hangs");

@@ -66,11 +66,13 @@ impl Ways for WaysOf {
             return Box::pin(std::future::ready(bytes));
         }
         // A volume is polled when its user likes. Whoever's turn it is must not wait for that.
-        let (grant, granted) = oneshot::channel();
+        let (mut grant, granted) = oneshot::channel();
         self.volumes.spawn(async move {
-            let some = bulk.take_some(bytes).await;
-            // One that has ended has no use for it.
-            let _ = grant.send(some);
+            tokio::select! {
+                // One that has ended has no use for it.
+                () = grant.closed() => {}
+                some = bulk.take_some(bytes) => drop(grant.send(some)),
+            }
         });
         Box::pin(async move {
             match granted.await {

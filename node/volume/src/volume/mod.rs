@@ -267,20 +267,18 @@ impl Volume {
         moved
     }
 
-    /// Asks for the next of what may be copied by now, unless that was asked for.
-    fn ask_for_leave(&mut self) {
-        if self.copying.leave.is_none() && self.copying.owed > 0 {
-            self.copying.leave = Some(self.peers.may_send(self.copying.owed));
-        }
-    }
-
+    /// Takes the node's leave to copy, and asks for the next of what may be copied by now. Not before it is of use: what is granted to a
+    /// replica that takes nothing is nobody else's.
     fn take_leave(&mut self, cx: &mut Context<'_>) -> bool {
-        let Some(leave) = &mut self.copying.leave else { return false };
+        let Some(leave) = &mut self.copying.leave else {
+            let asks = self.copying.owed > 0 && self.mirror.is_out_of_credit();
+            self.copying.leave = asks.then(|| self.peers.may_send(self.copying.owed));
+            return asks;
+        };
         let Poll::Ready(bytes) = leave.as_mut().poll(cx) else { return false };
         self.copying.leave = None;
         self.copying.owed = self.copying.owed.saturating_sub(bytes);
         self.apply(Event::Credit(bytes));
-        self.ask_for_leave();
         true
     }
 
@@ -302,9 +300,8 @@ impl Volume {
         self.compare_for_somebody();
         self.apply(Event::Tick);
         // Of what was not granted in its time nothing is left: the links are somebody else's just now.
-        self.copying.owed = credit;
         if self.peers.copies_far(&self.mirror) {
-            self.ask_for_leave();
+            self.copying.owed = credit;
         } else {
             (self.copying.leave, self.copying.owed) = (None, 0);
             if credit > 0 {

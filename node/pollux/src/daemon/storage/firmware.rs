@@ -94,6 +94,8 @@ impl Api {
         };
         if let Err(error) = deleted {
             tracing::warn!(volume = name, error = error.message, "a volume of a VM that was refused is still there");
+            let todo = format!("volume {name} was made for it and is still there: `pollux volume delete {name}`");
+            return Err(ApiError { todo: [&*refused.todo, &*todo].join("; "), ..refused });
         }
         Err(refused)
     }

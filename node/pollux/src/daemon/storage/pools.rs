@@ -11,6 +11,8 @@ use pollux_state::{
     spec::check_name,
 };
 
+use tokio::sync::oneshot;
+
 use super::super::{
     backend::{propose, refused},
     run::Daemon,
@@ -46,18 +48,31 @@ pub(in crate::daemon) async fn add_here(
     let state = daemon.consensus.watch().borrow().state.clone();
     // Before the directory is touched: a mark that the log then refuses would be in the way of the next attempt.
     check(&state, daemon.identity.node(), (&name, &path))?;
-    let (of, at) = (name.clone(), path.clone());
-    let marking = tokio::task::spawn_blocking(move || volumes.claim(&of, Path::new(&at)));
-    let marked = tokio::time::timeout(Duration::from_millis(LOOK_MS_MAX), marking).await;
+    let (tell, told) = oneshot::channel();
+    let (claims, of, at) = (volumes.clone(), name.clone(), path.clone());
+    tokio::task::spawn_blocking(move || {
+        if let Err(Ok(())) = tell.send(claims.claim(&of, Path::new(&at))) {
+            // It hung, and nobody waits for it any more.
+            claims.unclaim(&of);
+        }
+    });
+    let marked = tokio::time::timeout(Duration::from_millis(LOOK_MS_MAX), told).await;
     let marked = marked.map_err(|_| {
         let why = format!("{path} has not answered for {} s: does its storage hang?", LOOK_MS_MAX / 1000);
         ApiError::unavailable(why).todo("look at that host's disks and its kernel's log; nothing was added")
     })?;
     let marked = marked.map_err(|error| ApiError::internal(error.to_string()))?;
     marked.map_err(|fault| unusable(&fault))?;
-    match propose(daemon, op, Command::AddPool { name, path }).await? {
-        (Outcome::PoolAdded(pool), index) => Ok((pool, index)),
-        (outcome, _) => Err(ApiError::internal(format!("an odd answer to a new pool: {outcome:?}"))),
+    match propose(daemon, op, Command::AddPool { name: name.clone(), path }).await {
+        Ok((Outcome::PoolAdded(pool), index)) => Ok((pool, index)),
+        other => {
+            // If it is one after all, it is mounted again when the log says so.
+            tokio::task::spawn_blocking(move || volumes.unclaim(&name));
+            match other {
+                Ok((outcome, _)) => Err(ApiError::internal(format!("an odd answer to a new pool: {outcome:?}"))),
+                Err(error) => Err(error),
+            }
+        }
     }
 }
 
@@ -91,6 +106,9 @@ fn unusable(fault: &PoolFault) -> ApiError {
     match fault {
         PoolFault::Pool(PoolError::NoDirectory { .. }) => ApiError::invalid(message)
             .todo("make the directory on that node, mount its file system first if it has one of its own"),
+        PoolFault::Within { .. } => {
+            ApiError::invalid(message).todo("use a directory elsewhere, or name the device itself")
+        }
         PoolFault::Pool(PoolError::NoHoles { .. }) => ApiError::conflict(message),
         PoolFault::Taken { .. } | PoolFault::Unmarked { .. } | PoolFault::Device(DeviceFault::Empty { .. }) => {
             ApiError::conflict(message)
