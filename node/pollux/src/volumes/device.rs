@@ -15,7 +15,10 @@ use std::{
     os::unix::fs::{FileExt as _, FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::SystemTime,
 };
 
@@ -93,12 +96,14 @@ pub(super) struct Devices {
     /// Names under which one is being added. The cluster may not know of them yet.
     added: Mutex<BTreeSet<String>>,
     places: Places,
+    /// How often [`Self::retain`] was asked.
+    retained: AtomicU64,
 }
 
 impl Devices {
     /// They are `origin`'s, and mounted in directories of `base`.
     pub(super) fn new(base: PathBuf, origin: Origin) -> Self {
-        Self { base, origin, added: Mutex::default(), places: Places::default() }
+        Self { base, origin, added: Mutex::default(), places: Places::default(), retained: AtomicU64::new(0) }
     }
 
     /// Where all are mounted.
@@ -231,6 +236,18 @@ impl Devices {
     /// Unmounts what no pool of these names is on. What is still open there is so until it is closed. Where somebody mounts something at
     /// this moment is left to whoever that is.
     pub(super) fn retain(&self, known: impl Fn(&str) -> bool) {
+        let mut asked = self.retained.fetch_add(1, Ordering::SeqCst) + 1;
+        loop {
+            self.unmount_unknown(&known);
+            // Who asked meanwhile may have met this one there, and know more.
+            match self.retained.load(Ordering::SeqCst) {
+                now if now == asked => return,
+                now => asked = now,
+            }
+        }
+    }
+
+    fn unmount_unknown(&self, known: &impl Fn(&str) -> bool) {
         // Without any there is no directory.
         let Ok(entries) = fs::read_dir(&self.base) else { return };
         for name in entries.flatten().map(|entry| entry.file_name()) {
@@ -355,6 +372,8 @@ fn failed(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> DeviceFa
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use pollux_state::id::NodeId;
 
     use super::*;
@@ -550,6 +569,24 @@ mod tests {
         drop(place);
         devices.retain(|_| false);
         assert!(!at.exists());
+    }
+
+    #[test]
+    fn who_knows_more_meanwhile_is_not_overheard() {
+        let dir = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).expect("a directory");
+        let (devices, at) = (devices(&dir), dir.path().join("pools/fast"));
+        fs::create_dir_all(&at).expect("it can be made");
+        let removed = Cell::new(false);
+        devices.retain(|_| {
+            // While this one decides it is removed; whoever says so meets this one there.
+            let known = !removed.replace(true);
+            if known {
+                devices.retain(|_| false);
+                assert!(at.exists());
+            }
+            known
+        });
+        assert!(!at.exists(), "it stays for good");
     }
 
     #[test]
