@@ -31,7 +31,6 @@ fn starts(world: &World, guest: &Client) {
 }
 
 #[test]
-#[ignore = "not yet played to its end; run it by name"]
 fn long_a_guest_without_room_stops_when_there_is_some_or_by_force_and_goes_on_where_there_is() {
     let world = World::start(3);
     world.have_pools();
