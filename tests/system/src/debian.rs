@@ -204,7 +204,7 @@ impl Client {
     pub fn fio_begins(&self) {
         let pass =
             format!("{FIO_PASS} --randseed=$n > /run/fio.log 2>&1 || {{ mv /run/fio.log /run/fio.failed; break; }}");
-        self.in_background("fio", &format!("{pass}; echo $n > /run/fio.passes"));
+        self.in_background("fio", &pass);
     }
 
     /// Waits until fio has ended the pass under way and another one that began after now.
@@ -234,10 +234,7 @@ impl Client {
         self.must("mkdir -p /data/files");
         let write = "dd if=/dev/urandom of=/data/files/$n bs=64k count=16 conv=fsync status=none 2> /run/files.log \
                      || { mv /run/files.log /run/files.failed; break; }";
-        self.in_background(
-            "files",
-            &format!("{write}; sha256sum /data/files/$n >> /run/files.sums; echo $n > /run/files.passes"),
-        );
+        self.in_background("files", &format!("{write}; sha256sum /data/files/$n >> /run/files.sums"));
     }
 
     /// Waits until some more of them are there.
@@ -277,11 +274,13 @@ impl Client {
         self.must(&format!("{FIO_SEALED} --verify_only"));
     }
 
-    /// Repeats `work` in the guest, with `$n` counting, until it is told to end. What it leaves under `/run` is gone with the boot.
+    /// Repeats `work` in the guest, with `$n` counting, until it is told to end. Whoever asks for the count finds one at any time. What it leaves under `/run` is gone with the boot.
     #[track_caller]
     fn in_background(&self, name: &str, work: &str) {
-        let script =
-            format!("n=0; while [ ! -e /run/{name}.stop ]; do n=$((n+1)); {work}; done; touch /run/{name}.over");
+        let counted = format!("echo $n > /run/{name}.new; mv /run/{name}.new /run/{name}.passes");
+        let script = format!(
+            "n=0; while [ ! -e /run/{name}.stop ]; do n=$((n+1)); {work}; {counted}; done; touch /run/{name}.over"
+        );
         self.must(&format!("cd / && setsid sh -c '{script}' < /dev/null > /dev/null 2>&1 &"));
     }
 
