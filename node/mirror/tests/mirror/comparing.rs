@@ -166,6 +166,19 @@ impl Hot {
         }
         (found, self.world.now - since)
     }
+
+    /// What is first found out by comparing where no digest is ever told.
+    fn is_told_nothing(&mut self) -> Vec<(Range<u64>, Differs)> {
+        let (mut found, mut digests) = (Vec::new(), BTreeMap::new());
+        self.passes(None, &mut digests);
+        self.world.tell(Event::Compare { range: 0..COPY, authority: R1, repair: false });
+        while found.is_empty() {
+            assert!(self.world.now < 10_000, "it does not end");
+            self.passes(None, &mut digests);
+            found = self.world.compared();
+        }
+        found
+    }
 }
 
 #[test]
@@ -216,16 +229,12 @@ fn a_guest_whose_own_requests_take_long_is_waited_for_and_not_kept_back_for_long
     assert!(hot.world.now - asked <= 60, "the guest was kept back for {} ms", hot.world.now - asked);
 
     // And if it never is, there is an end all the same.
-    let (mut hot, mut found) = (Hot::new(), Vec::new());
+    let mut hot = Hot::new();
     hot.write_ms = 20_000;
-    hot.passes(None, &mut digests);
-    hot.world.tell(Event::Compare { range: 0..COPY, authority: R1, repair: false });
-    while found.is_empty() {
-        assert!(hot.world.now < 10_000, "it does not end");
-        hot.passes(None, &mut digests);
-        found = hot.world.compared();
-    }
-    assert_eq!(found, [(0..GRAIN_BYTES, Err("what the guest asks for there took too long to be waited for"))]);
+    assert_eq!(
+        hot.is_told_nothing(),
+        [(0..GRAIN_BYTES, Err("what the guest asks for there took too long to be waited for"))]
+    );
 }
 
 #[test]
@@ -244,15 +253,7 @@ fn pieces_are_cut_on_grains() {
 #[test]
 fn what_is_not_told_in_any_time_is_left_out_and_the_guest_goes_on() {
     let mut hot = Hot::new();
-    let (mut digests, mut found) = (BTreeMap::new(), Vec::new());
-    hot.passes(None, &mut digests);
-    hot.world.tell(Event::Compare { range: 0..COPY, authority: R1, repair: false });
-    while found.is_empty() {
-        assert!(hot.world.now < 10_000, "it does not end");
-        hot.passes(None, &mut digests);
-        found = hot.world.compared();
-    }
-    assert_eq!(found, [(0..GRAIN_BYTES, Err("a replica did not tell in time what it holds there"))]);
+    assert_eq!(hot.is_told_nothing(), [(0..GRAIN_BYTES, Err("a replica did not tell in time what it holds there"))]);
     assert!(hot.waited_ms_max < 250, "the guest waited for {} ms", hot.waited_ms_max);
 }
 

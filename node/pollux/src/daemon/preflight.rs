@@ -59,9 +59,8 @@ pub(super) async fn startable(
     spec: &VmSpec,
     on: NodeId,
 ) -> Result<(), ApiError> {
-    // What is wrong in itself is the log's to refuse, and nothing to ask QEMU about.
     let asks = spec.firmware().is_some() || spec.nics.iter().any(|nic| nic.told_mtu().is_some());
-    if !asks || spec.validate().is_err() {
+    if !asks {
         return Ok(());
     }
     let found = forward::can_run(daemon, state, on, spec).await.unwrap_or_default();

@@ -140,9 +140,9 @@ impl Devices {
         self.leave(place);
         // A link may lead elsewhere by the time that it is mounted.
         let path = &fs::canonicalize(path).map_err(failed("finding the device of", path))?;
-        match superblock(path)? {
-            Some(found) if found.is_a_pool() => self.must_be_ours(path, &found)?,
-            _ => match recognised(path)? {
+        match pool_on(path)? {
+            Some(uuid) => self.must_be_ours(path, &uuid)?,
+            None => match recognised(path)? {
                 Some(found) => return Err(occupied(path, found.to_string())),
                 None => return Err(DeviceFault::Empty { device: path.clone() }),
             },
@@ -155,11 +155,11 @@ impl Devices {
     }
 
     /// Another's file system is not touched.
-    fn must_be_ours(&self, device: &Path, found: &Found) -> Result<(), DeviceFault> {
-        if self.origin.made(&found.uuid) {
+    fn must_be_ours(&self, device: &Path, uuid: &str) -> Result<(), DeviceFault> {
+        if self.origin.made(uuid) {
             return Ok(());
         }
-        Err(occupied(device, format!("a pool of another node, or of another cluster ({}),", found.uuid)))
+        Err(occupied(device, format!("a pool of another node, or of another cluster ({uuid}),")))
     }
 
     /// What is mounted for that pool, if anything, is not it, or not any more. What is still open there is so until it is closed.
@@ -214,8 +214,8 @@ impl Devices {
         // A link may lead elsewhere by the time that the tools look.
         let path = &fs::canonicalize(path).map_err(failed("finding the device of", path))?;
         let beginning = beginning(path)?;
-        if let Some(found) = superblock(path)?.filter(Found::is_a_pool) {
-            return self.must_be_ours(path, &found);
+        if let Some(uuid) = pool_on(path)? {
+            return self.must_be_ours(path, &uuid);
         }
         match recognised(path)? {
             Some(found) => Err(occupied(path, found.to_string())),
@@ -284,19 +284,11 @@ fn number(path: &Path) -> Option<u64> {
 }
 
 /// What is on a device.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Found {
     kind: String,
     /// Empty: it has none.
     label: String,
-    uuid: String,
-}
-
-impl Found {
-    /// Somebody's.
-    fn is_a_pool(&self) -> bool {
-        self.kind == KIND && self.label == LABEL
-    }
 }
 
 impl fmt::Display for Found {
@@ -305,19 +297,18 @@ impl fmt::Display for Found {
     }
 }
 
-/// The file system of a pool, if one begins there. Asked of the superblock itself: `blkid` looks at places that are replicas' data here,
-/// and a guest may have written there what looks like something else.
-fn superblock(device: &Path) -> Result<Option<Found>, DeviceFault> {
+/// The UUID of a pool's file system, if one begins there. Asked of the superblock itself: `blkid` looks at places that are replicas' data
+/// here, and a guest may have written there what looks like something else.
+fn pool_on(device: &Path) -> Result<Option<String>, DeviceFault> {
     let mut bytes = [0; SUPERBLOCK_BYTES];
     let read = fs::File::open(device).and_then(|file| file.read_exact_at(&mut bytes, 0));
     read.map_err(failed("reading the device", device))?;
-    if !bytes.starts_with(b"XFSB") {
+    let label = bytes[108..120].split(|byte| *byte == 0).next();
+    if !bytes.starts_with(b"XFSB") || label != Some(LABEL.as_bytes()) {
         return Ok(None);
     }
-    let label = bytes[108..120].split(|byte| *byte == 0).next().unwrap_or_default();
     let hex = |range: std::ops::Range<usize>| bytes[range].iter().map(|byte| format!("{byte:02x}")).collect::<String>();
-    let uuid = [32..36, 36..38, 38..40, 40..42, 42..48].map(hex).join("-");
-    Ok(Some(Found { kind: KIND.into(), label: String::from_utf8_lossy(label).into_owned(), uuid }))
+    Ok(Some([32..36, 36..38, 38..40, 40..42, 42..48].map(hex).join("-")))
 }
 
 /// What is on a device. Whatever has a signature that anybody knows counts, partition tables too.
@@ -328,14 +319,13 @@ fn recognised(device: &Path) -> Result<Option<Found>, DeviceFault> {
         run("blkid", device, &mut probe)
     };
     let found = |output: &Output| String::from_utf8_lossy(&output.stdout).trim().to_owned();
-    let only = |kind: String| Ok(Some(Found { kind, ..Found::default() }));
+    let only = |kind: String| Ok(Some(Found { kind, label: String::new() }));
     for tag in ["TYPE", "PTTYPE"] {
         let told = probe(tag)?;
         match told.status.code() {
             Some(0) if found(&told).is_empty() => {}
             Some(0) if tag == "TYPE" => {
-                let label = found(&probe("LABEL")?);
-                return Ok(Some(Found { kind: found(&told), label, ..Found::default() }));
+                return Ok(Some(Found { kind: found(&told), label: found(&probe("LABEL")?) }));
             }
             Some(0) => return only(format!("a partition table ({})", found(&told))),
             // Nothing was recognised.
